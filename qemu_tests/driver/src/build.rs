@@ -1,0 +1,142 @@
+//! Building the test kernels by a nested cargo, once per process and profile.
+//!
+//! A kernel is a `[[test]]` without harness of the kernel crate, so that plain cargo builds it; which file each became
+//! is read from cargo's own messages. The profile is passed on the command line, not kept in the workspace's manifest:
+//! the kernels want optimisation *with* checks, host tests want quick builds, and neither should have to agree.
+
+use core::fmt::Write as _;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{BareMetal, Failure, TARGET};
+
+/// With how much optimisation and checking kernels are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Profile {
+    /// Optimised, debug assertions and overflow checks on: the tests.
+    Checked,
+    /// Optimised as a release is: measurements and demonstrations.
+    Fast,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Checked => "kernel-checked",
+            Self::Fast => "kernel-fast",
+        }
+    }
+
+    fn config(self) -> &'static [&'static str] {
+        match self {
+            Self::Checked => &["inherits='dev'", "opt-level=2", "debug=1"],
+            Self::Fast => &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"],
+        }
+    }
+}
+
+/// What one nested cargo made, or why it made nothing.
+type Built = Arc<Result<BTreeMap<String, PathBuf>, Failure>>;
+
+/// The ELF file of `kernel`, built first if this process has not done so yet.
+///
+/// The checked profile builds all kernels at once, because a test run wants most of them; the fast one builds the
+/// asked one alone.
+///
+/// # Errors
+/// [`Failure::Missing`] without a toolchain for the target, [`Failure::Build`] with the compiler's messages.
+pub fn kernel_elf(kernel: &str, profile: Profile) -> Result<PathBuf, Failure> {
+    static DONE: Mutex<BTreeMap<(Profile, String), Built>> = Mutex::new(BTreeMap::new());
+    let only = match profile {
+        Profile::Checked => "",
+        Profile::Fast => kernel,
+    };
+    // Held while building: whoever comes meanwhile needs the same kernels.
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let built = done
+        .entry((profile, only.to_owned()))
+        .or_insert_with(|| Arc::new(build(profile, only)))
+        .clone();
+    drop(done);
+    match &*built {
+        Err(failure) => Err(failure.clone()),
+        Ok(elfs) => elfs
+            .get(kernel)
+            .cloned()
+            .ok_or_else(|| Failure::Build(format!("no kernel is called `{kernel}`; there are: {:?}", elfs.keys()))),
+    }
+}
+
+fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Failure> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/Cargo.toml");
+    let toolchain = BareMetal::find(TARGET)?;
+    let mut cargo = toolchain.cargo();
+    cargo
+        .args(["test", "--no-run", "--quiet", "--target", TARGET])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(["--profile", profile.name()])
+        .arg("--manifest-path")
+        .arg(manifest);
+    for setting in profile.config() {
+        cargo
+            .arg("--config")
+            .arg(format!("profile.{}.{setting}", profile.name()));
+    }
+    if only.is_empty() {
+        cargo.arg("--tests");
+    } else {
+        cargo.args(["--test", only]);
+    }
+    let output = cargo
+        .output()
+        .map_err(|error| Failure::Build(format!("{}: {error}", toolchain.describe())))?;
+    if !output.status.success() {
+        let mut text = format!("with {}\n", toolchain.describe());
+        // Writing to a string does not fail.
+        let _ = write!(text, "{}", String::from_utf8_lossy(&output.stderr));
+        return Err(Failure::Build(text));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(executable)
+        .collect())
+}
+
+/// Name and file of the kernel that one message of cargo is about, if it is about one.
+///
+/// Two strings are all that is wanted of the JSON, and cargo writes it without spaces: that is not worth a parser.
+fn executable(message: &str) -> Option<(String, PathBuf)> {
+    let file = string_after(message, "\"executable\":\"")?;
+    let target = message.split_once("\"target\":{")?.1;
+    let name = string_after(target, "\"name\":\"")?;
+    Some((name, PathBuf::from(file)))
+}
+
+fn string_after(text: &str, key: &str) -> Option<String> {
+    let mut found = String::new();
+    let mut chars = text.split_once(key)?.1.chars();
+    loop {
+        match chars.next()? {
+            '"' => return Some(found),
+            '\\' => found.push(chars.next()?),
+            other => found.push(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_executable_in_a_message() {
+        let message = r#"{"reason":"compiler-artifact","package_id":"p","target":{"kind":["test"],"name":"boot"},"executable":"/a \"b\"/boot-1","fresh":true}"#;
+        assert_eq!(
+            executable(message),
+            Some(("boot".to_owned(), PathBuf::from("/a \"b\"/boot-1")))
+        );
+        let library = r#"{"reason":"compiler-artifact","target":{"name":"core"},"executable":null}"#;
+        assert_eq!(executable(library), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! Interrupts and exceptions: one table for all CPUs, one way in, a handler per vector.
+//!
+//! Handlers run with interrupts off, on the stack of what they interrupted (double faults and NMIs on their own). A
+//! vector without a handler that comes all the same fails the test, with the registers.
+
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use x86_64::VirtAddr;
+use x86_64::registers::control::Cr2;
+use x86_64::structures::idt::{EntryOptions, InterruptDescriptorTable};
+
+use super::{MAX_CPUS, apic, cpu, exit, fault, vector};
+use crate::{console, println, sched, sync::Once};
+
+pub use x86_64::instructions::interrupts::{are_enabled, disable, enable, without_interrupts as without};
+
+/// The registers of what was interrupted. A handler may change them; what it leaves here is what goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(missing_docs, reason = "the names of the registers")]
+pub struct Context {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+    /// Which interrupt or exception it is.
+    pub vector: u64,
+    /// What the CPU says about an exception; 0 where it says nothing.
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+/// What is called for a vector.
+pub type Handler = fn(&mut Context);
+
+#[expect(clippy::declare_interior_mutable_const, reason = "the start value of each element")]
+const NONE: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+static HANDLERS: [AtomicPtr<()>; 256] = [NONE; 256];
+static TABLE: Once<InterruptDescriptorTable> = Once::new();
+
+#[expect(clippy::declare_interior_mutable_const, reason = "the start value of each element")]
+const ZERO: AtomicU64 = AtomicU64::new(0);
+static TICKS: [AtomicU64; MAX_CPUS] = [ZERO; MAX_CPUS];
+
+/// Has `handler` called for `vector`, on every CPU, from now on: exceptions (below 32) as well as interrupts.
+pub fn set_handler(vector: u8, handler: Handler) {
+    HANDLERS[usize::from(vector)].store(handler as *mut (), Ordering::Release);
+}
+
+fn handler(vector: u8) -> Option<Handler> {
+    let handler = HANDLERS[usize::from(vector)].load(Ordering::Acquire);
+    // SAFETY: `set_handler` stores nothing else, and null is `None`.
+    unsafe { core::mem::transmute::<*mut (), Option<Handler>>(handler) }
+}
+
+/// How many timer interrupts came to `cpu`.
+pub(super) fn ticks(cpu: usize) -> u64 {
+    TICKS[cpu].load(Ordering::Relaxed)
+}
+
+/// Fills the table, once, and loads it on this CPU.
+pub(super) fn load() {
+    let table = TABLE.get().unwrap_or_else(|| {
+        // SAFETY: CPU 0 comes here first, alone.
+        unsafe { TABLE.set(new_table()) }
+    });
+    table.load();
+}
+
+unsafe extern "C" {
+    static interrupt_stubs: u8;
+}
+
+fn new_table() -> InterruptDescriptorTable {
+    let mut table = InterruptDescriptorTable::new();
+    let stub = |vector: usize| VirtAddr::new(((&raw const interrupt_stubs).addr() + 16 * vector) as u64);
+    /// Points the entry of an exception to its stub.
+    macro_rules! exceptions {
+        ($($vector:literal $name:ident)*) => {
+            $(
+                // SAFETY: the stub of this vector is an interrupt handler, and pushes an error code if the CPU does
+                // not.
+                let _: &mut EntryOptions = unsafe { table.$name.set_handler_addr(stub($vector)) };
+            )*
+        };
+    }
+    exceptions! {
+        0 divide_error 1 debug 2 non_maskable_interrupt 3 breakpoint 4 overflow 5 bound_range_exceeded
+        6 invalid_opcode 7 device_not_available 8 double_fault 10 invalid_tss 11 segment_not_present
+        12 stack_segment_fault 13 general_protection_fault 14 page_fault 16 x87_floating_point 17 alignment_check
+        18 machine_check 19 simd_floating_point
+    }
+    // SAFETY: an entry of the TSS's table that every CPU fills.
+    unsafe {
+        table
+            .double_fault
+            .set_handler_addr(stub(8))
+            .set_stack_index(cpu::FAULT_STACK)
+    };
+    // SAFETY: as above.
+    unsafe {
+        table
+            .non_maskable_interrupt
+            .set_handler_addr(stub(2))
+            .set_stack_index(cpu::NMI_STACK)
+    };
+    for (entry, vector) in table.slice_mut(32..).iter_mut().zip(32..) {
+        // SAFETY: as for the exceptions.
+        unsafe { entry.set_handler_addr(stub(vector)) };
+    }
+    table
+}
+
+/// Called by every stub. Returns the context to go on with: another one if threads are to be switched.
+// SAFETY: no other item has this name.
+#[unsafe(no_mangle)]
+extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
+    // SAFETY: the stub passes what it has just pushed.
+    let registers = unsafe { &mut *context };
+    let vector = registers.vector as u8;
+    match vector {
+        vector::SPURIOUS => return context,
+        vector::YIELD => return sched::switch(context),
+        14 if fault::recover(registers) => return context,
+        _ => {}
+    }
+    if vector == vector::TIMER {
+        TICKS[cpu::index()].fetch_add(1, Ordering::Relaxed);
+    }
+    match handler(vector) {
+        Some(handler) => handler(registers),
+        None if matches!(vector, vector::TIMER | vector::WAKE) => {}
+        None => unexpected(registers),
+    }
+    if vector >= 32 {
+        apic::end_of_interrupt();
+    }
+    if vector == vector::TIMER && !cpu::is_pinned() {
+        sched::switch(context)
+    } else {
+        context
+    }
+}
+
+/// Called by the stub on the new thread's stack when the context was switched.
+// SAFETY: no other item has this name.
+#[unsafe(no_mangle)]
+extern "C" fn interrupt_switched() {
+    sched::switched();
+}
+
+fn unexpected(context: &Context) -> ! {
+    const NAMES: [&str; 20] = [
+        "divide error",
+        "debug",
+        "NMI",
+        "breakpoint",
+        "overflow",
+        "bound range exceeded",
+        "invalid opcode",
+        "device not available",
+        "double fault",
+        "?",
+        "invalid TSS",
+        "segment not present",
+        "stack segment fault",
+        "general protection fault",
+        "page fault",
+        "?",
+        "x87 error",
+        "alignment check",
+        "machine check",
+        "SIMD error",
+    ];
+    console::break_lock();
+    let address = Cr2::read_raw();
+    let name = NAMES
+        .get(context.vector as usize)
+        .unwrap_or(&"interrupt without a handler");
+    let overrun = match context.vector {
+        8 | 14 if super::hits_guard(address as usize) => ": a stack ran over",
+        _ => "",
+    };
+    println!(
+        "EXCEPTION {}: {name} (vector {}, error {:#x}) at {:#x}, address {address:#x}{overrun}",
+        cpu::Name,
+        context.vector,
+        context.error,
+        context.rip
+    );
+    println!("{context:#x?}");
+    exit(super::Exit::Fail)
+}

@@ -1,0 +1,129 @@
+//! What a kernel is told when it starts, and what it may hook into before that.
+
+use core::alloc::Layout;
+use core::fmt;
+
+/// A range of RAM that is the kernel's to use: mapped where it lies, writable, not executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Its first byte; physical and virtual address are the same.
+    pub start: usize,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+impl Region {
+    /// The address after the last byte.
+    #[must_use]
+    pub const fn end(self) -> usize {
+        self.start + self.len
+    }
+
+    /// The first byte as a pointer, with the right to the whole region.
+    #[must_use]
+    pub fn as_ptr(self) -> *mut u8 {
+        core::ptr::with_exposed_provenance_mut(self.start)
+    }
+}
+
+/// The machine as the kernel finds it.
+#[derive(Clone, Copy)]
+pub struct Boot {
+    pub(crate) cpu_count: usize,
+    pub(crate) regions: &'static [Region],
+    pub(crate) args: &'static str,
+    /// Boot memory for the per-CPU areas.
+    pub(crate) areas: usize,
+}
+
+impl Boot {
+    /// How many CPUs there are; all of them run when `main` starts.
+    #[must_use]
+    pub fn cpu_count(&self) -> usize {
+        self.cpu_count
+    }
+
+    /// The usable RAM: none of it is the image, a page table, a stack of this crate or the firmware's.
+    #[must_use]
+    pub fn regions(&self) -> &'static [Region] {
+        self.regions
+    }
+
+    /// The largest usable region.
+    #[must_use]
+    pub fn largest_region(&self) -> Region {
+        let largest = self.regions.iter().max_by_key(|region| region.len);
+        *largest.unwrap_or(&Region { start: 0, len: 0 })
+    }
+
+    /// The words of the command line, split at the first `=`.
+    pub fn args(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let words = self.args.split_ascii_whitespace();
+        words.map(|word| word.split_once('=').unwrap_or((word, "")))
+    }
+
+    /// The value of `key` on the command line.
+    #[must_use]
+    pub fn arg(&self, key: &str) -> Option<&'static str> {
+        self.args().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
+    /// The value of `key` as a number, or `default` if the command line does not name it.
+    ///
+    /// # Panics
+    /// If it is there and no number: a test must not run with other settings than it was asked for.
+    #[must_use]
+    pub fn number(&self, key: &str, default: usize) -> usize {
+        self.arg(key).map_or(default, |value| match value.parse() {
+            Ok(number) => number,
+            Err(_) => crate::test::fail(format_args!("{key}={value} is not a number")),
+        })
+    }
+}
+
+impl fmt::Debug for Boot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} CPUs, arguments `{}`", self.cpu_count, self.args)?;
+        for region in self.regions {
+            writeln!(
+                f,
+                "  RAM {:#x}..{:#x} ({} KiB)",
+                region.start,
+                region.end(),
+                region.len / 1024
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// What `kernel!` makes.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The name in the pass line.
+    pub name: &'static str,
+    /// Runs on CPU 0 when everything is up.
+    pub main: fn(&Boot),
+    /// Run before that.
+    pub hooks: Hooks,
+}
+
+/// Code of a kernel that runs before its CPUs are set up: no interrupts, no per-CPU area, `cpu::index()` unknown.
+#[derive(Clone, Copy, Debug)]
+pub struct Hooks {
+    /// On CPU 0, as soon as memory is mapped: the moment at which kernels give their heap its first region.
+    pub early: Option<fn(&Boot)>,
+    /// On each CPU, to allocate its own per-CPU area (zeroed by the caller); `None` takes it from boot memory.
+    pub per_cpu_area: Option<fn(Layout) -> *mut u8>,
+}
+
+impl Hooks {
+    /// Nothing is hooked.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self {
+            early: None,
+            per_cpu_area: None,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The kernel that `smp-heap` is tested in: small, but with everything around a heap that a heap has to survive.
+//!
+//! Several CPUs, interrupts on all of them, IPIs, NMIs, exceptions, page tables with real rights and guard pages,
+//! threads that are preempted anywhere and go on on another CPU. What it does not have is a heap: each test kernel
+//! declares its own `#[global_allocator]`, and nothing here allocates, so whatever a test sees is the heap's doing.
+//!
+//! A kernel is a file in `kernels/`:
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! use smp_heap_kernel::{Boot, kernel, println, smp};
+//!
+//! kernel! {
+//!     fn main(boot: &Boot) {
+//!         smp::on_all(|cpu| println!("hello from {cpu} of {}", boot.cpu_count()));
+//!     }
+//! }
+//! ```
+//!
+//! It passes by returning from `main`, and fails by a panic. `main` runs on CPU 0 with interrupts enabled and no timer
+//! running; the other CPUs wait for [`smp::on_all`].
+#![no_std]
+
+pub mod arch;
+mod boot;
+pub mod console;
+pub mod sched;
+pub mod smp;
+pub mod sync;
+pub mod test;
+pub mod time;
+
+pub use arch::{Context, Fault, cpu, fault, interrupts, ipi, nmi, timer};
+pub use boot::{Boot, Hooks, Kernel, Region};
+
+/// Declares the kernel's `main`, and optionally what it does before CPUs know who they are (see [`Hooks`]).
+#[macro_export]
+macro_rules! kernel {
+    ($(hooks = $hooks:expr;)? fn main($boot:ident: &$type:ty) $body:block) => {
+        fn kernel_main($boot: &$type) $body
+
+        /// What the boot code starts.
+        // SAFETY: no other item of a kernel has this name.
+        #[unsafe(no_mangle)]
+        static SMP_HEAP_KERNEL: $crate::Kernel = $crate::Kernel {
+            name: env!("CARGO_CRATE_NAME"),
+            main: kernel_main,
+            hooks: {
+                #[allow(unused_mut, unused_assignments, clippy::allow_attributes)]
+                let mut hooks = $crate::Hooks::none();
+                $(hooks = $hooks;)?
+                hooks
+            },
+        };
+    };
+}
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    interrupts::disable();
+    console::break_lock();
+    println!("PANIC {}: {info}", cpu::Name);
+    arch::exit(arch::Exit::Fail)
+}
