@@ -1,0 +1,268 @@
+//! A chunk: one run of the provider's pages, cut into granules that are described one by one.
+//!
+//! ```text
+//! [ granule 0 | granule 1 | ...              | header | descriptor of granule 0, 1, ... | unused ]
+//! ^ start, as much aligned as the run        ^ one cache line
+//! ```
+//!
+//! Decisions, and what pays for each:
+//! - *Header and descriptors stand at the end*, so that the chunk's start keeps the alignment that the provider
+//!   gave: a block of 2 MiB at a multiple of 2 MiB wastes no second 2 MiB. Price: a chunk is a little longer than
+//!   the power of two it may have been asked for; [`chunk_len_for`] does that sum.
+//! - *The granule is 1 KiB in chunks up to 256 KiB, else 4 KiB.* With it a first chunk of 4 KiB gives 3 KiB,
+//!   one of 100 KiB gives 96 KiB, and the descriptors of a large chunk stay below 1 % of it. Price: run lengths
+//!   of different chunks compare only in bytes (or KiB), so every descriptor's length is shifted by its chunk's.
+//! - *A descriptor leads back to its chunk by its index*, not by a pointer: 4 bytes instead of 8, and a descriptor
+//!   stays half a cache line. Price: that step leaves the reference's provenance, so the chunk's pointer is
+//!   exposed once, when it is created, and [`Chunk::of`] is the only place that picks it up again.
+
+use core::ptr::{NonNull, with_exposed_provenance};
+
+use super::desc::{Kind, MAX_LEN, PageDesc};
+use crate::provider::PageRun;
+use crate::sync::{AtomicPtr, Ordering};
+
+/// Granule of chunks up to [`FINE_LIMIT`], as a shift.
+const FINE_SHIFT: u32 = 10;
+/// Granule of longer chunks, as a shift.
+const COARSE_SHIFT: u32 = 12;
+/// Longest chunk, in bytes, with the fine granule.
+const FINE_LIMIT: usize = 256 << 10;
+
+const HEADER_LEN: usize = size_of::<Chunk>();
+const DESC_LEN: usize = size_of::<PageDesc>();
+
+/// Header of a chunk. All but the links is written once, before anybody else can see the chunk.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    /// First granule; with the provenance of the whole run.
+    start: NonNull<u8>,
+    /// Descriptor of granule 0; with the provenance of the whole run.
+    table: NonNull<PageDesc>,
+    /// What the provider gave: not `start` where its run was less aligned than the granule.
+    base: NonNull<u8>,
+    run: PageRun,
+    /// Granules, at least one; `table` has as many descriptors.
+    count: u32,
+    /// Granule length as a shift.
+    shift: u16,
+    pool: u16,
+    /// Links of the one list of its pool that the chunk is in; written under the pool's lock.
+    pub(crate) next: AtomicPtr<Chunk>,
+    pub(crate) prev: AtomicPtr<Chunk>,
+}
+
+const _: () = assert!(HEADER_LEN == 64, "one cache line");
+const _: () = assert!(HEADER_LEN % align_of::<PageDesc>() == 0, "the table follows the header at once");
+const _: () = assert!(1 << FINE_SHIFT >= align_of::<Chunk>(), "a header can stand behind any granule");
+
+impl Chunk {
+    /// Writes header and descriptors at the end of a run, as one run of kind `Leaving` over all granules: nobody
+    /// knows it yet. `None` if there is no room for one granule. Takes time in proportion to the run's length;
+    /// nothing is locked.
+    ///
+    /// # Safety
+    /// `base` is the start of `run` as the provider gave it, used by nobody else, and if `zeroed` all zeros; it
+    /// stays so for all of `'a`.
+    pub(crate) unsafe fn create<'a>(base: NonNull<u8>, run: PageRun, pool: u16, zeroed: bool) -> Option<&'a Chunk> {
+        let shift = granule_shift(run.len());
+        let granule = 1usize << shift;
+        let skip = base.as_ptr().expose_provenance().wrapping_neg() & (granule - 1);
+        let room = run.len().checked_sub(skip + HEADER_LEN)?;
+        let count = u32::try_from((room / (granule + DESC_LEN)).min(MAX_LEN)).ok()?;
+        if count == 0 {
+            return None;
+        }
+        // SAFETY: `skip <= run.len()`, from the subtraction above.
+        let start = unsafe { base.add(skip) };
+        // SAFETY: `count * (granule + DESC_LEN) + HEADER_LEN <= run.len() - skip`, so the sum stays in the run.
+        let header = unsafe { start.add((count as usize) << shift) }.cast::<Chunk>();
+        // SAFETY: as above; the header ends inside the run.
+        let table = unsafe { header.add(1) }.cast::<PageDesc>();
+        for index in 0..count {
+            // SAFETY: `index < count`, and `count` descriptors fit behind the header (sum above).
+            let desc = unsafe { table.add(index as usize) };
+            // SAFETY: in the run, which the caller owns, and aligned: the header is at a multiple of the granule
+            // and `HEADER_LEN` and `DESC_LEN` are multiples of a descriptor's alignment.
+            unsafe { desc.write(PageDesc::new(index)) };
+        }
+        let chunk = Chunk {
+            start,
+            table,
+            base,
+            run,
+            count,
+            shift: u16::try_from(shift).ok()?,
+            pool,
+            next: AtomicPtr::new(core::ptr::null_mut()),
+            prev: AtomicPtr::new(core::ptr::null_mut()),
+        };
+        // SAFETY: in the run, which the caller owns, at a multiple of the granule, so of `align_of::<Chunk>()`.
+        unsafe { header.write(chunk) };
+        // SAFETY: just initialised; from here on shared by reference only; lives for `'a` (caller).
+        let chunk: &'a Chunk = unsafe { header.as_ref() };
+        chunk.desc(0)?.set(Kind::Leaving, chunk.count(), zeroed);
+        Some(chunk)
+    }
+
+    /// The chunk that a descriptor belongs to.
+    #[inline]
+    pub(crate) fn of(desc: &PageDesc) -> &Chunk {
+        let addr = core::ptr::from_ref(desc).addr() - desc.index() * DESC_LEN - HEADER_LEN;
+        let header = with_exposed_provenance::<Chunk>(addr);
+        // SAFETY: `PageDesc`s are made by `create` alone, as element `index` of the table that stands right behind
+        // its header, and `create` exposed the run's provenance. The header lives as long as its descriptors.
+        unsafe { &*header }
+    }
+
+    /// The chunk whose header a list link or a map entry leads to.
+    ///
+    /// # Safety
+    /// `link` is null or came from [`as_link`](Self::as_link) of a chunk that stays with the heap for all of `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_link<'a>(link: *mut Chunk) -> Option<&'a Chunk> {
+        // SAFETY: null or a live header (caller), shared by reference only.
+        unsafe { link.as_ref() }
+    }
+
+    /// This chunk as a list link.
+    pub(crate) fn as_link(&self) -> *mut Chunk {
+        core::ptr::from_ref(self).cast_mut()
+    }
+
+    /// What the provider gave: where it starts, and the run.
+    pub(crate) fn given(&self) -> (NonNull<u8>, PageRun) {
+        (self.base, self.run)
+    }
+
+    /// Granules.
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Granule length as a shift.
+    #[inline]
+    pub(crate) fn shift(&self) -> u32 {
+        u32::from(self.shift)
+    }
+
+    /// Index of the pool that the chunk belongs to.
+    pub(crate) fn pool(&self) -> usize {
+        usize::from(self.pool)
+    }
+
+    /// Bytes in all granules.
+    pub(crate) fn len(&self) -> usize {
+        self.count() << self.shift()
+    }
+
+    /// Address of granule 0.
+    #[inline]
+    pub(crate) fn addr(&self) -> usize {
+        self.start.as_ptr().addr()
+    }
+
+    /// The descriptor of a granule; `None` behind the last one.
+    #[inline]
+    pub(crate) fn desc(&self, index: usize) -> Option<&PageDesc> {
+        if index >= self.count() {
+            return None;
+        }
+        // SAFETY: `index < count`, and the table has `count` descriptors inside the run.
+        let desc = unsafe { self.table.add(index) };
+        // SAFETY: initialised by `create`, shared by reference only, alive as long as the header.
+        Some(unsafe { desc.as_ref() })
+    }
+
+    /// The descriptor of granule 0, with the provenance of the whole chunk.
+    pub(crate) fn table(&self) -> NonNull<PageDesc> {
+        self.table
+    }
+
+    /// Whether an address lies in one of the granules.
+    #[inline]
+    pub(crate) fn contains(&self, addr: NonNull<u8>) -> bool {
+        addr.as_ptr().addr().wrapping_sub(self.addr()) < self.len()
+    }
+
+    /// Bytes in the run whose first descriptor this is.
+    pub(crate) fn run_len(desc: &PageDesc) -> usize {
+        desc.len() << Self::of(desc).shift()
+    }
+
+    /// The descriptors of a run of this chunk, from its first one on.
+    pub(crate) fn descs_of(&self, run: &PageDesc) -> impl Iterator<Item = &PageDesc> {
+        let first = run.index();
+        (first..first.saturating_add(run.len())).filter_map(|index| self.desc(index))
+    }
+
+    /// Where a descriptor's granule starts, with the provenance of the whole chunk.
+    #[inline]
+    pub(crate) fn start_of(desc: &PageDesc) -> NonNull<u8> {
+        let chunk = Self::of(desc);
+        // SAFETY: a descriptor's index is below its chunk's count, so its granule lies in the run.
+        unsafe { chunk.start.add(desc.index() << chunk.shift()) }
+    }
+
+    /// The first descriptor of the run that `addr` lies in: any address inside a slab, or the start of a large
+    /// block. `None` outside of the chunk.
+    #[inline]
+    pub(crate) fn head_of(&self, addr: NonNull<u8>) -> Option<&PageDesc> {
+        let index = addr.as_ptr().addr().checked_sub(self.addr())? >> self.shift();
+        let desc = self.desc(index)?;
+        if desc.kind() == Kind::SlabRest { self.desc(index.checked_sub(desc.len())?) } else { Some(desc) }
+    }
+
+    /// Puts the chunk at the head of a list. The list's lock is held.
+    pub(crate) fn push_to(&self, list: &AtomicPtr<Chunk>) {
+        let first = list.load(Ordering::Relaxed);
+        self.prev.store(core::ptr::null_mut(), Ordering::Relaxed);
+        self.next.store(first, Ordering::Relaxed);
+        // SAFETY: links in a list lead to chunks that the heap holds; unlinked before they are given back.
+        if let Some(first) = unsafe { Chunk::from_link(first) } {
+            first.prev.store(self.as_link(), Ordering::Relaxed);
+        }
+        list.store(self.as_link(), Ordering::Relaxed);
+    }
+
+    /// Takes the chunk out of the list it is in. The list's lock is held.
+    pub(crate) fn unlink_from(&self, list: &AtomicPtr<Chunk>) {
+        let (next, prev) = (self.next.load(Ordering::Relaxed), self.prev.load(Ordering::Relaxed));
+        // SAFETY: as in `push_to`.
+        match unsafe { Chunk::from_link(prev) } {
+            Some(prev) => prev.next.store(next, Ordering::Relaxed),
+            None => list.store(next, Ordering::Relaxed),
+        }
+        // SAFETY: as in `push_to`.
+        if let Some(next) = unsafe { Chunk::from_link(next) } {
+            next.prev.store(prev, Ordering::Relaxed);
+        }
+    }
+}
+
+const fn granule_shift(run_len: usize) -> u32 {
+    if run_len <= FINE_LIMIT { FINE_SHIFT } else { COARSE_SHIFT }
+}
+
+/// The run to ask the provider for, so that its chunk certainly has room for a run of `len` bytes at a multiple
+/// of `align`. `None` if `len` is 0, an argument that should be a power of two is not, or the sum overflows.
+pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> Option<PageRun> {
+    if len == 0 || !align.is_power_of_two() {
+        return None;
+    }
+    match chunk_run(len, align, page_len, FINE_SHIFT, 0) {
+        Some(run) if granule_shift(run.len()) == FINE_SHIFT => Some(run),
+        _ => chunk_run(len, align, page_len, COARSE_SHIFT, FINE_LIMIT + 1),
+    }
+}
+
+/// `at_least`: a run short enough for the fine granule would be given it, and have longer tables.
+const fn chunk_run(len: usize, align: usize, page_len: usize, shift: u32, at_least: usize) -> Option<PageRun> {
+    let granule = 1usize << shift;
+    let Some(tables) = len.div_ceil(granule).checked_mul(granule + DESC_LEN) else { return None };
+    let Some(total) = tables.checked_add(HEADER_LEN) else { return None };
+    let total = if total < at_least { at_least } else { total };
+    PageRun::new(total, if align < granule { granule } else { align }, page_len)
+}

@@ -1,0 +1,137 @@
+//! The page descriptor: 32 bytes for each granule of a chunk, dense, out of line.
+//!
+//! Decision: nothing is written into the pages themselves, not into free ones either. Headers inside slabs stand
+//! at equal offsets and share cache sets; out of line, a 4096-byte block is a page, and fresh pages stay zeroed.
+//! Price: a pointer must be looked up to find its descriptor, on slow paths only.
+//!
+//! Every field is an atomic, so that a descriptor may be read by anybody who holds a reference. Who may *write*:
+//! - `word`: by read-modify-write by anybody while the run is a slab (see `slab`); unused otherwise.
+//! - `next`, `prev`: whoever holds the list that the run is in (the pool's lock, the bin's lock), or the one
+//!   context that owns the run while it is in none.
+//! - `tag`: whoever owns the run: its pool's lock for free runs, its bin's lock for a linked slab, its only owner
+//!   otherwise.
+
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// What a granule is, written in the descriptors of a run's first granule, of its last one, and, in slabs, of all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// Inside a run, nothing to be learned here.
+    Inside = 0,
+    /// First and last granule of a free run; `len` is the run's length.
+    Free = 1,
+    /// First granule of a slab that no list of slabs holds; `len` is the run's length.
+    Slab = 2,
+    /// First granule of a slab in its bin's list of partial slabs.
+    SlabPartial = 3,
+    /// First granule of a slab in its bin's list of whole slabs.
+    SlabWhole = 4,
+    /// Any further granule of a slab; `len` is the distance to the first one.
+    SlabRest = 5,
+    /// First granule of a large block; `len` is the run's length.
+    Large = 6,
+    /// Last granule of a used run that is not a slab and longer than one granule.
+    Tail = 7,
+    /// First granule of a run on its pool's deferred list; `len` is the run's length.
+    Deferred = 8,
+    /// First granule of a chunk on its way back to the provider: in no list, merges with nothing.
+    Leaving = 9,
+}
+
+const KIND_SHIFT: u32 = 28;
+const ZEROED: u32 = 1 << 27;
+const LEN_MASK: u32 = ZEROED - 1;
+
+/// The longest run, in granules.
+pub(crate) const MAX_LEN: usize = LEN_MASK as usize;
+
+/// Describes one granule. See the file's head for who may write what.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct PageDesc {
+    /// The slab's word: free list, counts and state.
+    pub(crate) word: AtomicU64,
+    /// The next run in whatever list holds this one.
+    pub(crate) next: AtomicPtr<PageDesc>,
+    /// The previous run in that list, where it is doubly linked.
+    pub(crate) prev: AtomicPtr<PageDesc>,
+    /// Kind, zeroed flag and length in one word, so that a reader sees all of one moment.
+    tag: AtomicU32,
+    /// Position in the chunk's table; never changes.
+    index: u32,
+}
+
+const _: () = assert!(size_of::<PageDesc>() == 32, "two descriptors fill a cache line");
+
+impl PageDesc {
+    pub(crate) const fn new(index: u32) -> Self {
+        Self {
+            word: AtomicU64::new(0),
+            next: AtomicPtr::new(core::ptr::null_mut()),
+            prev: AtomicPtr::new(core::ptr::null_mut()),
+            tag: AtomicU32::new(0),
+            index,
+        }
+    }
+
+    /// Position in the chunk's table.
+    pub(crate) fn index(&self) -> usize {
+        self.index as usize
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        match self.tag.load(Ordering::Relaxed) >> KIND_SHIFT {
+            1 => Kind::Free,
+            2 => Kind::Slab,
+            3 => Kind::SlabPartial,
+            4 => Kind::SlabWhole,
+            5 => Kind::SlabRest,
+            6 => Kind::Large,
+            7 => Kind::Tail,
+            8 => Kind::Deferred,
+            9 => Kind::Leaving,
+            _ => Kind::Inside,
+        }
+    }
+
+    /// Granules: the run's length, or the distance to the slab's first granule.
+    pub(crate) fn len(&self) -> usize {
+        (self.tag.load(Ordering::Relaxed) & LEN_MASK) as usize
+    }
+
+    /// Whether the run's pages are known to hold zeros only (first granule of a run).
+    pub(crate) fn is_zeroed(&self) -> bool {
+        self.tag.load(Ordering::Relaxed) & ZEROED != 0
+    }
+
+    /// Writes kind, length in granules and zeroed flag.
+    pub(crate) fn set(&self, kind: Kind, len: usize, zeroed: bool) {
+        debug_assert!(len <= MAX_LEN);
+        #[expect(clippy::cast_possible_truncation, reason = "a run is at most MAX_LEN granules long, which fits 27 bits")]
+        let len = len as u32 & LEN_MASK;
+        let zeroed = if zeroed { ZEROED } else { 0 };
+        self.tag.store((kind as u32) << KIND_SHIFT | zeroed | len, Ordering::Relaxed);
+    }
+
+    /// Changes the kind alone.
+    pub(crate) fn set_kind(&self, kind: Kind) {
+        self.set(kind, self.len(), self.is_zeroed());
+    }
+
+    /// This descriptor as a list link.
+    pub(crate) fn as_link(&self) -> *mut PageDesc {
+        core::ptr::from_ref(self).cast_mut()
+    }
+
+    /// The descriptor that a list link leads to.
+    ///
+    /// # Safety
+    /// `link` is null or came from [`as_link`](Self::as_link) of a descriptor whose chunk stays with the heap
+    /// for all of `'a`.
+    pub(crate) unsafe fn from_link<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
+        // SAFETY: `link` is null or points to a descriptor that lives for `'a` (caller); descriptors are shared
+        // by reference only, and everything in them that changes is atomic.
+        unsafe { link.as_ref() }
+    }
+}

@@ -1,0 +1,59 @@
+//! The chunk that tiny blocks were last found in, kept by each cache: a fast path's way to a block's descriptor.
+//!
+//! Tiny blocks are asked for their slab's home at each free. With few, long chunks the last one is nearly always the right one, and
+//! the way is a subtraction, two comparisons and a load. Price: a chunk that left must not be trusted; [`Pages`](super::Pages) counts
+//! removals, and a hint of another count is void. Whoever frees a block of a newer chunk in the same place got that
+//! block after the older one's removal was counted, so it sees the count.
+
+use core::ptr::{NonNull, null_mut};
+
+use super::chunk::Chunk;
+use super::desc::PageDesc;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+/// All zero is valid: it matches nothing.
+#[derive(Debug)]
+pub(crate) struct ChunkHint {
+    start: AtomicUsize,
+    len: AtomicUsize,
+    table: AtomicPtr<PageDesc>,
+    shift: AtomicU32,
+    removals: AtomicUsize,
+}
+
+impl ChunkHint {
+    pub(crate) const fn new() -> Self {
+        Self {
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            table: AtomicPtr::new(null_mut()),
+            shift: AtomicU32::new(0),
+            removals: AtomicUsize::new(0),
+        }
+    }
+
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the hint knows. The caller holds the cache
+    /// that the hint is part of. Fast.
+    #[inline]
+    pub(crate) fn desc(&self, addr: NonNull<u8>, removals: usize) -> Option<&PageDesc> {
+        let offset = addr.as_ptr().addr().wrapping_sub(self.start.load(Relaxed));
+        if offset >= self.len.load(Relaxed) || self.removals.load(Relaxed) != removals {
+            return None;
+        }
+        let index = offset >> (self.shift.load(Relaxed) & 63);
+        let table = NonNull::new(self.table.load(Relaxed))?;
+        // SAFETY: `index` is that of a granule of the chunk that `table` belongs to, which has a descriptor for each.
+        let desc = unsafe { table.add(index) };
+        // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by reference only.
+        Some(unsafe { desc.as_ref() })
+    }
+
+    /// Remembers a chunk. `removals` was read before the chunk was looked up.
+    pub(crate) fn set(&self, chunk: &Chunk, removals: usize) {
+        self.start.store(chunk.addr(), Relaxed);
+        self.len.store(chunk.len(), Relaxed);
+        self.table.store(chunk.table().as_ptr(), Relaxed);
+        self.shift.store(chunk.shift(), Relaxed);
+        self.removals.store(removals, Relaxed);
+    }
+}

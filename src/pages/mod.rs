@@ -1,0 +1,503 @@
+//! The page heap: page runs out of the provider's chunks, for slabs and for large blocks.
+//!
+//! ```text
+//! Pages ── shard ── pool of slab chunks, pool of large chunks ── bins of free runs (bins)
+//!   │                 each: one try-lock, a lock-free stack of deferred runs (pool)
+//!   └── chunk map: address -> chunk -> descriptor (chunk_map, chunk, desc)
+//! ```
+//!
+//! Decisions, and what pays for each:
+//! - *Shards with try-lock.* One lock over all runs becomes the whole heap's limit as soon as several CPUs use
+//!   large blocks. A request starts at its own shard and moves on when that one is busy. Price: memory free in one
+//!   shard is looked for by others only after their own; so the number of shards follows the bytes held, one below
+//!   16 MiB and one more for each further 16 MiB, and a lap over all of them comes before new pages.
+//! - *Slabs and large blocks in different chunks.* Slabs live long and are small; between large blocks they would
+//!   keep those from merging. Price: one more chunk; heaps below 16 MiB mix them when one pool is out.
+//! - *Nothing is ever waited for but within a bound*, and not at all if the caller does not allow it: a free that
+//!   cannot have its pool's lock leaves the run on the pool's lock-free stack.
+//! - *Nothing here calls the provider.* The heap above asks for pages and gives them in (`add_chunk`, `add_table`,
+//!   `insert_huge`), and takes them out again in two steps (`take_empty`, then `chunk_gone` or `put_back`), with no
+//!   lock held in between. Price: the caller writes that loop.
+//! - *An empty chunk stays until another one is empty too* (`has_surplus`), or a block freed and allocated in
+//!   turn at the end of a chunk would have its pages mapped and unmapped each time.
+//!
+//! Context: unless a function says otherwise, it never waits and can be called from any context, also from one that
+//! interrupted another call at any instruction.
+
+mod bins;
+mod chunk;
+mod chunk_map;
+mod desc;
+mod hint;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+use core::ptr::NonNull;
+
+use crate::provider::PageRun;
+use crate::sync::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+pub(crate) use chunk::{Chunk, chunk_len_for};
+pub(crate) use desc::{Kind, PageDesc};
+pub(crate) use hint::ChunkHint;
+pub(crate) use pool::{PageFault, Use};
+
+use chunk_map::{Change, ChunkMap, Entry};
+use pool::{Open, Pool, Request, check};
+
+/// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
+const SHARD_LEN: usize = 16 << 20;
+/// Most rounds a pool is searched in by [`Pages::alloc_any`].
+const ROUND_LIMIT: usize = 64;
+/// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
+const DRAIN_HOLDS: usize = 256;
+
+/// The page heap. All zero is the empty state.
+#[derive(Debug)]
+pub(crate) struct Pages<const N: usize> {
+    map: ChunkMap,
+    /// Bytes that the provider has given and not taken back; P8.
+    held_len: AtomicUsize,
+    /// Some pool may have two empty chunks or more.
+    surplus: AtomicBool,
+    /// Chunks that ever began to leave: what a [`ChunkHint`] is checked against.
+    removals: AtomicUsize,
+    /// Each shard's pools: slabs, large.
+    shards: [[Pool; 2]; N],
+}
+
+/// A run handed out.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    pub(crate) desc: &'a PageDesc,
+    pub(crate) start: NonNull<u8>,
+    /// Bytes; a multiple of the chunk's granule, at least what was asked for.
+    pub(crate) len: usize,
+    /// The run holds zeros only.
+    pub(crate) zeroed: bool,
+}
+
+/// Why there is no run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// A lock could not be had, so there may be memory.
+    Busy,
+    /// All locks were had.
+    Empty,
+}
+
+/// Why something of the provider's could not be taken in; the caller still owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AddError {
+    /// The map has no free slot for it: add a table and try again.
+    Full,
+    /// The map's lock could not be had.
+    Busy,
+    /// There is no room for a single granule, or its address or length is no multiple of 1 KiB.
+    TooSmall,
+}
+
+/// An empty chunk on its way to the provider. It belongs to nobody else; after the provider's answer the
+/// owner calls [`Pages::chunk_gone`] or [`Pages::put_back`].
+#[derive(Debug)]
+#[must_use = "the chunk is lost unless chunk_gone or put_back is called"]
+pub(crate) struct EmptyChunk {
+    /// As the provider gave it.
+    pub(crate) start: NonNull<u8>,
+    pub(crate) run: PageRun,
+    entry: Entry,
+}
+
+/// A run as [`Pages::for_each_run`] shows it.
+#[derive(Debug)]
+pub(crate) struct RunInfo<'a> {
+    pub(crate) desc: &'a PageDesc,
+    /// Address of the chunk's first granule.
+    pub(crate) chunk_start: usize,
+    /// Bytes from there to the run.
+    pub(crate) offset: usize,
+    /// Bytes.
+    pub(crate) len: usize,
+    pub(crate) kind: Kind,
+}
+
+impl<const N: usize> Pages<N> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            map: ChunkMap::new(),
+            held_len: AtomicUsize::new(0),
+            surplus: AtomicBool::new(false),
+            removals: AtomicUsize::new(0),
+            shards: [const { [const { Pool::new() }; 2] }; N],
+        }
+    }
+
+    /// Bytes that the provider has given: chunks, huge blocks, tables of the map.
+    #[inline]
+    pub(crate) fn held_len(&self) -> usize {
+        self.held_len.load(Relaxed)
+    }
+
+    /// Bytes in free runs; deferred ones are not counted.
+    pub(crate) fn free_len(&self) -> usize {
+        self.pools().map(Pool::free_len).sum()
+    }
+
+    /// About the longest free run, in bytes; pools whose lock is taken are left out.
+    pub(crate) fn largest_free(&self) -> usize {
+        self.pools().filter_map(|pool| pool.open(false)).map(|open| open.largest_free()).max().unwrap_or(0)
+    }
+
+    /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
+    /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
+    /// waiting for each within the spin limit. At most `4 * N` holds.
+    pub(crate) fn alloc(
+        &self,
+        len: usize,
+        align: usize,
+        use_: Use,
+        shard: usize,
+        wait: bool,
+    ) -> Result<Run<'_>, Refused> {
+        let held_len = self.held_len();
+        let Some(want) = Request::new(len, align, use_, held_len > SHARD_LEN) else { return Err(Refused::Empty) };
+        let active = (held_len / SHARD_LEN + 1).min(N);
+        let (own, mixes) = (kind_index(use_), held_len < SHARD_LEN);
+        let mut busy = false;
+        for (kind, waits, on) in
+            [(own, false, true), (1 - own, false, mixes), (own, true, wait), (1 - own, true, wait && mixes)]
+        {
+            if !on || waits && !busy {
+                continue;
+            }
+            match self.lap(&want, kind, shard, active, waits) {
+                Err(refused) => busy |= refused == Refused::Busy,
+                Ok(run) => return Ok(run),
+            }
+        }
+        Err(if busy { Refused::Busy } else { Refused::Empty })
+    }
+
+    /// As [`alloc`](Self::alloc), for when the provider has nothing more: searches every pool of either kind, each
+    /// in up to [`ROUND_LIMIT`] holds, so that also runs are found that the quick search misses. Waits for each
+    /// lock within the spin limit if `wait`.
+    pub(crate) fn alloc_any(&self, len: usize, align: usize, use_: Use, wait: bool) -> Result<Run<'_>, Refused> {
+        let Some(want) = Request::new(len, align, use_, false) else { return Err(Refused::Empty) };
+        let rounds = (4 * want.bins_between()).min(ROUND_LIMIT);
+        let own = kind_index(use_);
+        let mut refused = Refused::Empty;
+        for pool in [own, 1 - own].into_iter().flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind))) {
+            for round in 0..rounds {
+                match self.hold(pool, wait, |open| open.alloc_round(&want, round)) {
+                    Some(Some(head)) => return Ok(hand_out(head)),
+                    Some(None) if pool.free_len() < len && !pool.has_deferred() => break,
+                    Some(None) => {}
+                    None => refused = Refused::Busy,
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    fn lap(&self, want: &Request, kind: usize, shard: usize, active: usize, wait: bool) -> Result<Run<'_>, Refused> {
+        let mut refused = Refused::Empty;
+        let (before, from) = self.shards.split_at(shard.checked_rem(active).unwrap_or(0));
+        let (from, before) = (from.iter().take(active - before.len()), before.iter());
+        for pool in from.chain(before).filter_map(|shard| shard.get(kind)) {
+            match self.hold(pool, wait, |open| open.alloc(want)) {
+                Some(Some(head)) => return Ok(hand_out(head)),
+                Some(None) => {}
+                None => refused = Refused::Busy,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Does `work` with a pool open; `None` if its lock could not be had. Notes when a chunk became surplus.
+    fn hold<'a, R>(&'a self, pool: &'a Pool, wait: bool, work: impl FnOnce(&Open<'a>) -> R) -> Option<R> {
+        let before = pool.empty_count();
+        let result = work(&pool.open(wait)?);
+        if pool.empty_count() > before.max(1) {
+            self.surplus.store(true, Relaxed);
+        }
+        Some(result)
+    }
+
+    /// Frees a run; given its first descriptor, which the caller owns and uses no more. If the pool's lock is taken
+    /// the run is left to the next holder. Does nothing to what is no used run's first descriptor.
+    pub(crate) fn free(&self, desc: &PageDesc) {
+        if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large) {
+            self.release(desc);
+        }
+    }
+
+    fn release(&self, desc: &PageDesc) {
+        let Some(pool) = self.pools().nth(Chunk::of(desc).pool()) else { return };
+        if self.hold(pool, false, |open| open.release(desc)).is_none() {
+            pool.defer(desc);
+        }
+    }
+
+    /// Changes the length of a large block in place. False: unchanged, as there is no free memory behind it or the
+    /// lock could not be had (waited for within the spin limit if `wait`).
+    pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> bool {
+        let chunk = Chunk::of(desc);
+        let len = pool::granules(chunk, new_len);
+        if desc.kind() != Kind::Large || new_len == 0 {
+            return false;
+        }
+        let Some(pool) = self.pools().nth(chunk.pool()) else { return false };
+        len == desc.len() || self.hold(pool, wait, |open| open.resize(desc, len)).unwrap_or(false)
+    }
+
+    /// Bytes in the run whose first descriptor this is.
+    #[inline]
+    pub(crate) fn usable_len(&self, desc: &PageDesc) -> usize {
+        desc.len() << Chunk::of(desc).shift()
+    }
+
+    /// The chunk that `addr` lies in. The address must be in a live block, or the answer may be a chunk that is just
+    /// leaving; for a huge block's address the answer is `None`, but ask [`huge_run`](Self::huge_run) first.
+    #[inline]
+    pub(crate) fn lookup(&self, addr: NonNull<u8>) -> Option<&Chunk> {
+        let header = self.map.lookup(addr.as_ptr().addr())?;
+        // SAFETY: the values of the map's chunk entries are pointers to headers, and the chunk around a live block
+        // cannot leave.
+        unsafe { Chunk::from_link(header.cast()) }
+    }
+
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, by way of the caller's hint. Fast.
+    #[inline]
+    pub(crate) fn desc_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
+        let removals = self.removals.load(Relaxed);
+        hint.desc(addr, removals).or_else(|| self.desc_far(hint, addr, removals))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn desc_far(&self, hint: &ChunkHint, addr: NonNull<u8>, removals: usize) -> Option<&PageDesc> {
+        let chunk = self.lookup(addr)?;
+        hint.set(chunk, removals);
+        chunk.desc((addr.as_ptr().addr() - chunk.addr()) >> chunk.shift())
+    }
+
+    /// Takes in a run of the provider's as a chunk for the kind of `use_` and the shard that
+    /// [`alloc`](Self::alloc) starts at for `shard`. Takes time in proportion to the number of granules, outside of
+    /// all locks. Waits for the map's lock within the spin limit.
+    ///
+    /// # Safety
+    /// `start` and `run` are what the provider gave, unused, and if `zeroed` all zeros. Unless this fails they belong
+    /// to the page heap until [`take_empty`](Self::take_empty) gives them out.
+    pub(crate) unsafe fn add_chunk(
+        &self,
+        start: NonNull<u8>,
+        run: PageRun,
+        use_: Use,
+        shard: usize,
+        zeroed: bool,
+    ) -> Result<(), AddError> {
+        let active = ((self.held_len() + run.len()) / SHARD_LEN + 1).min(N);
+        let shard = shard.checked_rem(active).unwrap_or(0);
+        let Ok(pool) = u16::try_from(2 * shard + kind_index(use_)) else { return Err(AddError::TooSmall) };
+        // SAFETY: passed on to the caller.
+        let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
+        let Some((chunk, head)) = chunk.and_then(|chunk| Some((chunk, chunk.desc(0)?))) else {
+            return Err(AddError::TooSmall);
+        };
+        self.map.insert(&entry_of(chunk), true)?;
+        self.held_len.fetch_add(run.len(), Relaxed);
+        self.release(head);
+        Ok(())
+    }
+
+    /// Takes a wholly free chunk out, if at least `keep` bytes of free runs remain (as far as can be told while
+    /// others allocate): first from pools that have more than one. At most one hold a pool and lap.
+    pub(crate) fn take_empty(&self, keep: usize) -> Option<EmptyChunk> {
+        self.surplus.store(false, Relaxed);
+        for least in [2, 1] {
+            for pool in self.pools().filter(|pool| pool.empty_count() >= least) {
+                let spare = self.free_len().saturating_sub(keep);
+                if let Some(Some(chunk)) = self.hold(pool, false, |open| open.take_empty(spare)) {
+                    return Some(self.leave(chunk));
+                }
+            }
+        }
+        None
+    }
+
+    fn leave(&self, chunk: &Chunk) -> EmptyChunk {
+        self.removals.fetch_add(1, Relaxed);
+        let entry = entry_of(chunk);
+        self.map.change(&entry, Change::Leave);
+        let (start, run) = chunk.given();
+        EmptyChunk { start, run, entry }
+    }
+
+    /// The provider has the chunk back. Touches none of its memory.
+    pub(crate) fn chunk_gone(&self, gone: EmptyChunk) {
+        self.map.change(&gone.entry, Change::Forget);
+        self.held_len.fetch_sub(gone.run.len(), Relaxed);
+    }
+
+    /// The provider did not take the chunk: it is used again. Cannot fail.
+    ///
+    /// # Safety
+    /// `chunk` came from [`take_empty`](Self::take_empty) of this heap and its memory is as it was then.
+    pub(crate) unsafe fn put_back(&self, chunk: EmptyChunk) {
+        self.map.change(&chunk.entry, Change::Stay);
+        // SAFETY: the entry's value is the header of the chunk, which is still there (caller).
+        let chunk: Option<&Chunk> = unsafe { Chunk::from_link(chunk.entry.value().cast()) };
+        if let Some(head) = chunk.and_then(|chunk| chunk.desc(0)) {
+            self.release(head);
+        }
+    }
+
+    /// Whether some pool has had more than one empty chunk since [`take_empty`](Self::take_empty) was last
+    /// called: the moment to call it. One load.
+    #[inline]
+    pub(crate) fn has_surplus(&self) -> bool {
+        self.surplus.load(Relaxed)
+    }
+
+    /// Frees deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Waits for each
+    /// pool that has some, within the spin limit: not for nested contexts.
+    pub(crate) fn drain_deferred(&self) -> bool {
+        let mut any = false;
+        for pool in self.pools() {
+            for _ in 0..DRAIN_HOLDS {
+                if !pool.has_deferred() || self.hold(pool, true, |_| ()).is_none() {
+                    break;
+                }
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// How long a run the caller should give to [`add_table`](Self::add_table) next, in bytes.
+    pub(crate) fn next_table_len(&self) -> usize {
+        self.map.next_table_len()
+    }
+
+    /// Gives the map another table, after [`AddError::Full`]. Waits for the map's lock within the spin limit.
+    ///
+    /// # Safety
+    /// `start` and `run` are what the provider gave, unused. Unless this fails they belong to the page heap until
+    /// [`take_empty_table`](Self::take_empty_table) gives them out.
+    pub(crate) unsafe fn add_table(&self, start: NonNull<u8>, run: PageRun) -> Result<(), AddError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.map.add_table(start, run) }?;
+        self.held_len.fetch_add(run.len(), Relaxed);
+        Ok(())
+    }
+
+    /// Takes the last of the map's added tables out if it is empty and nobody is looking there. If the provider does
+    /// not take it back, it can be added again.
+    pub(crate) fn take_empty_table(&self) -> Option<(NonNull<u8>, PageRun)> {
+        let (start, run) = self.map.take_empty_table()?;
+        self.held_len.fetch_sub(run.len(), Relaxed);
+        Some((start, run))
+    }
+
+    /// Takes note of a huge block: a run of the provider's that is one block and no chunk. Waits for the map's lock
+    /// within the spin limit if `wait`.
+    pub(crate) fn insert_huge(&self, start: NonNull<u8>, run: PageRun, wait: bool) -> Result<(), AddError> {
+        self.map.insert_huge(start.as_ptr().addr(), run, wait)?;
+        self.held_len.fetch_add(run.len(), Relaxed);
+        Ok(())
+    }
+
+    /// The run of the huge block that starts at `start`, which is the start of some live block.
+    #[inline]
+    pub(crate) fn huge_run(&self, start: NonNull<u8>) -> Option<PageRun> {
+        self.map.huge_run(start.as_ptr().addr())
+    }
+
+    /// The huge block that the caller owns, and that starts at `start`, has the length of `run` now.
+    pub(crate) fn update_huge(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let Some(old) = self.huge_run(start) else { return false };
+        self.held_len.fetch_add(run.len(), Relaxed);
+        self.held_len.fetch_sub(old.len(), Relaxed);
+        self.map.update_huge(start.as_ptr().addr(), run)
+    }
+
+    /// Begins to take out a huge block, before the provider is asked to take it back or move it: no lookup finds it
+    /// from now on. [`huge_gone`](Self::huge_gone) or [`huge_stays`](Self::huge_stays) follows.
+    pub(crate) fn leave_huge(&self, start: NonNull<u8>) -> Option<PageRun> {
+        let run = self.huge_run(start)?;
+        self.map.change_huge(start.as_ptr().addr(), run, Change::Leave);
+        Some(run)
+    }
+
+    /// A huge block that was leaving has left.
+    pub(crate) fn huge_gone(&self, start: NonNull<u8>, run: PageRun) {
+        self.map.change_huge(start.as_ptr().addr(), run, Change::Forget);
+        self.held_len.fetch_sub(run.len(), Relaxed);
+    }
+
+    /// A huge block that was leaving did not leave. Cannot fail.
+    pub(crate) fn huge_stays(&self, start: NonNull<u8>, run: PageRun) {
+        self.map.change_huge(start.as_ptr().addr(), run, Change::Stay);
+    }
+
+    /// Shows every run of every chunk. At rest, or the picture is not of one moment; holds one pool's lock at a time
+    /// (waited for within the spin limit) as long as `show` takes, so that must not use the heap.
+    pub(crate) fn for_each_run(&self, show: &mut dyn FnMut(RunInfo<'_>)) {
+        for open in self.pools().filter_map(|pool| pool.open(true)) {
+            for chunk in open.chunks() {
+                for desc in pool::runs(chunk) {
+                    let (offset, len) = (desc.index() << chunk.shift(), desc.len() << chunk.shift());
+                    show(RunInfo { desc, chunk_start: chunk.addr(), offset, len, kind: desc.kind() });
+                }
+            }
+        }
+    }
+
+    /// Checks invariants P1 to P8, which stand beside the fields of `Pool`. At rest, with no chunk on its way out.
+    pub(crate) fn verify(&self) -> Result<(), PageFault> {
+        self.drain_deferred();
+        let mut held_len = self.map.outside_len();
+        for (index, pool) in self.pools().enumerate() {
+            let Some(open) = pool.open(true) else { return check(6, false, pool) };
+            open.verify(index)?;
+            held_len += pool.held_len();
+            for chunk in open.chunks() {
+                let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
+                let last = chunk.addr() + chunk.len() - 1;
+                check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
+                check(7, self.map.lookup(last + 1) != Some(chunk.as_link().cast()), chunk.as_link())?;
+            }
+        }
+        check(8, held_len == self.held_len(), &raw const self.held_len)
+    }
+
+    /// All pools; a chunk's pool index counts them so.
+    fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.shards.as_flattened().iter()
+    }
+}
+
+/// The pool of a shard that a use belongs to.
+fn kind_index(use_: Use) -> usize {
+    usize::from(use_ != Use::Slab)
+}
+
+fn entry_of(chunk: &Chunk) -> Entry {
+    let header = NonNull::from(chunk).cast();
+    Entry::chunk(chunk.addr(), header)
+}
+
+/// Finishes a run that its pool has marked at both ends: the granules in the middle of a slab lead to its first one.
+/// Needs no lock, as the run is the caller's.
+fn hand_out(desc: &PageDesc) -> Run<'_> {
+    let (chunk, len) = (Chunk::of(desc), desc.len());
+    if desc.kind() == Kind::Slab {
+        for distance in 1..len.saturating_sub(1) {
+            if let Some(rest) = chunk.desc(desc.index() + distance) {
+                rest.set(Kind::SlabRest, distance, false);
+            }
+        }
+    }
+    Run { desc, start: Chunk::start_of(desc), len: len << chunk.shift(), zeroed: desc.is_zeroed() }
+}

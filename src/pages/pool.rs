@@ -1,0 +1,535 @@
+//! A pool: the free runs of some chunks behind one lock.
+//!
+//! Decisions, and what pays for each:
+//! - *What needs the lock is a method of [`Open`]*, the token that shows it is held; taking the lock also frees a few
+//!   deferred runs, so no holder can forget it. Price: up to [`DRAIN_LIMIT`] more runs a hold.
+//! - *A free that cannot have the lock pushes the run onto a lock-free stack inside the run's descriptor* and is done.
+//!   Only lock holders pop, so the stack has no ABA. Price: such a run is free only when somebody next takes the lock.
+//! - *Free runs are always merged with free neighbours*, found in constant time since first and last descriptor of
+//!   a run tell its kind and length. Price: four descriptors written where lazy merging would write one.
+//! - *Wholly free chunks have a list of their own*, newest first, so that giving one back is constant time.
+//! - *A block that had to move because it grew goes to the middle of the longest free run*, when memory is plentiful:
+//!   it then grows in place from there on. Price: packing, which is why it must be plentiful.
+//!
+//! Hold bound: [`DRAIN_LIMIT`] + 1 runs freed or one allocated, each with at most three insertions or removals in
+//! bins, at most two moves of a chunk between two lists, and a look at 48 candidates at most
+//! (see [`Open::alloc`]).
+
+use core::ptr::NonNull;
+
+use super::bins::{self, Bins};
+use super::chunk::Chunk;
+use super::desc::{Kind, PageDesc};
+use crate::sync::{AtomicPtr, AtomicUsize, Held, Ordering, TryLock};
+use Ordering::{Acquire, Relaxed, Release};
+
+/// Deferred runs freed in one hold.
+pub(crate) const DRAIN_LIMIT: usize = 4;
+/// Runs of the bin in which all are long enough that are tested for alignment.
+const ALIGNED_LOOK: usize = 8;
+/// Runs of a bin that are tested for length.
+const LENGTH_LOOK: usize = 16;
+/// Attempts to pop one deferred run; each fails only because another context pushed one.
+const POP_LIMIT: usize = 8;
+/// Empty chunks tested for not being too long to be given back.
+const EMPTY_LOOK: usize = 8;
+/// A free run must be longer than this many times the block to have the block placed in its middle.
+const MIDDLE_RATIO: usize = 8;
+
+/// What a run is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// To be cut into blocks.
+    Slab,
+    /// A block of its own.
+    Large,
+    /// A block of its own that had to move because it grew.
+    Grown,
+}
+
+/// A request for a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) len: usize,
+    align: usize,
+    /// `len` in KiB, rounded up.
+    kib: usize,
+    /// What a run may lose before an aligned start, in KiB.
+    slack: usize,
+    kind: Kind,
+    middle: bool,
+}
+
+/// A free run that serves a request: `len` granules, `skip` granules behind the run's start.
+struct Place<'a> {
+    chunk: &'a Chunk,
+    run: &'a PageDesc,
+    skip: usize,
+    len: usize,
+}
+
+/// See the file's head. All zero is the empty state. Invariants, executed by [`Open::verify`] at rest:
+/// - P1: from granule 0 on, the runs of each chunk tile it exactly.
+/// - P2: a run's first and last descriptor agree on what it is.
+/// - P3: no two free runs are neighbours.
+/// - P4: each free run is in the bin of its length, and nothing else is in a bin; B1 and B2 hold.
+/// - P5: a chunk is in `empty` exactly if one free run covers it, else in `used`; and it belongs to this pool.
+/// - P6: `free_len` is the bytes in free runs, `held_len` the bytes in the chunks' provider runs,
+///   `chunk_count` and `empty_count` the chunks in both lists and in `empty`.
+/// - P7: the map leads from the chunk's first and last byte to it (checked by `Pages::verify`, as
+/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables).
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct Pool {
+    lock: TryLock,
+    deferred: AtomicPtr<PageDesc>,
+    free_len: AtomicUsize,
+    held_len: AtomicUsize,
+    chunk_count: AtomicUsize,
+    empty_count: AtomicUsize,
+    used: AtomicPtr<Chunk>,
+    empty: AtomicPtr<Chunk>,
+    bins: Bins,
+}
+
+/// A pool whose lock is held.
+pub(crate) struct Open<'a> {
+    pool: &'a Pool,
+    _held: Held<'a>,
+}
+
+/// A broken invariant: its number, and the address of the descriptor, chunk or field it was seen at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageFault {
+    /// Which of P1 to P8, beside the fields of `Pool`.
+    pub(crate) rule: u8,
+    /// Where.
+    pub(crate) at: usize,
+}
+
+impl Request {
+    /// `None` if `len` is 0, `align` no power of two, or no chunk can be that long.
+    pub(crate) fn new(len: usize, align: usize, use_: Use, plenty: bool) -> Option<Self> {
+        if len == 0 || !align.is_power_of_two() || len.checked_add(align)? > isize::MAX.unsigned_abs() {
+            return None;
+        }
+        let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
+        let slack = align.saturating_sub(1 << 10) >> 10;
+        Some(Self { len, align, kib: len.div_ceil(1 << 10), slack, kind, middle: plenty && use_ == Use::Grown })
+    }
+
+    /// How many bins may have runs that fit but are not searched at once.
+    pub(crate) fn bins_between(&self) -> usize {
+        bins::good_index(self.kib + self.slack) + 1 - bins::index(self.kib)
+    }
+
+    /// The place in `run` with the lowest address.
+    fn place<'a>(&self, run: &'a PageDesc) -> Option<Place<'a>> {
+        self.place_from(run, |_, _| 0)
+    }
+
+    /// The place in the middle of `run`, if that is long enough for it to be worth it.
+    fn place_middle<'a>(&self, run: &'a PageDesc) -> Option<Place<'a>> {
+        self.place_from(run, |all, len| (all - len) / 2).filter(|place| run.len() / MIDDLE_RATIO > place.len)
+    }
+
+    fn place_from<'a>(&self, run: &'a PageDesc, from: impl Fn(usize, usize) -> usize) -> Option<Place<'a>> {
+        let chunk = Chunk::of(run);
+        let len = granules(chunk, self.len);
+        if len > run.len() {
+            return None;
+        }
+        let start = chunk.addr() + (run.index() << chunk.shift());
+        let aligned = (start + (from(run.len(), len) << chunk.shift())).checked_next_multiple_of(self.align)?;
+        let skip = (aligned - start) >> chunk.shift();
+        (skip + len <= run.len()).then_some(Place { chunk, run, skip, len })
+    }
+}
+
+/// Bytes as granules of a chunk, rounded up.
+pub(crate) fn granules(chunk: &Chunk, len: usize) -> usize {
+    len.div_ceil(1 << chunk.shift())
+}
+
+/// Length of a run of `len` granules in KiB.
+fn kib(chunk: &Chunk, len: usize) -> usize {
+    len << (chunk.shift() - 10)
+}
+
+impl Pool {
+    pub(crate) const fn new() -> Self {
+        Self {
+            lock: TryLock::new(),
+            deferred: AtomicPtr::new(core::ptr::null_mut()),
+            free_len: AtomicUsize::new(0),
+            held_len: AtomicUsize::new(0),
+            chunk_count: AtomicUsize::new(0),
+            empty_count: AtomicUsize::new(0),
+            used: AtomicPtr::new(core::ptr::null_mut()),
+            empty: AtomicPtr::new(core::ptr::null_mut()),
+            bins: Bins::new(),
+        }
+    }
+
+    /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to
+    /// [`DRAIN_LIMIT`] deferred runs.
+    pub(crate) fn open(&self, wait: bool) -> Option<Open<'_>> {
+        let held = if wait { self.lock.lock_bounded()? } else { self.lock.try_lock()? };
+        let open = Open { pool: self, _held: held };
+        for _ in 0..DRAIN_LIMIT {
+            let Some(run) = open.pop_deferred() else { break };
+            open.release(run);
+        }
+        Some(open)
+    }
+
+    /// Leaves a run to the next holder of the lock. Lock-free; any context, also one that interrupted the holder.
+    /// A push is repeated only when another context's push or pop came between. The run is not touched once it is
+    /// on the stack.
+    pub(crate) fn defer(&self, run: &PageDesc) {
+        if run.kind() != Kind::Leaving {
+            run.set(Kind::Deferred, run.len(), false);
+        }
+        let mut head = self.deferred.load(Relaxed);
+        loop {
+            run.next.store(head, Relaxed);
+            match self.deferred.compare_exchange_weak(head, run.as_link(), Release, Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    pub(crate) fn has_deferred(&self) -> bool {
+        !self.deferred.load(Relaxed).is_null()
+    }
+
+    pub(crate) fn free_len(&self) -> usize {
+        self.free_len.load(Relaxed)
+    }
+
+    pub(crate) fn held_len(&self) -> usize {
+        self.held_len.load(Relaxed)
+    }
+
+    pub(crate) fn empty_count(&self) -> usize {
+        self.empty_count.load(Relaxed)
+    }
+}
+
+/// Adds to a counter that only holders of the pool's lock change: no locked instruction.
+fn add(counter: &AtomicUsize, change: usize) {
+    counter.store(counter.load(Relaxed).wrapping_add(change), Relaxed);
+}
+
+fn sub(counter: &AtomicUsize, change: usize) {
+    counter.store(counter.load(Relaxed).wrapping_sub(change), Relaxed);
+}
+
+impl<'a> Open<'a> {
+    /// A run for a request, or `None`. Looks at no more than 2 * [`ALIGNED_LOOK`] + 2 * [`LENGTH_LOOK`] candidates.
+    pub(crate) fn alloc(&self, want: &Request) -> Option<&'a PageDesc> {
+        if self.pool.free_len() < want.len {
+            return None;
+        }
+        Some(self.take(&self.find(want)?, want.kind))
+    }
+
+    /// Like [`alloc`](Self::alloc), and if that fails looks at [`LENGTH_LOOK`] runs of one more bin: in later
+    /// rounds at other runs. A run that fits is found, if nothing changes meanwhile, within as many rounds as
+    /// the request has [`bins_between`](Request::bins_between) times the runs of the fullest of these bins
+    /// divided by `LENGTH_LOOK`.
+    pub(crate) fn alloc_round(&self, want: &Request, round: usize) -> Option<&'a PageDesc> {
+        let found = self.alloc(want);
+        if found.is_some() {
+            return found;
+        }
+        let bin = bins::index(want.kib) + round % want.bins_between();
+        let place = self.pool.bins.look(bin, LENGTH_LOOK, |run| want.place(run));
+        if place.is_none() {
+            self.pool.bins.turn(bin, LENGTH_LOOK);
+        }
+        Some(self.take(&place?, want.kind))
+    }
+
+    fn find(&self, want: &Request) -> Option<Place<'a>> {
+        let bins = &self.pool.bins;
+        let good = |kib, look| {
+            bins.first_from(bins::good_index(kib)).and_then(|bin| bins.look(bin, look, |run| want.place(run)))
+        };
+        let near = |kib| bins.look(bins::index(kib), LENGTH_LOOK, |run| want.place(run));
+        let middle = if want.middle { self.find_middle(want) } else { None };
+        middle
+            .or_else(|| good(want.kib, ALIGNED_LOOK))
+            .or_else(|| if want.slack > 0 { good(want.kib + want.slack, ALIGNED_LOOK) } else { None })
+            .or_else(|| near(want.kib))
+            .or_else(|| if want.slack > 0 { near(want.kib + want.slack) } else { None })
+    }
+
+    /// A place in the middle of a run of the last bin, if more than half of the pool is free.
+    fn find_middle(&self, want: &Request) -> Option<Place<'a>> {
+        if self.pool.free_len() <= self.pool.held_len() / 2 {
+            return None;
+        }
+        self.pool.bins.look(self.pool.bins.last()?, 1, |run| want.place_middle(run))
+    }
+
+    /// Cuts a place out of its free run; what is left in front and behind stays free, and zeroed if it was.
+    fn take(&self, place: &Place<'a>, kind: Kind) -> &'a PageDesc {
+        let Place { chunk, run, skip, len } = *place;
+        let (first, all, zeroed) = (run.index(), run.len(), run.is_zeroed());
+        self.unbin(chunk, run);
+        if all == chunk.count() {
+            self.move_chunk(chunk, &self.pool.empty, &self.pool.used);
+        }
+        self.bin(chunk, first, skip, zeroed);
+        self.bin(chunk, first + skip + len, all - skip - len, zeroed);
+        let head = chunk.desc(first + skip).unwrap_or(run);
+        mark_used(chunk, head, kind, len, zeroed);
+        head
+    }
+
+    /// Frees a run that the caller owns: merges it with free neighbours. A run of kind `Leaving` brings its chunk
+    /// into the pool.
+    pub(crate) fn release(&self, run: &PageDesc) {
+        let chunk = Chunk::of(run);
+        let (mut first, mut len) = (run.index(), run.len());
+        let arrives = run.kind() == Kind::Leaving;
+        let mut zeroed = arrives && run.is_zeroed();
+        run.set(Kind::Inside, 0, false);
+        let next = chunk.desc(first + len);
+        let prev = first.checked_sub(1).and_then(|index| chunk.desc(index));
+        for side in [prev, next].into_iter().flatten().filter(|side| side.kind() == Kind::Free) {
+            let index = if side.index() < first { side.index() + 1 - side.len() } else { side.index() };
+            let Some(head) = chunk.desc(index) else { continue };
+            zeroed &= head.is_zeroed();
+            first = first.min(index);
+            len += head.len();
+            self.unbin(chunk, head);
+        }
+        self.bin(chunk, first, len, zeroed);
+        if arrives {
+            add(&self.pool.held_len, chunk.given().1.len());
+            add(&self.pool.chunk_count, 1);
+            add(&self.pool.empty_count, 1);
+            chunk.push_to(&self.pool.empty);
+        } else if len == chunk.count() {
+            self.move_chunk(chunk, &self.pool.used, &self.pool.empty);
+        }
+    }
+
+    /// Changes the length of a used run in place, to `len` granules. False: unchanged.
+    pub(crate) fn resize(&self, run: &PageDesc, len: usize) -> bool {
+        let chunk = Chunk::of(run);
+        let (first, old) = (run.index(), run.len());
+        if len == 0 {
+            return false;
+        }
+        if len < old {
+            let Some(rest) = chunk.desc(first + len) else { return false };
+            mark_used(chunk, run, Kind::Large, len, false);
+            mark_used(chunk, rest, Kind::Large, old - len, false);
+            self.release(rest);
+            return true;
+        }
+        let Some(next) = chunk.desc(first + old).filter(|next| next.kind() == Kind::Free) else { return len == old };
+        let (behind, zeroed) = (next.len(), next.is_zeroed());
+        if len == old || behind < len - old {
+            return len == old;
+        }
+        self.unbin(chunk, next);
+        mark_used(chunk, run, Kind::Large, len, false);
+        self.bin(chunk, first + len, old + behind - len, zeroed);
+        true
+    }
+
+    /// Takes an empty chunk of at most `spare` bytes out of the pool: preferably not the one that became empty
+    /// last. Its run is of kind `Leaving`.
+    pub(crate) fn take_empty(&self, spare: usize) -> Option<&'a Chunk> {
+        let newest = chunks(&self.pool.empty).next()?;
+        let chunk = chunks(&self.pool.empty)
+            .take(EMPTY_LOOK)
+            .skip(1)
+            .find(|chunk| chunk.len() <= spare)
+            .or_else(|| (newest.len() <= spare).then_some(newest))?;
+        let run = chunk.desc(0)?;
+        self.unbin(chunk, run);
+        run.set(Kind::Leaving, chunk.count(), false);
+        chunk.unlink_from(&self.pool.empty);
+        sub(&self.pool.empty_count, 1);
+        sub(&self.pool.chunk_count, 1);
+        sub(&self.pool.held_len, chunk.given().1.len());
+        Some(chunk)
+    }
+
+    /// Length in bytes of the longest of the first [`LENGTH_LOOK`] runs of the last bin.
+    pub(crate) fn largest_free(&self) -> usize {
+        let longest = core::cell::Cell::new(0);
+        if let Some(bin) = self.pool.bins.last() {
+            self.pool.bins.look(bin, LENGTH_LOOK, |run| {
+                longest.set(longest.get().max(run.len() << Chunk::of(run).shift()));
+                None::<()>
+            });
+        }
+        longest.get()
+    }
+
+    /// Pops a deferred run. Only lock holders pop, so `next` of the head cannot change between load and exchange.
+    fn pop_deferred(&self) -> Option<&'a PageDesc> {
+        let mut head = self.pool.deferred.load(Acquire);
+        for _ in 0..POP_LIMIT {
+            // SAFETY: null, or pushed by `defer`; the run's chunk cannot leave the heap while the run is not free.
+            let run = unsafe { PageDesc::from_link::<'a>(head) }?;
+            match self.pool.deferred.compare_exchange(head, run.next.load(Relaxed), Acquire, Acquire) {
+                Ok(_) => return Some(run),
+                Err(now) => head = now,
+            }
+        }
+        None
+    }
+
+    /// Makes `len` granules from `first` on a free run; nothing if `len` is 0.
+    fn bin(&self, chunk: &Chunk, first: usize, len: usize, zeroed: bool) {
+        if len == 0 {
+            return;
+        }
+        let (Some(head), Some(tail)) = (chunk.desc(first), chunk.desc(first + len - 1)) else { return };
+        tail.set(Kind::Free, len, zeroed);
+        head.set(Kind::Free, len, zeroed);
+        self.pool.bins.insert(head, kib(chunk, len));
+        add(&self.pool.free_len, len << chunk.shift());
+    }
+
+    /// Takes a free run out of its bin.
+    fn unbin(&self, chunk: &Chunk, head: &PageDesc) {
+        self.pool.bins.remove(head, kib(chunk, head.len()));
+        sub(&self.pool.free_len, head.len() << chunk.shift());
+    }
+
+    fn move_chunk(&self, chunk: &Chunk, from: &AtomicPtr<Chunk>, to: &AtomicPtr<Chunk>) {
+        chunk.unlink_from(from);
+        chunk.push_to(to);
+        let change = if core::ptr::eq(to, &self.pool.empty) { add } else { sub };
+        change(&self.pool.empty_count, 1);
+    }
+}
+
+/// Marks first and last granule of a used run. What lies between is the owner's affair.
+fn mark_used(chunk: &Chunk, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
+    let tail = chunk.desc(head.index() + len - 1).filter(|_| len > 1);
+    if let Some(tail) = tail {
+        let (kind, len) = if kind == Kind::Slab { (Kind::SlabRest, len - 1) } else { (Kind::Tail, 0) };
+        tail.set(kind, len, false);
+    }
+    head.set(kind, len, zeroed);
+}
+
+/// The chunks of a list, whose lock is held. As many steps as chunks.
+fn chunks<'a>(list: &AtomicPtr<Chunk>) -> impl Iterator<Item = &'a Chunk> + use<'a> {
+    // SAFETY: links of a list lead to chunks that the heap holds.
+    let at = |link: &AtomicPtr<Chunk>| unsafe { Chunk::from_link::<'a>(link.load(Relaxed)) };
+    core::iter::successors(at(list), move |chunk| at(&chunk.next))
+}
+
+/// The runs of a chunk: as `(head, granules)`. Ends behind the first run that is not whole. As many steps as runs.
+pub(crate) fn runs(chunk: &Chunk) -> impl Iterator<Item = &PageDesc> {
+    let whole = |index: usize| chunk.desc(index).filter(|head| head.len() > 0);
+    core::iter::successors(whole(0), move |head| whole(head.index() + head.len()))
+}
+
+/// What is for diagnosis only: the hold is as long as there are chunks and runs, at rest.
+impl<'a> Open<'a> {
+    /// All chunks of the pool.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &'a Chunk> + use<'a> {
+        chunks(&self.pool.used).chain(chunks(&self.pool.empty))
+    }
+
+    /// Checks P1 to P6; `pool` is this pool's index.
+    pub(crate) fn verify(&self, pool: usize) -> Result<(), PageFault> {
+        let (mut free_count, mut free_len, mut held_len) = (0, 0, 0);
+        for chunk in self.chunks() {
+            let (runs, len) = verify_chunk(chunk)?;
+            check(5, chunk.pool() == pool, chunk.as_link())?;
+            free_count += runs;
+            free_len += len;
+            held_len += chunk.given().1.len();
+        }
+        for (list, empty) in [(&self.pool.used, false), (&self.pool.empty, true)] {
+            for chunk in chunks(list) {
+                let is_empty = chunk.desc(0).is_some_and(|run| run.kind() == Kind::Free && run.len() == chunk.count());
+                check(5, is_empty == empty, chunk.as_link())?;
+            }
+        }
+        let at = NonNull::from(self.pool).as_ptr();
+        check(4, self.verify_bins()? == free_count, at)?;
+        check(6, self.pool.free_len() == free_len && self.pool.held_len() == held_len, at)?;
+        check(6, self.pool.chunk_count.load(Relaxed) == self.chunks().count(), at)?;
+        check(6, self.pool.empty_count() == chunks(&self.pool.empty).count(), at)
+    }
+
+    /// Checks B1 to B3 and counts the runs in all bins.
+    fn verify_bins(&self) -> Result<usize, PageFault> {
+        let mut count = 0;
+        for bin in 0..bins::BIN_COUNT {
+            let head = self.pool.bins.head(bin);
+            check(4, self.pool.bins.is_filled(bin) == head.is_some(), &raw const *self.pool)?;
+            let mut next = head;
+            while let Some(run) = next {
+                let right = run.kind() == Kind::Free && bins::index(kib(Chunk::of(run), run.len())) == bin;
+                check(4, right && is_linked(run), run.as_link())?;
+                count += 1;
+                // SAFETY: just checked to be a link in a ring of this pool's free runs.
+                next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
+                next = next.filter(|next| head.is_some_and(|head| !core::ptr::eq(head, *next)));
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// Whether a run is linked with its neighbours in a bin in both directions.
+fn is_linked(run: &PageDesc) -> bool {
+    // SAFETY: links of a free run lead to free runs of its pool, whose lock is held, or are null.
+    let next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
+    next.is_some_and(|next| core::ptr::eq(next.prev.load(Relaxed), run))
+}
+
+/// Checks P1 to P3 and the links of free runs; counts free runs, and bytes in them.
+fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
+    let (mut count, mut len, mut end, mut was_free) = (0, 0, 0, false);
+    for head in runs(chunk) {
+        let tail = chunk.desc(head.index() + head.len() - 1);
+        check(1, tail.is_some(), head.as_link())?;
+        check(2, tail.is_some_and(|tail| agree(head, tail)), head.as_link())?;
+        let is_free = head.kind() == Kind::Free;
+        check(3, !(was_free && is_free), head.as_link())?;
+        if is_free {
+            check(4, is_linked(head), head.as_link())?;
+            count += 1;
+            len += head.len() << chunk.shift();
+        }
+        was_free = is_free;
+        end = head.index() + head.len();
+    }
+    check(1, end == chunk.count(), chunk.as_link())?;
+    Ok((count, len))
+}
+
+/// Whether first and last descriptor of a run tell the same.
+fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
+    let single = head.len() == 1;
+    match head.kind() {
+        Kind::Free => tail.kind() == Kind::Free && tail.len() == head.len() && tail.is_zeroed() == head.is_zeroed(),
+        Kind::Large => single || tail.kind() == Kind::Tail,
+        Kind::Slab | Kind::SlabPartial | Kind::SlabWhole => {
+            single || tail.kind() == Kind::SlabRest && tail.len() == head.len() - 1
+        }
+        Kind::Deferred => single || matches!(tail.kind(), Kind::Tail | Kind::SlabRest),
+        Kind::Inside | Kind::SlabRest | Kind::Tail | Kind::Leaving => false,
+    }
+}
+
+/// An error naming `rule` unless `holds`.
+pub(crate) fn check<T>(rule: u8, holds: bool, at: *const T) -> Result<(), PageFault> {
+    if holds { Ok(()) } else { Err(PageFault { rule, at: at.addr() }) }
+}

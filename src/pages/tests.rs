@@ -1,0 +1,788 @@
+//! Host tests of the page heap. Blocks are written with a pattern that is checked before they are freed, so that
+//! runs which overlap cannot pass; random tests print their seed.
+
+use super::chunk_map::{Change, ChunkMap, Entry};
+use super::*;
+use core::sync::atomic::Ordering::SeqCst;
+use std::alloc::{alloc, alloc_zeroed, dealloc};
+use std::boxed::Box;
+use std::sync::Mutex;
+use std::thread;
+use std::vec::Vec;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// A page provider's stand-in: what it gave and has not got back is freed when it is dropped.
+#[derive(Default)]
+struct Given(Mutex<Vec<(usize, PageRun)>>);
+
+impl Given {
+    fn map(&self, run: PageRun) -> NonNull<u8> {
+        // SAFETY: a run's length is not 0.
+        let start = NonNull::new(unsafe { alloc(run.layout()) }).unwrap();
+        // SAFETY: the run was just allocated.
+        unsafe { start.write_bytes(0xa5, run.len()) };
+        self.0.lock().unwrap().push((start.as_ptr().expose_provenance(), run));
+        start
+    }
+
+    fn unmap(&self, start: NonNull<u8>, run: PageRun) {
+        let mut runs = self.0.lock().unwrap();
+        let at = runs.iter().position(|given| *given == (start.as_ptr().addr(), run));
+        runs.remove(at.expect("the heap gave back a run that it was not given"));
+        // SAFETY: given by `map`, and found in the list.
+        unsafe { start.write_bytes(0x5a, run.len()) };
+        // SAFETY: as above.
+        unsafe { dealloc(start.as_ptr(), run.layout()) };
+    }
+
+    fn chunk<const N: usize>(&self, pages: &Pages<N>, len: usize, align: usize, use_: Use, shard: usize) {
+        let run = PageRun::new(len, align, KIB).unwrap();
+        let start = self.map(run);
+        // SAFETY: just given, not zeroed. `Busy` when a thread was preempted in the map's lock.
+        while let Err(refused) = unsafe { pages.add_chunk(start, run, use_, shard, false) } {
+            match refused {
+                AddError::Full => {
+                    let run = PageRun::new(pages.next_table_len(), 4096, 4096).unwrap();
+                    let start = self.map(run);
+                    // SAFETY: just given.
+                    if unsafe { pages.add_table(start, run) }.is_err() {
+                        self.unmap(start, run);
+                    }
+                }
+                _ => assert_eq!(refused, AddError::Busy),
+            }
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        for (start, run) in self.0.lock().unwrap().drain(..) {
+            // SAFETY: given by `map` and not unmapped.
+            unsafe { dealloc(core::ptr::with_exposed_provenance_mut(start), run.layout()) };
+        }
+    }
+}
+
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() >> 33) as usize % end
+    }
+
+    /// Any order of magnitude up to `max` is equally likely.
+    fn length(&mut self, max: usize) -> usize {
+        let top = 1 << self.below(max.ilog2() as usize + 1);
+        1 + self.below(top)
+    }
+}
+
+/// Seeds of a test: from `SEED` if set, else `count` fixed ones. Prints the seed when the test fails.
+fn seeds(count: u64, test: impl Fn(u64)) {
+    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+        return test(seed);
+    }
+    for seed in 1..=count {
+        let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| test(seed)));
+        if let Err(cause) = result {
+            std::eprintln!("failed with SEED={seed}");
+            std::panic::resume_unwind(cause);
+        }
+    }
+}
+
+/// A run in use, with a pattern of its own.
+struct Block {
+    desc: *const PageDesc,
+    start: NonNull<u8>,
+    len: usize,
+    use_: Use,
+    id: u64,
+}
+
+// SAFETY: a block belongs to whoever has it.
+unsafe impl Send for Block {}
+
+impl Block {
+    fn new(run: &Run<'_>, use_: Use, id: u64) -> Self {
+        let block = Block { desc: run.desc, start: run.start, len: run.len, use_, id };
+        block.write(0);
+        block
+    }
+
+    fn desc(&self) -> &PageDesc {
+        // SAFETY: the run is in use, so its descriptor is there.
+        unsafe { &*self.desc }
+    }
+
+    fn words(&self, from: usize) -> impl Iterator<Item = (NonNull<u64>, u64)> {
+        (from..self.len).step_by(512).map(move |at| {
+            // SAFETY: `at` is inside the block.
+            let word = unsafe { self.start.add(at) };
+            (word.cast(), self.id.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at as u64)
+        })
+    }
+
+    fn write(&self, from: usize) {
+        for (word, value) in self.words(from) {
+            // SAFETY: inside the block, aligned to 512.
+            unsafe { word.write(value) };
+        }
+    }
+
+    fn check(&self) {
+        for (word, value) in self.words(0) {
+            // SAFETY: inside the block, aligned to 512.
+            assert_eq!(unsafe { word.read() }, value, "block {} was overwritten", self.id);
+        }
+    }
+
+    /// The descriptor is found again from any address in a slab, and from a large block's start.
+    fn check_lookup<const N: usize>(&self, pages: &Pages<N>, at: usize) {
+        let at = if self.use_ == Use::Slab { at % self.len } else { 0 };
+        // SAFETY: `at` is inside the block.
+        let addr = unsafe { self.start.add(at) };
+        let chunk = pages.lookup(addr).expect("the map does not know the chunk of a live block");
+        assert!(core::ptr::eq(chunk.head_of(addr).unwrap(), self.desc), "{at} leads to another head");
+    }
+}
+
+fn get<const N: usize>(
+    pages: &Pages<N>,
+    len: usize,
+    align: usize,
+    use_: Use,
+    shard: usize,
+    id: u64,
+) -> Result<Block, Refused> {
+    let run = pages.alloc(len, align, use_, shard, true)?;
+    assert!(run.len >= len, "too short");
+    assert_eq!(run.start.as_ptr().addr() % align, 0, "not aligned");
+    assert_eq!(pages.usable_len(run.desc), run.len);
+    Ok(Block::new(&run, use_, id))
+}
+
+fn give<const N: usize>(pages: &Pages<N>, block: Block) {
+    block.check();
+    pages.free(block.desc());
+}
+
+/// Random allocations, frees, deferred frees and resizes over chunks of the given lengths, verified after each step.
+fn mix(seed: u64, chunks: &[usize], steps: usize) {
+    let (given, pages, mut rng) = (Given::default(), Box::new(Pages::<3>::new()), Rng(seed * 77 + 1));
+    for (at, len) in chunks.iter().enumerate() {
+        given.chunk(&pages, *len, KIB, if at % 2 == 0 { Use::Large } else { Use::Slab }, at);
+    }
+    let longest = chunks.iter().copied().max().unwrap();
+    let mut blocks: Vec<Block> = Vec::new();
+    for step in 0..steps {
+        let fill = rng.below(100) < if step / 200 % 2 == 0 { 60 } else { 40 };
+        if fill || blocks.is_empty() {
+            let use_ = [Use::Slab, Use::Large, Use::Grown][rng.below(3)];
+            let len = rng.length(if use_ == Use::Slab { longest.min(64 * KIB) } else { longest / 2 });
+            let far = rng.below(8) == 0;
+            let align = 1 << rng.below(if far { 22 } else { 14 });
+            if let Ok(block) = get(&pages, len, align, use_, rng.below(9), step as u64) {
+                block.check_lookup(&pages, rng.below(MIB));
+                blocks.push(block);
+            }
+        } else {
+            let at = rng.below(blocks.len());
+            let mut block = blocks.swap_remove(at);
+            block.check_lookup(&pages, rng.below(MIB));
+            match rng.below(4) {
+                0 => {
+                    let locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+                    give(&pages, block);
+                    drop(locks);
+                }
+                1 if block.use_ != Use::Slab => {
+                    block.check();
+                    let (len, old) = (rng.length(2 * block.len), block.len);
+                    if pages.resize(block.desc(), len, false) {
+                        block.len = pages.usable_len(block.desc());
+                        assert!(block.len >= len);
+                        block.write(old.min(block.len) / 512 * 512);
+                    }
+                    blocks.push(block);
+                }
+                _ => give(&pages, block),
+            }
+        }
+        assert_eq!(pages.verify(), Ok(()), "step {step}");
+    }
+    blocks.drain(..).for_each(|block| give(&pages, block));
+    assert_eq!(pages.verify(), Ok(()));
+    assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), chunks.len(), "not all merged again");
+}
+
+#[test]
+fn random_mixes_keep_every_invariant() {
+    seeds(6, |seed| {
+        mix(seed, &[4 * KIB], 300);
+        mix(seed, &[100 * KIB], 1500);
+        mix(seed, &[MIB, 100 * KIB, 4 * KIB, 8 * KIB], 1500);
+        mix(seed, &[64 * MIB, 3 * MIB], 1500);
+        mix(seed, &[5 * KIB + MIB; 12], 1500);
+    });
+}
+
+#[test]
+fn a_small_chunk_has_as_many_granules_as_fit() {
+    for (len, usable) in [(4, 3), (8, 7), (100, 96), (256, 248), (257, 252), (1024, 1016)] {
+        let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+        given.chunk(&pages, len * KIB, 4 * KIB, Use::Large, 0);
+        assert_eq!(pages.free_len(), usable * KIB, "chunk of {len} KiB");
+        assert_eq!(pages.largest_free(), usable * KIB);
+        let block = get(&pages, usable * KIB, 1, Use::Large, 0, 1).unwrap();
+        assert_eq!(pages.alloc(1, 1, Use::Slab, 0, true).err(), Some(Refused::Empty));
+        give(&pages, block);
+    }
+    let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(KIB, KIB, KIB).unwrap());
+    // SAFETY: just given.
+    let refused = unsafe { pages.add_chunk(given.map(run), run, Use::Large, 0, false) };
+    assert_eq!(refused, Err(AddError::TooSmall));
+}
+
+#[test]
+fn the_run_computed_for_a_length_fits_it() {
+    let lens = (0..64).map(|i| 1 + i * 1021).chain((236..264).map(|kib| kib * KIB - 5)).chain([MIB, 3 * MIB + 1]);
+    for (at, len) in lens.enumerate() {
+        for (align, page_len) in [(1, KIB), (64, 4 * KIB), (4 * KIB, 16 * KIB), (256 * KIB, 4 * KIB)] {
+            let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+            let run = chunk_len_for(len, align, page_len).unwrap();
+            given.chunk(&pages, run.len(), run.align(), Use::Large, 0);
+            give(&pages, get(&pages, len, align, Use::Large, 0, at as u64).unwrap());
+        }
+    }
+    let run = chunk_len_for(2 * MIB, 2 * MIB, 4 * KIB).unwrap();
+    assert!(run.len() < 2 * MIB + 32 * KIB, "the end holds the header, so alignment costs no second 2 MiB");
+    assert_eq!((chunk_len_for(0, 1, 4096), chunk_len_for(usize::MAX / 2, 1, 4096)), (None, None));
+    assert_eq!(chunk_len_for(1, 3, 4096), None);
+}
+
+#[test]
+fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
+    let run = PageRun::new(MIB, 4096, 4096).unwrap();
+    // SAFETY: a run's length is not 0.
+    let start = NonNull::new(unsafe { alloc_zeroed(run.layout()) }).unwrap();
+    let pages = Box::new(Pages::<1>::new());
+    // SAFETY: just allocated, zeroed.
+    unsafe { pages.add_chunk(start, run, Use::Large, 0, true) }.unwrap();
+    let take = |len| {
+        let run = pages.alloc(len, 8192, Use::Large, 0, true).unwrap();
+        if run.zeroed {
+            // SAFETY: the run is `len` bytes long.
+            assert!((0..run.len).all(|at| unsafe { run.start.add(at).read() } == 0));
+        }
+        (Block::new(&run, Use::Large, 7), run.zeroed)
+    };
+    let (first, second) = (take(5 * KIB), take(8 * KIB));
+    assert!(first.1 && second.1, "splitting keeps the flag");
+    give(&pages, first.0);
+    let (again, rest) = (take(5 * KIB), take(200 * KIB));
+    assert!(!again.1 && rest.1, "a used run is not zeroed, the rest is");
+    assert_eq!(pages.verify(), Ok(()));
+    give(&pages, rest.0);
+    assert!(!take(400 * KIB).1, "merged with a used run");
+    // SAFETY: allocated above; the blocks are not touched any more.
+    unsafe { dealloc(start.as_ptr(), run.layout()) };
+}
+
+#[test]
+fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<2>::new()));
+    given.chunk(&pages, 20 * MIB, 4 * KIB, Use::Large, 0);
+    let block = get(&pages, MIB, 4 * KIB, Use::Large, 0, 1).unwrap();
+    let pool = pages.pools().nth(Chunk::of(block.desc()).pool()).unwrap();
+    {
+        let _open = pool.open(false).unwrap();
+        assert_eq!(pages.alloc(4096, 1, Use::Large, 0, false).err(), Some(Refused::Busy));
+        assert_eq!(pages.alloc(4096, 1, Use::Large, 0, true).err(), Some(Refused::Busy), "waits within a bound");
+        given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 1);
+        let moved_on = get(&pages, 4096, 1, Use::Large, 0, 2).expect("the other shard is open");
+        assert!(!pages.resize(block.desc(), 2 * MIB, true));
+        let before = pages.free_len();
+        give(&pages, block);
+        assert_eq!(pages.free_len(), before, "nobody may touch the pool's lists now");
+        give(&pages, moved_on);
+    }
+    assert!(pages.drain_deferred());
+    assert!(!pages.drain_deferred());
+    assert_eq!(pages.verify(), Ok(()));
+    assert!(pages.has_surplus() || pages.pools().map(Pool::empty_count).sum::<usize>() == 2);
+}
+
+#[test]
+fn one_hold_drains_a_few_deferred_runs_only() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, MIB, 4 * KIB, Use::Slab, 0);
+    let blocks: Vec<_> = (0..20).map(|id| get(&pages, 4096, 4096, Use::Slab, 0, id).unwrap()).collect();
+    let pool = pages.pools().next().unwrap();
+    {
+        let _open = pool.open(false);
+        blocks.into_iter().for_each(|block| give(&pages, block));
+    }
+    let before = pages.free_len();
+    drop(pool.open(false));
+    assert_eq!(pages.free_len() - before, pool::DRAIN_LIMIT * 4096);
+    assert_eq!(pages.verify(), Ok(()));
+}
+
+#[test]
+fn an_empty_chunk_is_taken_put_back_and_given_back() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<2>::new()));
+    let run = PageRun::new(MIB, MIB, 4096).unwrap();
+    for _ in 0..3 {
+        given.chunk(&pages, run.len(), run.align(), Use::Large, 0);
+    }
+    assert!(pages.has_surplus());
+    let block = get(&pages, 600 * KIB, 1, Use::Large, 0, 1).unwrap();
+    let (held_len, free_len) = (pages.held_len(), pages.free_len());
+    assert!(pages.take_empty(free_len - KIB).is_none(), "keep is a floor");
+    assert_eq!(pages.verify(), Ok(()));
+
+    let first = pages.take_empty(0).unwrap();
+    assert_eq!(first.run, run);
+    assert!(pages.lookup(first.start).is_none(), "a leaving chunk is not found");
+    let second = pages.take_empty(0).unwrap();
+    assert!(pages.take_empty(0).is_none(), "the third one is in use");
+    assert_eq!(pages.alloc(700 * KIB, 1, Use::Large, 0, true).err(), Some(Refused::Empty));
+    // SAFETY: untouched since it was taken.
+    unsafe { pages.put_back(first) };
+    give(&pages, get(&pages, 700 * KIB, 1, Use::Large, 0, 2).unwrap());
+    given.unmap(second.start, second.run);
+    pages.chunk_gone(second);
+    assert_eq!((pages.held_len(), pages.free_len()), (held_len - MIB, free_len - 1016 * KIB));
+    assert_eq!(pages.verify(), Ok(()));
+
+    // Putting back while the pool's lock is taken.
+    let third = pages.take_empty(0).unwrap();
+    {
+        let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+        // SAFETY: untouched since it was taken.
+        unsafe { pages.put_back(third) };
+    }
+    assert_eq!(pages.verify(), Ok(()));
+    give(&pages, block);
+    while let Some(chunk) = pages.take_empty(0) {
+        given.unmap(chunk.start, chunk.run);
+        pages.chunk_gone(chunk);
+    }
+    assert_eq!((pages.held_len(), pages.free_len(), pages.map.used()), (0, 0, 0));
+    assert_eq!(given.0.lock().unwrap().len(), 0, "page for page");
+    assert_eq!(pages.verify(), Ok(()));
+}
+
+#[test]
+fn the_chunk_emptied_last_is_kept() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, MIB, 4096, Use::Large, 0);
+    assert!(!pages.has_surplus());
+    let block = get(&pages, 900 * KIB, 1, Use::Large, 0, 1).unwrap();
+    given.chunk(&pages, MIB, 4096, Use::Large, 0);
+    assert!(!pages.has_surplus());
+    let last = pages.lookup(block.start).unwrap().addr();
+    give(&pages, block);
+    assert!(pages.has_surplus());
+    let taken = pages.take_empty(0).unwrap();
+    assert_ne!(taken.start.as_ptr().addr(), last);
+    assert!(!pages.has_surplus());
+    given.unmap(taken.start, taken.run);
+    pages.chunk_gone(taken);
+}
+
+#[test]
+fn a_grown_block_has_room_on_both_sides() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, 64 * MIB, 2 * MIB, Use::Large, 0);
+    let low = get(&pages, MIB, 4096, Use::Large, 0, 1).unwrap();
+    let block = get(&pages, MIB, 4096, Use::Grown, 0, 2).unwrap();
+    assert!(block.start.as_ptr().addr() - low.start.as_ptr().addr() > 16 * MIB);
+    assert!(pages.resize(block.desc(), 16 * MIB, false), "grows where it is");
+    block.check();
+    assert_eq!(pages.verify(), Ok(()));
+    let big = get(&pages, 20 * MIB, 4096, Use::Grown, 0, 3).unwrap();
+    let tight = get(&pages, MIB, 4096, Use::Grown, 0, 4).unwrap();
+    let beside = [&low, &block, &big].map(|other| tight.start.as_ptr().addr() == other.start.as_ptr().addr() + other.len);
+    assert!(beside[0] || pages.usable_len(block.desc()) == 16 * MIB, "no room to waste");
+    assert_eq!(pages.verify(), Ok(()));
+}
+
+#[test]
+fn a_fit_hidden_behind_many_shorter_runs_is_found_under_pressure() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, 8 * MIB, 4096, Use::Large, 0);
+    // Of one bin (128 to 159 KiB): one run of 156 KiB, then many of 128 KiB in front of it.
+    let mut blocks = Vec::new();
+    for len in core::iter::once(156).chain([128; 39]) {
+        blocks.push(get(&pages, len * KIB, 1, Use::Large, 0, 0).unwrap());
+        blocks.push(get(&pages, 4 * KIB, 1, Use::Large, 0, 0).unwrap());
+    }
+    while let Ok(rest) = get(&pages, 4 * KIB, 1, Use::Large, 0, 0) {
+        core::mem::forget(rest);
+    }
+    for block in blocks.into_iter().step_by(2) {
+        give(&pages, block);
+    }
+    assert_eq!(pages.alloc(150 * KIB, 1, Use::Large, 0, true).err(), Some(Refused::Empty), "the quick search");
+    assert!(pages.alloc_any(150 * KIB, 1, Use::Large, true).is_ok());
+    assert_eq!(pages.verify(), Ok(()));
+    assert_eq!(pages.alloc_any(200 * KIB, 1, Use::Large, true).err(), Some(Refused::Empty));
+}
+
+#[test]
+fn absurd_requests_are_refused() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, MIB, 4096, Use::Large, 0);
+    for (len, align) in [(0, 1), (1, 3), (1, 0), (usize::MAX, 1), (usize::MAX / 2, 4096), (1, 1 << 63), (2 * MIB, 1)] {
+        assert_eq!(pages.alloc(len, align, Use::Large, 0, true).err(), Some(Refused::Empty), "{len} {align}");
+    }
+    let none = Pages::<0>::new();
+    assert_eq!(none.alloc(1, 1, Use::Slab, 5, true).err(), Some(Refused::Empty));
+    let block = get(&pages, KIB, 1, Use::Large, usize::MAX, 1).unwrap();
+    assert!(!pages.resize(block.desc(), usize::MAX, true) && !pages.resize(block.desc(), 0, true));
+    let desc = block.desc;
+    give(&pages, block);
+    // SAFETY: the chunk is still there.
+    pages.free(unsafe { &*desc });
+    assert_eq!(pages.verify(), Ok(()), "a second free does nothing");
+}
+
+#[test]
+fn threads_share_a_page_heap() {
+    seeds(3, |seed| {
+        let (given, pages) = (Given::default(), Box::new(Pages::<4>::new()));
+        for shard in 0..4 {
+            given.chunk(&pages, 16 * MIB, 2 * MIB, Use::Large, shard);
+            given.chunk(&pages, 4 * MIB, 4 * KIB, Use::Slab, shard);
+        }
+        let parcel: Mutex<Vec<Block>> = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for me in 0..8 {
+                let (pages, parcel, given) = (&pages, &parcel, &given);
+                scope.spawn(move || work(seed * 8 + me, me as usize, pages, parcel, given));
+            }
+        });
+        parcel.into_inner().unwrap().into_iter().for_each(|block| give(&pages, block));
+        assert_eq!(pages.verify(), Ok(()));
+        assert_eq!(pages.free_len(), pages.pools().flat_map(|p| p.open(true).unwrap().chunks()).map(Chunk::len).sum());
+    });
+}
+
+fn work(seed: u64, me: usize, pages: &Pages<4>, parcel: &Mutex<Vec<Block>>, given: &Given) {
+    let (mut rng, mut blocks) = (Rng(seed + 99), Vec::new());
+    for step in 0..4000u64 {
+        match rng.below(16) {
+            0..7 => {
+                let use_ = [Use::Slab, Use::Slab, Use::Large, Use::Grown][rng.below(4)];
+                let len = rng.length(if use_ == Use::Slab { 64 * KIB } else { MIB });
+                let shard = if rng.below(8) == 0 { rng.below(4) } else { me };
+                if let Ok(block) = get(pages, len, 1 << rng.below(14), use_, shard, seed << 32 | step) {
+                    block.check_lookup(pages, rng.below(MIB));
+                    blocks.push(block);
+                }
+            }
+            7..13 if !blocks.is_empty() => give(pages, blocks.swap_remove(rng.below(blocks.len()))),
+            13 if !blocks.is_empty() => {
+                let mut others = parcel.lock().unwrap();
+                others.push(blocks.swap_remove(rng.below(blocks.len())));
+                let at = rng.below(others.len());
+                blocks.push(others.swap_remove(at));
+            }
+            14 if !blocks.is_empty() => {
+                let at = rng.below(blocks.len());
+                let block: &mut Block = &mut blocks[at];
+                if block.use_ != Use::Slab {
+                    block.check();
+                    let old = block.len;
+                    if pages.resize(block.desc(), rng.length(2 * old), step % 2 == 0) {
+                        block.len = pages.usable_len(block.desc());
+                        block.write(old.min(block.len) / 512 * 512);
+                    }
+                }
+            }
+            15 if step % 8 == 0 => match pages.take_empty(0) {
+                Some(chunk) if rng.below(2) == 0 => {
+                    given.unmap(chunk.start, chunk.run);
+                    pages.chunk_gone(chunk);
+                }
+                // SAFETY: untouched since it was taken.
+                Some(chunk) => unsafe { pages.put_back(chunk) },
+                None => given.chunk(pages, MIB + rng.below(64) * 4096, 4096, [Use::Slab, Use::Large][me % 2], me),
+            },
+            _ => {}
+        }
+    }
+    blocks.into_iter().for_each(|block| give(pages, block));
+}
+
+#[test]
+fn huge_blocks_are_found_by_their_start() {
+    let pages = Pages::<1>::new();
+    let at = |addr: usize| NonNull::new(core::ptr::without_provenance_mut::<u8>(addr)).unwrap();
+    let run = |len, align| PageRun::new(len, align, 4096).unwrap();
+    for index in 1..=40 {
+        pages.insert_huge(at(index * 16 * MIB), run(index * 4096, 4096 << (index % 9)), false).unwrap();
+    }
+    for index in 1..=40 {
+        assert_eq!(pages.huge_run(at(index * 16 * MIB)), Some(run(index * 4096, 4096 << (index % 9))));
+        assert_eq!(pages.huge_run(at(index * 16 * MIB + 4096)), None);
+        assert!(pages.lookup(at(index * 16 * MIB)).is_none());
+    }
+    assert!(pages.update_huge(at(16 * MIB), run(MIB, 8192)));
+    assert_eq!(pages.huge_run(at(16 * MIB)), Some(run(MIB, 8192)));
+    assert_eq!(pages.verify(), Ok(()));
+    let left = pages.leave_huge(at(16 * MIB)).unwrap();
+    assert_eq!(pages.huge_run(at(16 * MIB)), None);
+    pages.huge_stays(at(16 * MIB), left);
+    assert_eq!(pages.leave_huge(at(16 * MIB)), Some(run(MIB, 8192)));
+    pages.huge_gone(at(16 * MIB), left);
+    assert_eq!((pages.huge_run(at(16 * MIB)), pages.map.used()), (None, 39));
+    assert_eq!(pages.verify(), Ok(()));
+    assert_eq!(pages.insert_huge(at(100), run(4096, 4096), false), Err(AddError::TooSmall));
+}
+
+fn fake(start: usize, len: usize) -> Entry {
+    Entry::chunk(start, NonNull::new(core::ptr::without_provenance_mut(start + len)).unwrap())
+}
+
+fn add_table(map: &ChunkMap, given: &Given) {
+    let run = PageRun::new(map.next_table_len(), 4096, 4096).unwrap();
+    // SAFETY: just given.
+    unsafe { map.add_table(given.map(run), run) }.unwrap();
+}
+
+/// Chunks side by side with lengths from 4 KiB to 4 MiB, some with gaps between them.
+fn neighbours(rng: &mut Rng, count: usize) -> Vec<(usize, usize)> {
+    let mut start = 0x1234 * MIB;
+    core::iter::repeat_with(|| {
+        let len = KIB * (4 << rng.below(11)) - KIB * rng.below(3);
+        start += rng.below(2) * 7 * KIB + len;
+        (start - len, len)
+    })
+    .take(count)
+    .collect()
+}
+
+#[test]
+fn thousands_of_chunks_are_found_and_leave_no_trace() {
+    seeds(3, |seed| {
+        let (given, map, mut rng) = (Given::default(), Box::new(ChunkMap::new()), Rng(seed));
+        let chunks = neighbours(&mut rng, 5000);
+        let mut tables = 0;
+        for (start, len) in &chunks {
+            while let Err(refused) = map.insert(&fake(*start, *len), false) {
+                assert_eq!(refused, AddError::Full);
+                assert!(tables < 16, "tables are used badly");
+                tables += 1;
+                add_table(&map, &given);
+            }
+        }
+        let found = |addr| map.lookup(addr).map(|header| header.addr());
+        for (start, len) in &chunks {
+            let end = start + len;
+            assert_eq!([*start, start + len / 2, end - 1].map(found), [Some(end); 3], "{start:x}");
+        }
+        assert!(map.take_empty_table().is_none());
+        for (at, (start, len)) in chunks.iter().enumerate() {
+            if at % 2 == 0 {
+                map.change(&fake(*start, *len), Change::Remove);
+            } else {
+                map.change(&fake(*start, *len), Change::Leave);
+                assert_eq!(found(*start), None);
+                map.change(&fake(*start, *len), Change::Stay);
+                assert_eq!(found(*start), Some(start + len));
+                map.change(&fake(*start, *len), Change::Leave);
+                map.change(&fake(*start, *len), Change::Forget);
+            }
+            assert_eq!(found(*start), None);
+        }
+        assert_eq!(map.used(), 0);
+        while let Some((start, run)) = map.take_empty_table() {
+            given.unmap(start, run);
+            tables -= 1;
+        }
+        assert_eq!(tables, 0);
+    });
+}
+
+/// Readers look up chunks that stay while a writer enters and takes out others around them, in all tables, and adds
+/// tables and gives them back (overwriting them).
+#[test]
+fn lookups_are_right_while_the_map_changes() {
+    seeds(2, |seed| {
+        let (given, map, mut rng) = (Given::default(), Box::new(ChunkMap::new()), Rng(seed));
+        let chunks = neighbours(&mut rng, 1200);
+        let (stay, go): (Vec<_>, Vec<_>) = chunks.into_iter().enumerate().partition(|(at, _)| at % 4 == 0);
+        let enter = |start, len| {
+            while map.insert(&fake(start, len), true).is_err() {
+                add_table(&map, &given);
+            }
+        };
+        stay.iter().for_each(|(_, (start, len))| enter(*start, *len));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..3)
+                .map(|reader| {
+                    let (map, stay, done) = (&map, &stay, &done);
+                    scope.spawn(move || {
+                        let mut rng = Rng(seed * 10 + reader);
+                        while !done.load(SeqCst) {
+                            let (_, (start, len)) = stay[rng.below(stay.len())];
+                            let found = map.lookup(start + rng.below(len)).map(|header| header.addr());
+                            assert_eq!(found, Some(start + len), "{start:x}");
+                        }
+                    })
+                })
+                .collect();
+            let mut returned = 0;
+            for _ in 0..60 {
+                go.iter().for_each(|(_, (start, len))| enter(*start, *len));
+                go.iter().for_each(|(_, (start, len))| map.change(&fake(*start, *len), Change::Remove));
+                for _ in 0..1000 {
+                    if let Some((start, run)) = map.take_empty_table() {
+                        given.unmap(start, run);
+                        returned += 1;
+                    }
+                }
+            }
+            done.store(true, SeqCst);
+            assert!(returned > 0, "no table was ever given back");
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        });
+    });
+}
+
+#[test]
+fn a_table_is_not_given_back_under_a_reader() {
+    let (given, map) = (Given::default(), Box::new(ChunkMap::new()));
+    add_table(&map, &given);
+    map.for_test_with_reader(|| assert!(map.take_empty_table().is_none()));
+    assert!(map.take_empty_table().is_some());
+}
+
+#[test]
+fn every_run_is_shown_once() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, MIB, 4096, Use::Large, 0);
+    let _large = get(&pages, 20 * KIB, 1, Use::Large, 0, 1).unwrap();
+    let _slab = get(&pages, 8 * KIB, 8 * KIB, Use::Slab, 0, 2).unwrap();
+    let mut seen = Vec::new();
+    pages.for_each_run(&mut |run| {
+        assert_eq!(run.chunk_start + run.offset, Chunk::start_of(run.desc).as_ptr().addr());
+        seen.push((run.kind, run.len));
+    });
+    assert_eq!(seen.iter().map(|(_, len)| len).sum::<usize>(), 1016 * KIB);
+    assert!(seen.contains(&(Kind::Large, 20 * KIB)) && seen.contains(&(Kind::Slab, 8 * KIB)));
+}
+
+/// What `verify` is for: each invariant, broken by hand, is named.
+#[test]
+fn verify_names_what_is_broken() {
+    let broken = |hurt: &dyn Fn(&Pages<1>, &Block, &Block)| {
+        let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+        given.chunk(&pages, MIB, 4096, Use::Large, 0);
+        let blocks = [0, 1, 2].map(|id| get(&pages, 20 * KIB, 1, Use::Large, 0, id).unwrap());
+        pages.free(blocks[1].desc());
+        assert_eq!(pages.verify(), Ok(()));
+        hurt(&pages, &blocks[0], &blocks[1]);
+        pages.verify().unwrap_err().rule
+    };
+    fn inside(block: &Block, at: usize) -> &PageDesc {
+        Chunk::of(block.desc()).desc(block.desc().index() + at).unwrap()
+    }
+    assert_eq!(broken(&|_, used, _| used.desc().set(Kind::Large, 3, false)), 2);
+    assert_eq!(broken(&|_, used, _| used.desc().set(Kind::Large, 500, false)), 1);
+    assert_eq!(broken(&|_, used, _| inside(used, 4).set(Kind::Free, 5, false)), 2);
+    let free_unmerged = |_: &Pages<1>, used: &Block, _: &Block| {
+        used.desc().set(Kind::Free, 5, false);
+        used.desc().next.store(used.desc().as_link(), Relaxed);
+        used.desc().prev.store(used.desc().as_link(), Relaxed);
+        inside(used, 4).set(Kind::Free, 5, false);
+    };
+    assert_eq!(broken(&free_unmerged), 3);
+    assert_eq!(broken(&|_, _, free| free.desc().next.store(core::ptr::null_mut(), Relaxed)), 4);
+    let chunk = |block: &Block| entry_of(Chunk::of(block.desc()));
+    assert_eq!(broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)), 7);
+    assert_eq!(broken(&|pages, _, _| drop(pages.held_len.fetch_add(1, Relaxed))), 8);
+}
+
+#[test]
+fn all_zero_is_the_empty_state() {
+    let layout = core::alloc::Layout::new::<Pages<2>>();
+    // SAFETY: the layout is not of size 0.
+    let pages = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap().cast::<Pages<2>>();
+    {
+        // SAFETY: zeroed memory of the right layout; every field of `Pages` is valid as zeros.
+        let pages: &Pages<2> = unsafe { pages.as_ref() };
+        let given = Given::default();
+        given.chunk(pages, 4 * KIB, 4 * KIB, Use::Slab, 0);
+        give(pages, get(pages, 2 * KIB, 1, Use::Large, 0, 1).unwrap());
+        assert_eq!(pages.verify(), Ok(()));
+    }
+    // SAFETY: allocated above with this layout.
+    unsafe { dealloc(pages.as_ptr().cast(), layout) };
+}
+
+/// Not a test but a measurement: `cargo test --release -- --ignored --nocapture pairs`.
+#[test]
+#[ignore = "a measurement"]
+fn pairs() {
+    for threads in [1, 2, 8] {
+        let (given, pages) = (Given::default(), Box::new(Pages::<8>::new()));
+        for shard in 0..8 {
+            given.chunk(&pages, 64 * MIB, 2 * MIB, Use::Large, shard);
+        }
+        let count = 400_000;
+        let start = std::time::Instant::now();
+        thread::scope(|scope| {
+            for me in 0..threads {
+                let pages = &pages;
+                scope.spawn(move || {
+                    let (mut rng, mut blocks) = (Rng(me as u64 + 1), Vec::new());
+                    for _ in 0..64 {
+                        blocks.push(None);
+                    }
+                    for _ in 0..count {
+                        let at = rng.below(64);
+                        if let Some(desc) = blocks[at].take() {
+                            pages.free(desc);
+                        }
+                        let len = 36 * KIB + rng.length(2 * MIB - 36 * KIB);
+                        blocks[at] = pages.alloc(len, 4096, Use::Large, me, true).ok().map(|run| run.desc);
+                    }
+                });
+            }
+        });
+        let nanos = start.elapsed().as_nanos() as f64 / (count * threads) as f64;
+        std::println!("large pairs, {threads} threads: {nanos:.0} ns wall per pair over all");
+    }
+    let (given, map, mut rng) = (Given::default(), Box::new(ChunkMap::new()), Rng(1));
+    for count in [1, 20, 40, 1000] {
+        let chunks: Vec<_> = neighbours(&mut rng, count).into_iter().map(|(s, l)| (s + count * 64 * MIB * MIB, l)).collect();
+        for (start, len) in &chunks {
+            while map.insert(&fake(*start, *len), false).is_err() {
+                add_table(&map, &given);
+            }
+        }
+        let (start, mut sum) = (std::time::Instant::now(), 0);
+        for _ in 0..1_000_000 {
+            let (chunk, len) = chunks[rng.below(count)];
+            sum += map.lookup(chunk + rng.below(len)).unwrap().addr();
+        }
+        std::println!("lookup among {count} chunks: {} ns ({sum:x})", start.elapsed().as_nanos() / 1_000_000);
+        chunks.iter().for_each(|(start, len)| map.change(&fake(*start, *len), Change::Remove));
+    }
+}
