@@ -70,7 +70,9 @@ impl Bins {
 
     /// Whether the bitmap says that a bin has runs.
     pub(crate) fn is_filled(&self, bin: usize) -> bool {
-        self.filled.get(bin / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (bin % 64) & 1 != 0)
+        self.filled
+            .get(bin / 64)
+            .is_some_and(|word| word.load(Ordering::Relaxed) >> (bin % 64) & 1 != 0)
     }
 
     /// Puts a run first into the bin of its length.
@@ -78,7 +80,9 @@ impl Bins {
         let bin = index(kib);
         let Some(head) = self.heads.get(bin) else { return };
         let first = follow(head).unwrap_or(run);
-        let last = follow(&first.prev).filter(|_| !core::ptr::eq(first, run)).unwrap_or(run);
+        let last = follow(&first.prev)
+            .filter(|_| !core::ptr::eq(first, run))
+            .unwrap_or(run);
         run.next.store(first.as_link(), Ordering::Relaxed);
         run.prev.store(last.as_link(), Ordering::Relaxed);
         first.prev.store(run.as_link(), Ordering::Relaxed);
@@ -91,7 +95,9 @@ impl Bins {
     pub(crate) fn remove(&self, run: &PageDesc, kib: usize) {
         let bin = index(kib);
         let Some(head) = self.heads.get(bin) else { return };
-        let (Some(next), Some(prev)) = (follow(&run.next), follow(&run.prev)) else { return };
+        let (Some(next), Some(prev)) = (follow(&run.next), follow(&run.prev)) else {
+            return;
+        };
         if core::ptr::eq(next, run) {
             head.store(core::ptr::null_mut(), Ordering::Relaxed);
             self.mark(bin, false);
@@ -122,7 +128,9 @@ impl Bins {
     /// The last bin that has runs.
     pub(crate) fn last(&self) -> Option<usize> {
         let high = |(at, word): (usize, &AtomicU64)| {
-            word.load(Ordering::Relaxed).checked_ilog2().map(|bit| at * 64 + bit as usize)
+            word.load(Ordering::Relaxed)
+                .checked_ilog2()
+                .map(|bit| at * 64 + bit as usize)
         };
         self.filled.iter().enumerate().rev().find_map(high)
     }

@@ -25,9 +25,11 @@
 //!   bucket or two a lookup.
 //!
 //! Why a lookup is right: the asked-for chunk is live, so its slot does not change meanwhile, and what happened
-//! before the address was handed out (older chunks there left, this one was entered) is visible. Of other chunks
-//! a reader may see slots in the act of changing; reading the key before and after the value, with a reuse count
-//! in it, rejects those. Of what is left, the candidate with the greatest start is taken.
+//! before the address was handed out (older chunks there left, this one was entered) is visible. Chunks do not overlap,
+//! so no other one has the address between its start and its end. A slot that is being used anew may for a
+//! moment pair one chunk's key with another's value; the key is therefore read before and after the value, and
+//! counts the slot's uses. To be misled, a reader would have to stand still between two loads while the provider
+//! gives and takes chunks until that very slot was used eight times more, the last time for the same start.
 
 use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -56,7 +58,10 @@ const MIN_ORDER: u32 = 12;
 /// Sections of huge blocks, and the alignment that starts have at least.
 const KEY_SHIFT: u32 = 10;
 
-const _: () = assert!(ORDER | LEAVING | REUSE == (1 << KEY_SHIFT) - 1, "the bits below an aligned start");
+const _: () = assert!(
+    ORDER | LEAVING | REUSE == (1 << KEY_SHIFT) - 1,
+    "the bits below an aligned start"
+);
 
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -97,12 +102,22 @@ impl Entry {
     pub(crate) fn chunk(start: usize, header: NonNull<u8>) -> Self {
         let last = header.as_ptr().addr().wrapping_sub(1);
         let order = usize::BITS - last.wrapping_sub(start).leading_zeros();
-        Self { start, last, order: order.max(MIN_ORDER), value: header.as_ptr() }
+        Self {
+            start,
+            last,
+            order: order.max(MIN_ORDER),
+            value: header.as_ptr(),
+        }
     }
 
     fn huge(start: usize, run: PageRun) -> Self {
         let value = run.len() | run.align().trailing_zeros() as usize;
-        Self { start, last: start, order: HUGE, value: without_provenance_mut(value) }
+        Self {
+            start,
+            last: start,
+            order: HUGE,
+            value: without_provenance_mut(value),
+        }
     }
 
     /// The chunk header's address.
@@ -162,7 +177,7 @@ impl ChunkMap {
     /// The header of the chunk in whose granules `addr` lies. Never waits; any context. `None` if there is none;
     /// which is certain only if `addr` is in a live block, or in memory that the caller owns.
     pub(crate) fn lookup(&self, addr: usize) -> Option<*mut u8> {
-        self.each_table(|table| table.best(addr, self.orders.load(Relaxed) & !(1 << HUGE)))
+        self.each_table(|table| table.around(addr, self.orders.load(Relaxed) & !(1 << HUGE)))
     }
 
     /// The run of a huge block that starts at `start`. Never waits; any context. The caller owns the block, or
@@ -173,15 +188,24 @@ impl ChunkMap {
         }
         let key = start | HUGE as usize;
         let value = self.each_table(|table| {
-            table.slots(start >> KEY_SHIFT, HUGE).find(|slot| slot.key() == key).map(|slot| slot.value.load(Relaxed))
+            table
+                .slots(start >> KEY_SHIFT, HUGE)
+                .find(|slot| slot.key() == key)
+                .map(|slot| slot.value.load(Relaxed))
         })?;
         let bits = value.addr();
-        PageRun::new(bits >> KEY_SHIFT << KEY_SHIFT, 1usize.checked_shl(u32::try_from(bits & ORDER).ok()?)?, 1)
+        PageRun::new(
+            bits >> KEY_SHIFT << KEY_SHIFT,
+            1usize.checked_shl(u32::try_from(bits & ORDER).ok()?)?,
+            1,
+        )
     }
 
     /// Changes the run of a huge block that does not move. The caller owns the block.
     pub(crate) fn update_huge(&self, start: usize, run: PageRun) -> bool {
-        let Some(old) = self.huge_run(start).map(|old| Entry::huge(start, old)) else { return false };
+        let Some(old) = self.huge_run(start).map(|old| Entry::huge(start, old)) else {
+            return false;
+        };
         let new = Entry::huge(start, run);
         self.each_table(|table| {
             let slot = table.find(start >> KEY_SHIFT, HUGE, old.key(), old.value)?;
@@ -208,7 +232,11 @@ impl ChunkMap {
     /// Enters a chunk under each section it touches. The caller owns it and it stays mapped until the entry has
     /// left. Bounded: two buckets a section and table. Waits within the spin limit if `wait`.
     pub(crate) fn insert(&self, entry: &Entry, wait: bool) -> Result<(), AddError> {
-        let held = if wait { self.writer.lock_bounded() } else { self.writer.try_lock() };
+        let held = if wait {
+            self.writer.lock_bounded()
+        } else {
+            self.writer.try_lock()
+        };
         let Some(_held) = held else { return Err(AddError::Busy) };
         self.orders.fetch_or(1 << entry.order, Relaxed);
         for (done, section) in entry.sections().enumerate() {
@@ -232,7 +260,10 @@ impl ChunkMap {
     /// The first success of `visit` over the tables, table 0 first. A table behind it is visited only between
     /// an addition to and a subtraction from `readers`; see [`take_empty_table`](Self::take_empty_table).
     fn each_table<R>(&self, mut visit: impl FnMut(View<'_>) -> Option<R>) -> Option<R> {
-        let found = visit(View { buckets: &self.first, used: &self.first_used });
+        let found = visit(View {
+            buckets: &self.first,
+            used: &self.first_used,
+        });
         if found.is_some() || self.next.load(Acquire).is_null() {
             return found;
         }
@@ -275,10 +306,19 @@ impl ChunkMap {
             // SAFETY: in the run, owned (caller), aligned as the run is.
             unsafe { bucket.write(Bucket::new()) };
         }
-        let table = Table { start, run, buckets, count, used: AtomicUsize::new(0), next: AtomicPtr::default() };
+        let table = Table {
+            start,
+            run,
+            buckets,
+            count,
+            used: AtomicUsize::new(0),
+            next: AtomicPtr::default(),
+        };
         // SAFETY: in the run, owned (caller), aligned as the run is.
         unsafe { header.write(table) };
-        let Some(_held) = self.writer.lock_bounded() else { return Err(AddError::Busy) };
+        let Some(_held) = self.writer.lock_bounded() else {
+            return Err(AddError::Busy);
+        };
         let (mut link, mut length) = (&self.next, 0);
         while let Some(table) = follow(link) {
             link = &table.next;
@@ -340,7 +380,9 @@ impl ChunkMap {
     /// Slots in use, in all tables. At rest.
     #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
-        self.tables().fold(self.first_used.load(Relaxed), |sum, table| sum + table.used.load(Relaxed))
+        self.tables().fold(self.first_used.load(Relaxed), |sum, table| {
+            sum + table.used.load(Relaxed)
+        })
     }
 }
 
@@ -362,7 +404,10 @@ impl Table {
         // SAFETY: `add_table` initialised `count` buckets there; they stay until the table is unlinked, and who
         // calls this keeps it from being unlinked (see `ChunkMap::tables`).
         let buckets = unsafe { core::slice::from_raw_parts(self.buckets.as_ptr(), self.count) };
-        View { buckets, used: &self.used }
+        View {
+            buckets,
+            used: &self.used,
+        }
     }
 }
 
@@ -376,10 +421,15 @@ fn follow(link: &AtomicPtr<Table>) -> Option<&Table> {
 
 impl<'a> View<'a> {
     /// The slots of the two buckets of a section.
+    #[inline]
     fn slots(self, section: usize, order: u32) -> impl Iterator<Item = Slot<'a>> {
         let mixed = (section as u64 ^ u64::from(order) << 58).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let again = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        [mixed, again].into_iter().filter_map(move |hash| self.buckets.get(self.scale(hash))).flat_map(Bucket::slots)
+        [mixed, again]
+            .map(|hash| self.buckets.get(self.scale(hash)))
+            .into_iter()
+            .flatten()
+            .flat_map(Bucket::slots)
     }
 
     /// A hash's high half, scaled to the number of buckets.
@@ -389,7 +439,8 @@ impl<'a> View<'a> {
 
     /// The slot of this table that holds exactly `key` and `value` for a section.
     fn find(self, section: usize, order: u32, key: usize, value: *mut u8) -> Option<Slot<'a>> {
-        self.slots(section, order).find(|slot| slot.key() == key && slot.value.load(Relaxed) == value)
+        self.slots(section, order)
+            .find(|slot| slot.key() == key && slot.value.load(Relaxed) == value)
     }
 
     /// Enters `entry` for a section, if one of its slots here is free. Under the writer's lock.
@@ -420,21 +471,20 @@ impl<'a> View<'a> {
         Some(())
     }
 
-    /// The chunk with the greatest start among those here that have `addr` between their start and end. Bounded: two
-    /// buckets for each of the `orders` in use.
-    fn best(self, addr: usize, orders: u64) -> Option<*mut u8> {
-        let (mut rest, mut best) = (orders, None);
-        while rest != 0 {
-            let order = rest.trailing_zeros();
-            rest &= rest - 1;
+    /// The header of the chunk here that has `addr` between its start and its end. The greatest order comes first: most
+    /// memory is in long chunks. Bounded: two buckets for each of the `orders` in use.
+    fn around(self, addr: usize, orders: u64) -> Option<*mut u8> {
+        let mut rest = orders;
+        while let Some(order) = rest.checked_ilog2() {
+            rest ^= 1 << order;
             for slot in self.slots(addr >> order, order) {
-                let Some((start, value)) = slot.chunk_around(addr, order) else { continue };
-                if best.is_none_or(|(other, _)| start > other) {
-                    best = Some((start, value));
+                let found = slot.chunk_around(addr, order);
+                if found.is_some() {
+                    return found;
                 }
             }
         }
-        best.map(|(_, value)| value)
+        None
     }
 }
 
@@ -447,7 +497,10 @@ impl Bucket {
     }
 
     fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
-        self.keys.iter().zip(&self.values).map(|(key, value)| Slot { key, value })
+        self.keys
+            .iter()
+            .zip(&self.values)
+            .map(|(key, value)| Slot { key, value })
     }
 }
 
@@ -463,8 +516,9 @@ impl Slot<'_> {
         self.key.load(Acquire) & !REUSE
     }
 
-    /// Start and header of the chunk here, if it has the given order and `addr` is between its start and its end.
-    fn chunk_around(&self, addr: usize, order: u32) -> Option<(usize, *mut u8)> {
+    /// The header of the chunk here, if it has the given order and `addr` is between its start and its end.
+    #[inline]
+    fn chunk_around(&self, addr: usize, order: u32) -> Option<*mut u8> {
         let key = self.key.load(Acquire);
         let start = key & !(ORDER | LEAVING | REUSE);
         if key & (ORDER | LEAVING) != order as usize || addr.checked_sub(start)? >> order != 0 {
@@ -472,7 +526,7 @@ impl Slot<'_> {
         }
         let value = self.value.load(Relaxed);
         fence(Acquire);
-        (self.key.load(Relaxed) == key && addr < value.addr()).then_some((start, value))
+        (self.key.load(Relaxed) == key && addr < value.addr()).then_some(value)
     }
 
     fn huge_len(&self) -> Option<usize> {

@@ -108,10 +108,14 @@ impl PageDesc {
     /// Writes kind, length in granules and zeroed flag.
     pub(crate) fn set(&self, kind: Kind, len: usize, zeroed: bool) {
         debug_assert!(len <= MAX_LEN);
-        #[expect(clippy::cast_possible_truncation, reason = "a run is at most MAX_LEN granules long, which fits 27 bits")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a run is at most MAX_LEN granules long, which fits 27 bits"
+        )]
         let len = len as u32 & LEN_MASK;
         let zeroed = if zeroed { ZEROED } else { 0 };
-        self.tag.store((kind as u32) << KIND_SHIFT | zeroed | len, Ordering::Relaxed);
+        self.tag
+            .store((kind as u32) << KIND_SHIFT | zeroed | len, Ordering::Relaxed);
     }
 
     /// Changes the kind alone.

@@ -115,7 +115,14 @@ impl Request {
         }
         let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
         let slack = align.saturating_sub(1 << 10) >> 10;
-        Some(Self { len, align, kib: len.div_ceil(1 << 10), slack, kind, middle: plenty && use_ == Use::Grown })
+        Some(Self {
+            len,
+            align,
+            kib: len.div_ceil(1 << 10),
+            slack,
+            kind,
+            middle: plenty && use_ == Use::Grown,
+        })
     }
 
     /// How many bins may have runs that fit but are not searched at once.
@@ -130,7 +137,8 @@ impl Request {
 
     /// The place in the middle of `run`, if that is long enough for it to be worth it.
     fn place_middle<'a>(&self, run: &'a PageDesc) -> Option<Place<'a>> {
-        self.place_from(run, |all, len| (all - len) / 2).filter(|place| run.len() / MIDDLE_RATIO > place.len)
+        self.place_from(run, |all, len| (all - len) / 2)
+            .filter(|place| run.len() / MIDDLE_RATIO > place.len)
     }
 
     fn place_from<'a>(&self, run: &'a PageDesc, from: impl Fn(usize, usize) -> usize) -> Option<Place<'a>> {
@@ -174,8 +182,15 @@ impl Pool {
     /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to
     /// [`DRAIN_LIMIT`] deferred runs.
     pub(crate) fn open(&self, wait: bool) -> Option<Open<'_>> {
-        let held = if wait { self.lock.lock_bounded()? } else { self.lock.try_lock()? };
-        let open = Open { pool: self, _held: held };
+        let held = if wait {
+            self.lock.lock_bounded()?
+        } else {
+            self.lock.try_lock()?
+        };
+        let open = Open {
+            pool: self,
+            _held: held,
+        };
         for _ in 0..DRAIN_LIMIT {
             let Some(run) = open.pop_deferred() else { break };
             open.release(run);
@@ -193,7 +208,10 @@ impl Pool {
         let mut head = self.deferred.load(Relaxed);
         loop {
             run.next.store(head, Relaxed);
-            match self.deferred.compare_exchange_weak(head, run.as_link(), Release, Relaxed) {
+            match self
+                .deferred
+                .compare_exchange_weak(head, run.as_link(), Release, Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -255,15 +273,28 @@ impl<'a> Open<'a> {
     fn find(&self, want: &Request) -> Option<Place<'a>> {
         let bins = &self.pool.bins;
         let good = |kib, look| {
-            bins.first_from(bins::good_index(kib)).and_then(|bin| bins.look(bin, look, |run| want.place(run)))
+            bins.first_from(bins::good_index(kib))
+                .and_then(|bin| bins.look(bin, look, |run| want.place(run)))
         };
         let near = |kib| bins.look(bins::index(kib), LENGTH_LOOK, |run| want.place(run));
         let middle = if want.middle { self.find_middle(want) } else { None };
         middle
             .or_else(|| good(want.kib, ALIGNED_LOOK))
-            .or_else(|| if want.slack > 0 { good(want.kib + want.slack, ALIGNED_LOOK) } else { None })
+            .or_else(|| {
+                if want.slack > 0 {
+                    good(want.kib + want.slack, ALIGNED_LOOK)
+                } else {
+                    None
+                }
+            })
             .or_else(|| near(want.kib))
-            .or_else(|| if want.slack > 0 { near(want.kib + want.slack) } else { None })
+            .or_else(|| {
+                if want.slack > 0 {
+                    near(want.kib + want.slack)
+                } else {
+                    None
+                }
+            })
     }
 
     /// A place in the middle of a run of the last bin, if more than half of the pool is free.
@@ -271,7 +302,9 @@ impl<'a> Open<'a> {
         if self.pool.free_len() <= self.pool.held_len() / 2 {
             return None;
         }
-        self.pool.bins.look(self.pool.bins.last()?, 1, |run| want.place_middle(run))
+        self.pool
+            .bins
+            .look(self.pool.bins.last()?, 1, |run| want.place_middle(run))
     }
 
     /// Cuts a place out of its free run; what is left in front and behind stays free, and zeroed if it was.
@@ -299,8 +332,16 @@ impl<'a> Open<'a> {
         run.set(Kind::Inside, 0, false);
         let next = chunk.desc(first + len);
         let prev = first.checked_sub(1).and_then(|index| chunk.desc(index));
-        for side in [prev, next].into_iter().flatten().filter(|side| side.kind() == Kind::Free) {
-            let index = if side.index() < first { side.index() + 1 - side.len() } else { side.index() };
+        for side in [prev, next]
+            .into_iter()
+            .flatten()
+            .filter(|side| side.kind() == Kind::Free)
+        {
+            let index = if side.index() < first {
+                side.index() + 1 - side.len()
+            } else {
+                side.index()
+            };
             let Some(head) = chunk.desc(index) else { continue };
             zeroed &= head.is_zeroed();
             first = first.min(index);
@@ -326,13 +367,17 @@ impl<'a> Open<'a> {
             return false;
         }
         if len < old {
-            let Some(rest) = chunk.desc(first + len) else { return false };
+            let Some(rest) = chunk.desc(first + len) else {
+                return false;
+            };
             mark_used(chunk, run, Kind::Large, len, false);
             mark_used(chunk, rest, Kind::Large, old - len, false);
             self.release(rest);
             return true;
         }
-        let Some(next) = chunk.desc(first + old).filter(|next| next.kind() == Kind::Free) else { return len == old };
+        let Some(next) = chunk.desc(first + old).filter(|next| next.kind() == Kind::Free) else {
+            return len == old;
+        };
         let (behind, zeroed) = (next.len(), next.is_zeroed());
         if len == old || behind < len - old {
             return len == old;
@@ -380,7 +425,11 @@ impl<'a> Open<'a> {
         for _ in 0..POP_LIMIT {
             // SAFETY: null, or pushed by `defer`; the run's chunk cannot leave the heap while the run is not free.
             let run = unsafe { PageDesc::from_link::<'a>(head) }?;
-            match self.pool.deferred.compare_exchange(head, run.next.load(Relaxed), Acquire, Acquire) {
+            match self
+                .pool
+                .deferred
+                .compare_exchange(head, run.next.load(Relaxed), Acquire, Acquire)
+            {
                 Ok(_) => return Some(run),
                 Err(now) => head = now,
             }
@@ -393,7 +442,9 @@ impl<'a> Open<'a> {
         if len == 0 {
             return;
         }
-        let (Some(head), Some(tail)) = (chunk.desc(first), chunk.desc(first + len - 1)) else { return };
+        let (Some(head), Some(tail)) = (chunk.desc(first), chunk.desc(first + len - 1)) else {
+            return;
+        };
         tail.set(Kind::Free, len, zeroed);
         head.set(Kind::Free, len, zeroed);
         self.pool.bins.insert(head, kib(chunk, len));
@@ -418,7 +469,11 @@ impl<'a> Open<'a> {
 fn mark_used(chunk: &Chunk, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
     let tail = chunk.desc(head.index() + len - 1).filter(|_| len > 1);
     if let Some(tail) = tail {
-        let (kind, len) = if kind == Kind::Slab { (Kind::SlabRest, len - 1) } else { (Kind::Tail, 0) };
+        let (kind, len) = if kind == Kind::Slab {
+            (Kind::SlabRest, len - 1)
+        } else {
+            (Kind::Tail, 0)
+        };
         tail.set(kind, len, false);
     }
     head.set(kind, len, zeroed);
@@ -456,13 +511,19 @@ impl<'a> Open<'a> {
         }
         for (list, empty) in [(&self.pool.used, false), (&self.pool.empty, true)] {
             for chunk in chunks(list) {
-                let is_empty = chunk.desc(0).is_some_and(|run| run.kind() == Kind::Free && run.len() == chunk.count());
+                let is_empty = chunk
+                    .desc(0)
+                    .is_some_and(|run| run.kind() == Kind::Free && run.len() == chunk.count());
                 check(5, is_empty == empty, chunk.as_link())?;
             }
         }
         let at = NonNull::from(self.pool).as_ptr();
         check(4, self.verify_bins()? == free_count, at)?;
-        check(6, self.pool.free_len() == free_len && self.pool.held_len() == held_len, at)?;
+        check(
+            6,
+            self.pool.free_len() == free_len && self.pool.held_len() == held_len,
+            at,
+        )?;
         check(6, self.pool.chunk_count.load(Relaxed) == self.chunks().count(), at)?;
         check(6, self.pool.empty_count() == chunks(&self.pool.empty).count(), at)
     }
@@ -472,7 +533,11 @@ impl<'a> Open<'a> {
         let mut count = 0;
         for bin in 0..bins::BIN_COUNT {
             let head = self.pool.bins.head(bin);
-            check(4, self.pool.bins.is_filled(bin) == head.is_some(), &raw const *self.pool)?;
+            check(
+                4,
+                self.pool.bins.is_filled(bin) == head.is_some(),
+                &raw const *self.pool,
+            )?;
             let mut next = head;
             while let Some(run) = next {
                 let right = run.kind() == Kind::Free && bins::index(kib(Chunk::of(run), run.len())) == bin;
@@ -531,5 +596,9 @@ fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
 
 /// An error naming `rule` unless `holds`.
 pub(crate) fn check<T>(rule: u8, holds: bool, at: *const T) -> Result<(), PageFault> {
-    if holds { Ok(()) } else { Err(PageFault { rule, at: at.addr() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(PageFault { rule, at: at.addr() })
+    }
 }

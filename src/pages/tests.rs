@@ -116,7 +116,13 @@ unsafe impl Send for Block {}
 
 impl Block {
     fn new(run: &Run<'_>, use_: Use, id: u64) -> Self {
-        let block = Block { desc: run.desc, start: run.start, len: run.len, use_, id };
+        let block = Block {
+            desc: run.desc,
+            start: run.start,
+            len: run.len,
+            use_,
+            id,
+        };
         block.write(0);
         block
     }
@@ -153,8 +159,13 @@ impl Block {
         let at = if self.use_ == Use::Slab { at % self.len } else { 0 };
         // SAFETY: `at` is inside the block.
         let addr = unsafe { self.start.add(at) };
-        let chunk = pages.lookup(addr).expect("the map does not know the chunk of a live block");
-        assert!(core::ptr::eq(chunk.head_of(addr).unwrap(), self.desc), "{at} leads to another head");
+        let chunk = pages
+            .lookup(addr)
+            .expect("the map does not know the chunk of a live block");
+        assert!(
+            core::ptr::eq(chunk.head_of(addr).unwrap(), self.desc),
+            "{at} leads to another head"
+        );
     }
 }
 
@@ -190,7 +201,11 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
         let fill = rng.below(100) < if step / 200 % 2 == 0 { 60 } else { 40 };
         if fill || blocks.is_empty() {
             let use_ = [Use::Slab, Use::Large, Use::Grown][rng.below(3)];
-            let len = rng.length(if use_ == Use::Slab { longest.min(64 * KIB) } else { longest / 2 });
+            let len = rng.length(if use_ == Use::Slab {
+                longest.min(64 * KIB)
+            } else {
+                longest / 2
+            });
             let far = rng.below(8) == 0;
             let align = 1 << rng.below(if far { 22 } else { 14 });
             if let Ok(block) = get(&pages, len, align, use_, rng.below(9), step as u64) {
@@ -224,7 +239,11 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
     }
     blocks.drain(..).for_each(|block| give(&pages, block));
     assert_eq!(pages.verify(), Ok(()));
-    assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), chunks.len(), "not all merged again");
+    assert_eq!(
+        pages.pools().map(Pool::empty_count).sum::<usize>(),
+        chunks.len(),
+        "not all merged again"
+    );
 }
 
 #[test]
@@ -249,7 +268,11 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
         assert_eq!(pages.alloc(1, 1, Use::Slab, 0, true).err(), Some(Refused::Empty));
         give(&pages, block);
     }
-    let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(KIB, KIB, KIB).unwrap());
+    let (given, pages, run) = (
+        Given::default(),
+        Pages::<1>::new(),
+        PageRun::new(KIB, KIB, KIB).unwrap(),
+    );
     // SAFETY: just given.
     let refused = unsafe { pages.add_chunk(given.map(run), run, Use::Large, 0, false) };
     assert_eq!(refused, Err(AddError::TooSmall));
@@ -257,7 +280,10 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
 
 #[test]
 fn the_run_computed_for_a_length_fits_it() {
-    let lens = (0..64).map(|i| 1 + i * 1021).chain((236..264).map(|kib| kib * KIB - 5)).chain([MIB, 3 * MIB + 1]);
+    let lens = (0..64)
+        .map(|i| 1 + i * 1021)
+        .chain((236..264).map(|kib| kib * KIB - 5))
+        .chain([MIB, 3 * MIB + 1]);
     for (at, len) in lens.enumerate() {
         for (align, page_len) in [(1, KIB), (64, 4 * KIB), (4 * KIB, 16 * KIB), (256 * KIB, 4 * KIB)] {
             let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
@@ -267,8 +293,14 @@ fn the_run_computed_for_a_length_fits_it() {
         }
     }
     let run = chunk_len_for(2 * MIB, 2 * MIB, 4 * KIB).unwrap();
-    assert!(run.len() < 2 * MIB + 32 * KIB, "the end holds the header, so alignment costs no second 2 MiB");
-    assert_eq!((chunk_len_for(0, 1, 4096), chunk_len_for(usize::MAX / 2, 1, 4096)), (None, None));
+    assert!(
+        run.len() < 2 * MIB + 32 * KIB,
+        "the end holds the header, so alignment costs no second 2 MiB"
+    );
+    assert_eq!(
+        (chunk_len_for(0, 1, 4096), chunk_len_for(usize::MAX / 2, 1, 4096)),
+        (None, None)
+    );
     assert_eq!(chunk_len_for(1, 3, 4096), None);
 }
 
@@ -283,8 +315,9 @@ fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     let take = |len| {
         let run = pages.alloc(len, 8192, Use::Large, 0, true).unwrap();
         if run.zeroed {
-            // SAFETY: the run is `len` bytes long.
-            assert!((0..run.len).all(|at| unsafe { run.start.add(at).read() } == 0));
+            // SAFETY: the run is `len` bytes long, and initialised since its chunk was zeroed.
+            let bytes = unsafe { core::slice::from_raw_parts(run.start.as_ptr(), run.len) };
+            assert!(bytes.iter().all(|byte| *byte == 0));
         }
         (Block::new(&run, Use::Large, 7), run.zeroed)
     };
@@ -309,7 +342,11 @@ fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
     {
         let _open = pool.open(false).unwrap();
         assert_eq!(pages.alloc(4096, 1, Use::Large, 0, false).err(), Some(Refused::Busy));
-        assert_eq!(pages.alloc(4096, 1, Use::Large, 0, true).err(), Some(Refused::Busy), "waits within a bound");
+        assert_eq!(
+            pages.alloc(4096, 1, Use::Large, 0, true).err(),
+            Some(Refused::Busy),
+            "waits within a bound"
+        );
         given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 1);
         let moved_on = get(&pages, 4096, 1, Use::Large, 0, 2).expect("the other shard is open");
         assert!(!pages.resize(block.desc(), 2 * MIB, true));
@@ -328,7 +365,9 @@ fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
 fn one_hold_drains_a_few_deferred_runs_only() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
     given.chunk(&pages, MIB, 4 * KIB, Use::Slab, 0);
-    let blocks: Vec<_> = (0..20).map(|id| get(&pages, 4096, 4096, Use::Slab, 0, id).unwrap()).collect();
+    let blocks: Vec<_> = (0..20)
+        .map(|id| get(&pages, 4096, 4096, Use::Slab, 0, id).unwrap())
+        .collect();
     let pool = pages.pools().next().unwrap();
     {
         let _open = pool.open(false);
@@ -358,13 +397,19 @@ fn an_empty_chunk_is_taken_put_back_and_given_back() {
     assert!(pages.lookup(first.start).is_none(), "a leaving chunk is not found");
     let second = pages.take_empty(0).unwrap();
     assert!(pages.take_empty(0).is_none(), "the third one is in use");
-    assert_eq!(pages.alloc(700 * KIB, 1, Use::Large, 0, true).err(), Some(Refused::Empty));
+    assert_eq!(
+        pages.alloc(700 * KIB, 1, Use::Large, 0, true).err(),
+        Some(Refused::Empty)
+    );
     // SAFETY: untouched since it was taken.
     unsafe { pages.put_back(first) };
     give(&pages, get(&pages, 700 * KIB, 1, Use::Large, 0, 2).unwrap());
     given.unmap(second.start, second.run);
     pages.chunk_gone(second);
-    assert_eq!((pages.held_len(), pages.free_len()), (held_len - MIB, free_len - 1016 * KIB));
+    assert_eq!(
+        (pages.held_len(), pages.free_len()),
+        (held_len - MIB, free_len - 1016 * KIB)
+    );
     assert_eq!(pages.verify(), Ok(()));
 
     // Putting back while the pool's lock is taken.
@@ -415,8 +460,12 @@ fn a_grown_block_has_room_on_both_sides() {
     assert_eq!(pages.verify(), Ok(()));
     let big = get(&pages, 20 * MIB, 4096, Use::Grown, 0, 3).unwrap();
     let tight = get(&pages, MIB, 4096, Use::Grown, 0, 4).unwrap();
-    let beside = [&low, &block, &big].map(|other| tight.start.as_ptr().addr() == other.start.as_ptr().addr() + other.len);
-    assert!(beside[0] || pages.usable_len(block.desc()) == 16 * MIB, "no room to waste");
+    let beside =
+        [&low, &block, &big].map(|other| tight.start.as_ptr().addr() == other.start.as_ptr().addr() + other.len);
+    assert!(
+        beside[0] || pages.usable_len(block.desc()) == 16 * MIB,
+        "no room to waste"
+    );
     assert_eq!(pages.verify(), Ok(()));
 }
 
@@ -425,29 +474,48 @@ fn a_fit_hidden_behind_many_shorter_runs_is_found_under_pressure() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
     given.chunk(&pages, 8 * MIB, 4096, Use::Large, 0);
     // Of one bin (128 to 159 KiB): one run of 156 KiB, then many of 128 KiB in front of it.
-    let mut blocks = Vec::new();
+    let (mut blocks, mut filler) = (Vec::new(), Vec::new());
     for len in core::iter::once(156).chain([128; 39]) {
         blocks.push(get(&pages, len * KIB, 1, Use::Large, 0, 0).unwrap());
         blocks.push(get(&pages, 4 * KIB, 1, Use::Large, 0, 0).unwrap());
     }
     while let Ok(rest) = get(&pages, 4 * KIB, 1, Use::Large, 0, 0) {
-        core::mem::forget(rest);
+        filler.push(rest);
     }
     for block in blocks.into_iter().step_by(2) {
         give(&pages, block);
     }
-    assert_eq!(pages.alloc(150 * KIB, 1, Use::Large, 0, true).err(), Some(Refused::Empty), "the quick search");
+    assert_eq!(
+        pages.alloc(150 * KIB, 1, Use::Large, 0, true).err(),
+        Some(Refused::Empty),
+        "the quick search"
+    );
     assert!(pages.alloc_any(150 * KIB, 1, Use::Large, true).is_ok());
     assert_eq!(pages.verify(), Ok(()));
-    assert_eq!(pages.alloc_any(200 * KIB, 1, Use::Large, true).err(), Some(Refused::Empty));
+    assert_eq!(
+        pages.alloc_any(200 * KIB, 1, Use::Large, true).err(),
+        Some(Refused::Empty)
+    );
 }
 
 #[test]
 fn absurd_requests_are_refused() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
     given.chunk(&pages, MIB, 4096, Use::Large, 0);
-    for (len, align) in [(0, 1), (1, 3), (1, 0), (usize::MAX, 1), (usize::MAX / 2, 4096), (1, 1 << 63), (2 * MIB, 1)] {
-        assert_eq!(pages.alloc(len, align, Use::Large, 0, true).err(), Some(Refused::Empty), "{len} {align}");
+    for (len, align) in [
+        (0, 1),
+        (1, 3),
+        (1, 0),
+        (usize::MAX, 1),
+        (usize::MAX / 2, 4096),
+        (1, 1 << 63),
+        (2 * MIB, 1),
+    ] {
+        assert_eq!(
+            pages.alloc(len, align, Use::Large, 0, true).err(),
+            Some(Refused::Empty),
+            "{len} {align}"
+        );
     }
     let none = Pages::<0>::new();
     assert_eq!(none.alloc(1, 1, Use::Slab, 5, true).err(), Some(Refused::Empty));
@@ -470,14 +538,25 @@ fn threads_share_a_page_heap() {
         }
         let parcel: Mutex<Vec<Block>> = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            for me in 0..8 {
+            for me in 0..8usize {
                 let (pages, parcel, given) = (&pages, &parcel, &given);
-                scope.spawn(move || work(seed * 8 + me, me as usize, pages, parcel, given));
+                scope.spawn(move || work(seed * 8 + me as u64, me, pages, parcel, given));
             }
         });
-        parcel.into_inner().unwrap().into_iter().for_each(|block| give(&pages, block));
+        parcel
+            .into_inner()
+            .unwrap()
+            .into_iter()
+            .for_each(|block| give(&pages, block));
         assert_eq!(pages.verify(), Ok(()));
-        assert_eq!(pages.free_len(), pages.pools().flat_map(|p| p.open(true).unwrap().chunks()).map(Chunk::len).sum());
+        assert_eq!(
+            pages.free_len(),
+            pages
+                .pools()
+                .flat_map(|p| p.open(true).unwrap().chunks())
+                .map(Chunk::len)
+                .sum()
+        );
     });
 }
 
@@ -520,7 +599,13 @@ fn work(seed: u64, me: usize, pages: &Pages<4>, parcel: &Mutex<Vec<Block>>, give
                 }
                 // SAFETY: untouched since it was taken.
                 Some(chunk) => unsafe { pages.put_back(chunk) },
-                None => given.chunk(pages, MIB + rng.below(64) * 4096, 4096, [Use::Slab, Use::Large][me % 2], me),
+                None => given.chunk(
+                    pages,
+                    MIB + rng.below(64) * 4096,
+                    4096,
+                    [Use::Slab, Use::Large][me % 2],
+                    me,
+                ),
             },
             _ => {}
         }
@@ -534,10 +619,15 @@ fn huge_blocks_are_found_by_their_start() {
     let at = |addr: usize| NonNull::new(core::ptr::without_provenance_mut::<u8>(addr)).unwrap();
     let run = |len, align| PageRun::new(len, align, 4096).unwrap();
     for index in 1..=40 {
-        pages.insert_huge(at(index * 16 * MIB), run(index * 4096, 4096 << (index % 9)), false).unwrap();
+        pages
+            .insert_huge(at(index * 16 * MIB), run(index * 4096, 4096 << (index % 9)), false)
+            .unwrap();
     }
     for index in 1..=40 {
-        assert_eq!(pages.huge_run(at(index * 16 * MIB)), Some(run(index * 4096, 4096 << (index % 9))));
+        assert_eq!(
+            pages.huge_run(at(index * 16 * MIB)),
+            Some(run(index * 4096, 4096 << (index % 9)))
+        );
         assert_eq!(pages.huge_run(at(index * 16 * MIB + 4096)), None);
         assert!(pages.lookup(at(index * 16 * MIB)).is_none());
     }
@@ -551,11 +641,17 @@ fn huge_blocks_are_found_by_their_start() {
     pages.huge_gone(at(16 * MIB), left);
     assert_eq!((pages.huge_run(at(16 * MIB)), pages.map.used()), (None, 39));
     assert_eq!(pages.verify(), Ok(()));
-    assert_eq!(pages.insert_huge(at(100), run(4096, 4096), false), Err(AddError::TooSmall));
+    assert_eq!(
+        pages.insert_huge(at(100), run(4096, 4096), false),
+        Err(AddError::TooSmall)
+    );
 }
 
 fn fake(start: usize, len: usize) -> Entry {
-    Entry::chunk(start, NonNull::new(core::ptr::without_provenance_mut(start + len)).unwrap())
+    Entry::chunk(
+        start,
+        NonNull::new(core::ptr::without_provenance_mut(start + len)).unwrap(),
+    )
 }
 
 fn add_table(map: &ChunkMap, given: &Given) {
@@ -593,7 +689,11 @@ fn thousands_of_chunks_are_found_and_leave_no_trace() {
         let found = |addr| map.lookup(addr).map(|header| header.addr());
         for (start, len) in &chunks {
             let end = start + len;
-            assert_eq!([*start, start + len / 2, end - 1].map(found), [Some(end); 3], "{start:x}");
+            assert_eq!(
+                [*start, start + len / 2, end - 1].map(found),
+                [Some(end); 3],
+                "{start:x}"
+            );
         }
         assert!(map.take_empty_table().is_none());
         for (at, (start, len)) in chunks.iter().enumerate() {
@@ -640,9 +740,12 @@ fn lookups_are_right_while_the_map_changes() {
                     scope.spawn(move || {
                         let mut rng = Rng(seed * 10 + reader);
                         while !done.load(SeqCst) {
-                            let (_, (start, len)) = stay[rng.below(stay.len())];
-                            let found = map.lookup(start + rng.below(len)).map(|header| header.addr());
-                            assert_eq!(found, Some(start + len), "{start:x}");
+                            for _ in 0..200 {
+                                let (_, (start, len)) = stay[rng.below(stay.len())];
+                                let found = map.lookup(start + rng.below(len)).map(|header| header.addr());
+                                assert_eq!(found, Some(start + len), "{start:x}");
+                            }
+                            thread::sleep(core::time::Duration::from_micros(100));
                         }
                     })
                 })
@@ -650,7 +753,8 @@ fn lookups_are_right_while_the_map_changes() {
             let mut returned = 0;
             for _ in 0..60 {
                 go.iter().for_each(|(_, (start, len))| enter(*start, *len));
-                go.iter().for_each(|(_, (start, len))| map.change(&fake(*start, *len), Change::Remove));
+                go.iter()
+                    .for_each(|(_, (start, len))| map.change(&fake(*start, *len), Change::Remove));
                 for _ in 0..1000 {
                     if let Some((start, run)) = map.take_empty_table() {
                         given.unmap(start, run);
@@ -713,17 +817,25 @@ fn verify_names_what_is_broken() {
         inside(used, 4).set(Kind::Free, 5, false);
     };
     assert_eq!(broken(&free_unmerged), 3);
-    assert_eq!(broken(&|_, _, free| free.desc().next.store(core::ptr::null_mut(), Relaxed)), 4);
+    assert_eq!(
+        broken(&|_, _, free| free.desc().next.store(core::ptr::null_mut(), Relaxed)),
+        4
+    );
     let chunk = |block: &Block| entry_of(Chunk::of(block.desc()));
-    assert_eq!(broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)), 7);
-    assert_eq!(broken(&|pages, _, _| drop(pages.held_len.fetch_add(1, Relaxed))), 8);
+    assert_eq!(
+        broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)),
+        7
+    );
+    assert_eq!(broken(&|pages, _, _| pages.held_len.store(1, Relaxed)), 8);
 }
 
 #[test]
 fn all_zero_is_the_empty_state() {
     let layout = core::alloc::Layout::new::<Pages<2>>();
     // SAFETY: the layout is not of size 0.
-    let pages = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap().cast::<Pages<2>>();
+    let pages = NonNull::new(unsafe { alloc_zeroed(layout) })
+        .unwrap()
+        .cast::<Pages<2>>();
     {
         // SAFETY: zeroed memory of the right layout; every field of `Pages` is valid as zeros.
         let pages: &Pages<2> = unsafe { pages.as_ref() };
@@ -771,7 +883,10 @@ fn pairs() {
     }
     let (given, map, mut rng) = (Given::default(), Box::new(ChunkMap::new()), Rng(1));
     for count in [1, 20, 40, 1000] {
-        let chunks: Vec<_> = neighbours(&mut rng, count).into_iter().map(|(s, l)| (s + count * 64 * MIB * MIB, l)).collect();
+        let chunks: Vec<_> = neighbours(&mut rng, count)
+            .into_iter()
+            .map(|(s, l)| (s + count * 64 * MIB * MIB, l))
+            .collect();
         for (start, len) in &chunks {
             while map.insert(&fake(*start, *len), false).is_err() {
                 add_table(&map, &given);
@@ -782,7 +897,12 @@ fn pairs() {
             let (chunk, len) = chunks[rng.below(count)];
             sum += map.lookup(chunk + rng.below(len)).unwrap().addr();
         }
-        std::println!("lookup among {count} chunks: {} ns ({sum:x})", start.elapsed().as_nanos() / 1_000_000);
-        chunks.iter().for_each(|(start, len)| map.change(&fake(*start, *len), Change::Remove));
+        std::println!(
+            "lookup among {count} chunks: {} ns ({sum:x})",
+            start.elapsed().as_nanos() / 1_000_000
+        );
+        chunks
+            .iter()
+            .for_each(|(start, len)| map.change(&fake(*start, *len), Change::Remove));
     }
 }
