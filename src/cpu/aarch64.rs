@@ -24,8 +24,8 @@ impl<const OFFSET: usize> TpidrEl1<OFFSET> {
     );
 
     /// # Safety
-    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this CPU's `TPIDR_EL1` are readable, and stay so if
-    /// the code that asks moves to another CPU at that moment.
+    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this CPU's `TPIDR_EL1` are aligned and readable, and
+    /// stay so if the code that asks moves to another CPU at that moment.
     pub const unsafe fn new() -> Self {
         let () = Self::ENCODABLE;
         Self(())

@@ -146,7 +146,11 @@ impl<const N: usize> Pages<N> {
 
     /// About the longest free run, in bytes; pools whose lock is taken are left out.
     pub(crate) fn largest_free(&self) -> usize {
-        self.pools().filter_map(|pool| pool.open(false)).map(|open| open.largest_free()).max().unwrap_or(0)
+        self.pools()
+            .filter_map(|pool| pool.open(false))
+            .map(|open| open.largest_free())
+            .max()
+            .unwrap_or(0)
     }
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
@@ -161,13 +165,18 @@ impl<const N: usize> Pages<N> {
         wait: bool,
     ) -> Result<Run<'_>, Refused> {
         let held_len = self.held_len();
-        let Some(want) = Request::new(len, align, use_, held_len > SHARD_LEN) else { return Err(Refused::Empty) };
+        let Some(want) = Request::new(len, align, use_, held_len > SHARD_LEN) else {
+            return Err(Refused::Empty);
+        };
         let active = (held_len / SHARD_LEN + 1).min(N);
         let (own, mixes) = (kind_index(use_), held_len < SHARD_LEN);
         let mut busy = false;
-        for (kind, waits, on) in
-            [(own, false, true), (1 - own, false, mixes), (own, true, wait), (1 - own, true, wait && mixes)]
-        {
+        for (kind, waits, on) in [
+            (own, false, true),
+            (1 - own, false, mixes),
+            (own, true, wait),
+            (1 - own, true, wait && mixes),
+        ] {
             if !on || waits && !busy {
                 continue;
             }
@@ -183,11 +192,16 @@ impl<const N: usize> Pages<N> {
     /// in up to [`ROUND_LIMIT`] holds, so that also runs are found that the quick search misses. Waits for each
     /// lock within the spin limit if `wait`.
     pub(crate) fn alloc_any(&self, len: usize, align: usize, use_: Use, wait: bool) -> Result<Run<'_>, Refused> {
-        let Some(want) = Request::new(len, align, use_, false) else { return Err(Refused::Empty) };
+        let Some(want) = Request::new(len, align, use_, false) else {
+            return Err(Refused::Empty);
+        };
         let rounds = (4 * want.bins_between()).min(ROUND_LIMIT);
         let own = kind_index(use_);
         let mut refused = Refused::Empty;
-        for pool in [own, 1 - own].into_iter().flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind))) {
+        for pool in [own, 1 - own]
+            .into_iter()
+            .flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind)))
+        {
             for round in 0..rounds {
                 match self.hold(pool, wait, |open| open.alloc_round(&want, round)) {
                     Some(Some(head)) => return Ok(hand_out(head)),
@@ -227,13 +241,18 @@ impl<const N: usize> Pages<N> {
     /// Frees a run; given its first descriptor, which the caller owns and uses no more. If the pool's lock is taken
     /// the run is left to the next holder. Does nothing to what is no used run's first descriptor.
     pub(crate) fn free(&self, desc: &PageDesc) {
-        if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large) {
+        if matches!(
+            desc.kind(),
+            Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large
+        ) {
             self.release(desc);
         }
     }
 
     fn release(&self, desc: &PageDesc) {
-        let Some(pool) = self.pools().nth(Chunk::of(desc).pool()) else { return };
+        let Some(pool) = self.pools().nth(Chunk::of(desc).pool()) else {
+            return;
+        };
         if self.hold(pool, false, |open| open.release(desc)).is_none() {
             pool.defer(desc);
         }
@@ -247,7 +266,9 @@ impl<const N: usize> Pages<N> {
         if desc.kind() != Kind::Large || new_len == 0 {
             return false;
         }
-        let Some(pool) = self.pools().nth(chunk.pool()) else { return false };
+        let Some(pool) = self.pools().nth(chunk.pool()) else {
+            return false;
+        };
         len == desc.len() || self.hold(pool, wait, |open| open.resize(desc, len)).unwrap_or(false)
     }
 
@@ -271,7 +292,8 @@ impl<const N: usize> Pages<N> {
     #[inline]
     pub(crate) fn desc_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
         let removals = self.removals.load(Relaxed);
-        hint.desc(addr, removals).or_else(|| self.desc_far(hint, addr, removals))
+        hint.desc(addr, removals)
+            .or_else(|| self.desc_far(hint, addr, removals))
     }
 
     #[cold]
@@ -299,7 +321,9 @@ impl<const N: usize> Pages<N> {
     ) -> Result<(), AddError> {
         let active = ((self.held_len() + run.len()) / SHARD_LEN + 1).min(N);
         let shard = shard.checked_rem(active).unwrap_or(0);
-        let Ok(pool) = u16::try_from(2 * shard + kind_index(use_)) else { return Err(AddError::TooSmall) };
+        let Ok(pool) = u16::try_from(2 * shard + kind_index(use_)) else {
+            return Err(AddError::TooSmall);
+        };
         // SAFETY: passed on to the caller.
         let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
         let Some((chunk, head)) = chunk.and_then(|chunk| Some((chunk, chunk.desc(0)?))) else {
@@ -448,7 +472,13 @@ impl<const N: usize> Pages<N> {
             for chunk in open.chunks() {
                 for desc in pool::runs(chunk) {
                     let (offset, len) = (desc.index() << chunk.shift(), desc.len() << chunk.shift());
-                    show(RunInfo { desc, chunk_start: chunk.addr(), offset, len, kind: desc.kind() });
+                    show(RunInfo {
+                        desc,
+                        chunk_start: chunk.addr(),
+                        offset,
+                        len,
+                        kind: desc.kind(),
+                    });
                 }
             }
         }
@@ -459,14 +489,20 @@ impl<const N: usize> Pages<N> {
         self.drain_deferred();
         let mut held_len = self.map.outside_len();
         for (index, pool) in self.pools().enumerate() {
-            let Some(open) = pool.open(true) else { return check(6, false, pool) };
+            let Some(open) = pool.open(true) else {
+                return check(6, false, pool);
+            };
             open.verify(index)?;
             held_len += pool.held_len();
             for chunk in open.chunks() {
                 let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
                 let last = chunk.addr() + chunk.len() - 1;
                 check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
-                check(7, self.map.lookup(last + 1) != Some(chunk.as_link().cast()), chunk.as_link())?;
+                check(
+                    7,
+                    self.map.lookup(last + 1) != Some(chunk.as_link().cast()),
+                    chunk.as_link(),
+                )?;
             }
         }
         check(8, held_len == self.held_len(), &raw const self.held_len)
@@ -499,5 +535,10 @@ fn hand_out(desc: &PageDesc) -> Run<'_> {
             }
         }
     }
-    Run { desc, start: Chunk::start_of(desc), len: len << chunk.shift(), zeroed: desc.is_zeroed() }
+    Run {
+        desc,
+        start: Chunk::start_of(desc),
+        len: len << chunk.shift(),
+        zeroed: desc.is_zeroed(),
+    }
 }

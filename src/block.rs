@@ -1,0 +1,230 @@
+//! Blocks that nobody uses: the only code that reads and writes inside them.
+//!
+//! A free block holds one link, the address of the next free block. Whoever owns a block owns its link; ownership
+//! passes by the tokens of this file, [`Chain`] and [`List`], which can be made only out of a block that somebody
+//! gave up (an unsafe promise, at `free`) or out of pages that are ours (at a slab's first use). With them, the
+//! files above are safe code. Price: a token must be put somewhere; dropping one leaks its blocks, hence `must_use`.
+
+use core::ptr::{NonNull, null_mut};
+
+/// Reads the link of a free block.
+///
+/// # Safety
+/// The caller owns the block `block`, or reads a list that nobody takes blocks from meanwhile.
+#[inline]
+pub(crate) unsafe fn next(block: NonNull<u8>) -> *mut u8 {
+    // SAFETY: a block is at least 8 bytes long and aligned to 8 (`SizeClass`), initialised by `set_next`, and nobody writes
+    // its link while the caller owns it, or while it is in a list from which only the caller takes.
+    unsafe { block.cast::<*mut u8>().read() }
+}
+
+/// Writes the link of a free block.
+///
+/// # Safety
+/// The caller owns the block `block`.
+#[inline]
+pub(crate) unsafe fn set_next(block: NonNull<u8>, next: *mut u8) {
+    // SAFETY: a block is at least 8 bytes long and aligned to 8, and by the contract it is the caller's alone.
+    unsafe { block.cast::<*mut u8>().write(next) }
+}
+
+/// A free block, owned.
+#[must_use = "a dropped block is leaked"]
+#[derive(Debug)]
+pub(crate) struct Block(NonNull<u8>);
+
+impl Block {
+    /// # Safety
+    /// `start` is the start of a block of this heap, of a class of at least 8 bytes, that nobody else uses.
+    #[inline]
+    pub(crate) unsafe fn new(start: NonNull<u8>) -> Self {
+        Self(start)
+    }
+
+    /// Gives the memory away.
+    #[inline]
+    pub(crate) fn into_start(self) -> NonNull<u8> {
+        self.0
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.0
+    }
+}
+
+/// Free blocks, owned, linked from `first` to `last`; the link of `last` says nothing.
+#[must_use = "dropped blocks are leaked"]
+#[derive(Debug)]
+pub(crate) struct Chain {
+    first: NonNull<u8>,
+    last: NonNull<u8>,
+    count: u32,
+}
+
+impl Chain {
+    #[inline]
+    pub(crate) fn new(block: Block) -> Self {
+        Self {
+            first: block.0,
+            last: block.0,
+            count: 1,
+        }
+    }
+
+    pub(crate) fn first(&self) -> NonNull<u8> {
+        self.first
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Puts a block before the first one.
+    pub(crate) fn push(&mut self, block: Block) {
+        // SAFETY: the token `block` proves that the block is ours.
+        unsafe { set_next(block.0, self.first.as_ptr()) };
+        self.first = block.0;
+        self.count += 1;
+    }
+
+    /// Makes the last block's link point to `next`.
+    pub(crate) fn set_end(&mut self, next: *mut u8) {
+        // SAFETY: this chain owns its last block.
+        unsafe { set_next(self.last, next) };
+    }
+}
+
+/// Free blocks, owned, linked, the last link null. May be empty.
+#[must_use = "dropped blocks are leaked"]
+#[derive(Debug)]
+pub(crate) struct List {
+    head: *mut u8,
+    count: u32,
+}
+
+impl List {
+    #[cfg(test)]
+    pub(crate) const EMPTY: Self = Self {
+        head: null_mut(),
+        count: 0,
+    };
+
+    /// # Safety
+    /// From `head`, exactly `count` blocks are linked, the last link is null, and nobody else uses them.
+    #[inline]
+    pub(crate) unsafe fn from_raw(head: *mut u8, count: u32) -> Self {
+        Self { head, count }
+    }
+
+    /// Gives the blocks away.
+    #[inline]
+    pub(crate) fn into_raw(self) -> (*mut u8, u32) {
+        (self.head, self.count)
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Takes the first block out.
+    pub(crate) fn pop(&mut self) -> Option<Block> {
+        let first = NonNull::new(self.head)?;
+        // SAFETY: this list owns its blocks.
+        self.head = unsafe { next(first) };
+        self.count -= 1;
+        Some(Block(first))
+    }
+
+    /// Links `count` blocks of `len` bytes that lie side by side from `start` on.
+    ///
+    /// # Safety
+    /// `count * len` bytes from `start` on are memory of this heap that nobody uses, within one run; `len` and `start` are
+    /// multiples of 8; `count` is not 0.
+    pub(crate) unsafe fn carve(start: NonNull<u8>, len: usize, count: u32) -> Self {
+        let mut block = start;
+        for _ in 1..count {
+            // SAFETY: fewer than `count` steps of `len` bytes stay inside the memory that the contract names.
+            let following = unsafe { block.add(len) };
+            // SAFETY: the contract gives us that block.
+            unsafe { set_next(block, following.as_ptr()) };
+            block = following;
+        }
+        // SAFETY: as above; this is the last of the `count` blocks.
+        unsafe { set_next(block, null_mut()) };
+        Self {
+            head: start.as_ptr(),
+            count,
+        }
+    }
+
+    /// Cuts the first `count` blocks off a shared list, reading links only: gives the link behind the last of them and
+    /// that last block.
+    ///
+    /// # Safety
+    /// `head` heads a list of at least `count` blocks, `count` is not 0, and nobody but the caller takes blocks from it meanwhile.
+    pub(crate) unsafe fn peek(head: NonNull<u8>, count: u32) -> (NonNull<u8>, *mut u8) {
+        let mut last = head;
+        for _ in 1..count {
+            // SAFETY: by the contract the list is that long and its links stand still.
+            let Some(following) = NonNull::new(unsafe { next(last) }) else {
+                break;
+            };
+            last = following;
+        }
+        // SAFETY: as above.
+        (last, unsafe { next(last) })
+    }
+
+    /// Owns what [`peek`](Self::peek) looked at, once it has been cut off.
+    ///
+    /// # Safety
+    /// `head` to `last` are `count` linked blocks that nobody else can reach any more.
+    pub(crate) unsafe fn cut(head: NonNull<u8>, last: NonNull<u8>, count: u32) -> Self {
+        // SAFETY: by the contract the block is ours.
+        unsafe { set_next(last, null_mut()) };
+        Self {
+            head: head.as_ptr(),
+            count,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn memory(words: usize) -> Vec<u64> {
+        std::vec![0; words]
+    }
+
+    #[test]
+    fn carved_blocks_come_in_order_and_end() {
+        let mut memory = memory(8);
+        let start = NonNull::new(memory.as_mut_ptr().cast::<u8>()).unwrap();
+        // SAFETY: four blocks of 16 bytes fill the eight words exactly.
+        let mut list = unsafe { List::carve(start, 16, 4) };
+        for step in 0..4 {
+            assert_eq!(list.count(), 4 - step);
+            let block = list.pop().unwrap().into_start();
+            assert_eq!(block.addr().get() - start.addr().get(), step as usize * 16);
+        }
+        assert!(list.pop().is_none() && List::EMPTY.pop().is_none());
+    }
+
+    #[test]
+    fn a_chain_leads_from_the_last_pushed_to_the_first() {
+        let mut memory = memory(3);
+        let start = NonNull::new(memory.as_mut_ptr().cast::<u8>()).unwrap();
+        // SAFETY: three blocks of 8 bytes fill the three words exactly.
+        let mut list = unsafe { List::carve(start, 8, 3) };
+        let mut chain = Chain::new(list.pop().unwrap());
+        chain.push(list.pop().unwrap());
+        chain.push(list.pop().unwrap());
+        chain.set_end(null_mut());
+        assert_eq!(chain.count(), 3);
+        // SAFETY: the chain's three blocks, its end set to null; the chain is not used again.
+        let (last, rest) = unsafe { List::peek(chain.first(), 3) };
+        assert_eq!((last, rest), (start, null_mut()));
+    }
+}

@@ -1,0 +1,421 @@
+//! One CPU's cache: for each class two bounded lists of free blocks.
+//!
+//! ```text
+//! Hot  { head, room, limit }   the list that alloc pops and free pushes
+//! Cold { spare, spare_count }  a second list, swapped in and out whole: a loop at the edge of the limit does not
+//!                              go to the slabs for each block
+//! ```
+//! Everything here is owned by whoever holds the cache, by the try-lock (hint) or the plain busy flag (pinned).
+//! The fields are atomics, accessed relaxed, so that statistics may read them meanwhile. All zero is the valid empty state:
+//! no room, so the first free of a class takes the slow path, which grants a limit.
+//!
+//! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up to 64 KiB and
+//! [`MAX_BLOCKS`], as long as the cache's sum stays within its budget, a share of the bytes the heap holds. When
+//! the budget is spent, another class, in turn, gives up half of its limit. So a heap of 100 KiB keeps next to nothing
+//! in caches, and a big one batches. Price: a slow path now and then hands another class's blocks back.
+//!
+//! Invariants (executed by `verify`): C1 `room <= limit`, and the list from `head` has `limit - room` blocks; C2 the list from `spare` has
+//! `spare_count <= limit` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
+
+use core::ptr::{NonNull, null_mut};
+
+use crate::block::{Block, List};
+use crate::pages::ChunkHint;
+use crate::size_class::{CLASS_COUNT, SizeClass};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
+
+/// The most blocks in one list: what one flush walks while the cache is held.
+pub(crate) const MAX_BLOCKS: u32 = 256;
+
+/// The most bytes in one list.
+const MAX_LIST_LEN: usize = 64 * 1024;
+
+/// A list's first limit in bytes: a cache line's worth.
+const FIRST_LIST_LEN: usize = 64;
+
+/// One class's list. 16 bytes, four to a cache line.
+#[derive(Debug)]
+struct Hot {
+    head: AtomicPtr<u8>,
+    /// How many more blocks may be pushed.
+    room: AtomicU32,
+    limit: AtomicU32,
+}
+
+/// What only slow paths touch.
+#[derive(Debug)]
+struct Cold {
+    spare: AtomicPtr<u8>,
+    spare_count: AtomicU32,
+    tally: Tally,
+}
+
+/// Blocks that went from slabs to users or caches, and back. Counted by the class of the slab.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    taken: AtomicU64,
+    pushed: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) const fn new() -> Self {
+        Self {
+            taken: AtomicU64::new(0),
+            pushed: AtomicU64::new(0),
+        }
+    }
+
+    /// Blocks out of slabs and blocks back into slabs, ever.
+    pub(crate) fn get(&self) -> (u64, u64) {
+        (self.taken.load(Ordering::Relaxed), self.pushed.load(Ordering::Relaxed))
+    }
+
+    /// Counts, by the only writer.
+    fn add_own(counter: &AtomicU64, count: u32) {
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(u64::from(count)),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Counts blocks taken from slabs, by any writer.
+    pub(crate) fn taken_by_any(&self, count: u32) {
+        self.taken.fetch_add(u64::from(count), Ordering::Relaxed);
+    }
+
+    /// Counts blocks pushed to slabs, by any writer.
+    pub(crate) fn pushed_by_any(&self, count: u32) {
+        self.pushed.fetch_add(u64::from(count), Ordering::Relaxed);
+    }
+}
+
+/// What became of a wish for a higher limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Raise {
+    /// There is more room.
+    Done,
+    /// The class has all it may have.
+    Longest,
+    /// Other classes have what it would need.
+    Spent,
+}
+
+/// One CPU's cache. Aligned to two cache lines, since neighbouring lines are fetched together.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct CpuCache {
+    busy: AtomicBool,
+    /// Somebody wants this cache emptied; its owner does so at its next slow path.
+    drain_asked: AtomicBool,
+    /// Whether this cache was ever used: it then counts in the budget's divisor.
+    used: AtomicBool,
+    /// The class that gives up half its limit next.
+    victim: AtomicU32,
+    /// Where the next lap over the caches starts: where the last one succeeded.
+    pub(crate) lap_start: AtomicUsize,
+    /// Bytes that the limits allow.
+    limit_len: AtomicUsize,
+    /// The chunk that tiny blocks were last looked up in.
+    pub(crate) chunk_hint: ChunkHint,
+    hot: [Hot; CLASS_COUNT],
+    cold: [Cold; CLASS_COUNT],
+}
+
+impl CpuCache {
+    pub(crate) const fn new() -> Self {
+        Self {
+            busy: AtomicBool::new(false),
+            drain_asked: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+            victim: AtomicU32::new(0),
+            lap_start: AtomicUsize::new(0),
+            limit_len: AtomicUsize::new(0),
+            chunk_hint: ChunkHint::new(),
+            hot: [const {
+                Hot {
+                    head: AtomicPtr::new(null_mut()),
+                    room: AtomicU32::new(0),
+                    limit: AtomicU32::new(0),
+                }
+            }; CLASS_COUNT],
+            cold: [const {
+                Cold {
+                    spare: AtomicPtr::new(null_mut()),
+                    spare_count: AtomicU32::new(0),
+                    tally: Tally::new(),
+                }
+            }; CLASS_COUNT],
+        }
+    }
+
+    /// Takes the cache if it is free, against other CPUs: one locked instruction. Fast.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> bool {
+        !self.busy.load(Ordering::Relaxed)
+            && self
+                .busy
+                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Opens what [`try_lock`](Self::try_lock) took. Fast.
+    #[inline]
+    pub(crate) fn unlock(&self) {
+        self.busy.store(false, Ordering::Release);
+    }
+
+    /// Takes the cache if it is free, against contexts that interrupt this one on the pinned CPU: no locked instruction. A context that
+    /// comes between the load and the store finds the cache free, finishes with it, and leaves it free. Fast.
+    #[inline]
+    pub(crate) fn try_mark(&self) -> bool {
+        if self.busy.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.busy.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::Acquire);
+        true
+    }
+
+    /// Ends what [`try_mark`](Self::try_mark) began. Fast.
+    #[inline]
+    pub(crate) fn unmark(&self) {
+        compiler_fence(Ordering::Release);
+        self.busy.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ask_drain(&self) {
+        self.drain_asked.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_drain_asked(&self) -> bool {
+        self.drain_asked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn end_drain(&self) {
+        self.drain_asked.store(false, Ordering::Relaxed);
+    }
+
+    /// True the first time.
+    pub(crate) fn is_new(&self) -> bool {
+        let new = !self.used.load(Ordering::Relaxed);
+        if new {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        new
+    }
+
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    fn hot(&self, class: SizeClass) -> &Hot {
+        &self.hot[class.index()]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    fn cold(&self, class: SizeClass) -> &Cold {
+        &self.cold[class.index()]
+    }
+
+    pub(crate) fn tally(&self, class: SizeClass) -> &Tally {
+        &self.cold(class).tally
+    }
+
+    /// Counts blocks taken from slabs for this cache.
+    pub(crate) fn count_taken(&self, class: SizeClass, count: u32) {
+        Tally::add_own(&self.tally(class).taken, count);
+    }
+
+    /// Counts blocks given back to slabs from this cache.
+    pub(crate) fn count_pushed(&self, class: SizeClass, count: u32) {
+        Tally::add_own(&self.tally(class).pushed, count);
+    }
+
+    /// Takes a block out of the class's list. Fast.
+    #[inline]
+    pub(crate) fn pop(&self, class: SizeClass) -> Option<Block> {
+        let hot = self.hot(class);
+        let first = NonNull::new(hot.head.load(Ordering::Relaxed))?;
+        // SAFETY: blocks in the list are owned by the cache's holder (C1), whom we are.
+        let next = unsafe { crate::block::next(first) };
+        hot.head.store(next, Ordering::Relaxed);
+        hot.room
+            .store(hot.room.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        // SAFETY: it is out of the list, so nobody else has it.
+        Some(unsafe { Block::new(first) })
+    }
+
+    /// Puts a block into the class's list, or gives it back if there is no room. Fast.
+    #[inline]
+    pub(crate) fn push(&self, class: SizeClass, block: Block) -> Result<(), Block> {
+        let hot = self.hot(class);
+        let room = hot.room.load(Ordering::Relaxed);
+        if room == 0 {
+            return Err(block);
+        }
+        let start = block.into_start();
+        // SAFETY: the token proved that the block is ours.
+        unsafe { crate::block::set_next(start, hot.head.load(Ordering::Relaxed)) };
+        hot.head.store(start.as_ptr(), Ordering::Relaxed);
+        hot.room.store(room - 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Blocks that this cache holds of a class.
+    pub(crate) fn count(&self, class: SizeClass) -> u32 {
+        let hot = self.hot(class);
+        let listed = hot
+            .limit
+            .load(Ordering::Relaxed)
+            .wrapping_sub(hot.room.load(Ordering::Relaxed));
+        listed.wrapping_add(self.cold(class).spare_count.load(Ordering::Relaxed))
+    }
+
+    /// The limit of each of the class's two lists, in blocks.
+    pub(crate) fn limit(&self, class: SizeClass) -> u32 {
+        self.hot(class).limit.load(Ordering::Relaxed)
+    }
+
+    /// Puts a list of at most [`limit`](Self::limit) blocks in place of the class's empty one.
+    pub(crate) fn fill(&self, class: SizeClass, list: List) {
+        let hot = self.hot(class);
+        let (head, count) = list.into_raw();
+        hot.head.store(head, Ordering::Relaxed);
+        hot.room.store(self.limit(class).wrapping_sub(count), Ordering::Relaxed);
+    }
+
+    /// Takes the class's list out.
+    pub(crate) fn take_list(&self, class: SizeClass) -> List {
+        let hot = self.hot(class);
+        let limit = self.limit(class);
+        let head = hot.head.swap_relaxed(null_mut());
+        let count = limit.wrapping_sub(hot.room.load(Ordering::Relaxed));
+        hot.room.store(limit, Ordering::Relaxed);
+        // SAFETY: C1: that list has `count` blocks, and it is out of the cache now.
+        unsafe { List::from_raw(head, count) }
+    }
+
+    /// Takes the class's spare list out.
+    pub(crate) fn take_spare(&self, class: SizeClass) -> List {
+        let cold = self.cold(class);
+        let head = cold.spare.swap_relaxed(null_mut());
+        let count = cold.spare_count.load(Ordering::Relaxed);
+        cold.spare_count.store(0, Ordering::Relaxed);
+        // SAFETY: C2: that list has `count` blocks, and it is out of the cache now.
+        unsafe { List::from_raw(head, count) }
+    }
+
+    /// Makes the class's list the spare one. The spare list was taken out before.
+    pub(crate) fn set_aside(&self, class: SizeClass) {
+        let (head, count) = self.take_list(class).into_raw();
+        let cold = self.cold(class);
+        cold.spare.store(head, Ordering::Relaxed);
+        cold.spare_count.store(count, Ordering::Relaxed);
+    }
+
+    /// Doubles the class's limit, if `budget` bytes for the whole cache allow it.
+    pub(crate) fn raise_limit(&self, class: SizeClass, budget: usize) -> Raise {
+        let block_len = class.block_len();
+        let limit = self.limit(class);
+        let wish = if limit == 0 {
+            FIRST_LIST_LEN.div_ceil(block_len)
+        } else {
+            limit as usize * 2
+        };
+        let longest = (budget / 4).min(MAX_LIST_LEN) / block_len;
+        #[expect(clippy::cast_possible_truncation, reason = "at most MAX_BLOCKS")]
+        let new = wish.min(longest).min(MAX_BLOCKS as usize) as u32;
+        let Some(more) = new.checked_sub(limit).filter(|more| *more > 0) else {
+            return Raise::Longest;
+        };
+        let limit_len = self.limit_len.load(Ordering::Relaxed) + 2 * more as usize * block_len;
+        if limit_len > budget {
+            return Raise::Spent;
+        }
+        self.limit_len.store(limit_len, Ordering::Relaxed);
+        let hot = self.hot(class);
+        hot.limit.store(new, Ordering::Relaxed);
+        hot.room
+            .store(hot.room.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        Raise::Done
+    }
+
+    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up. Looks at every class at most once.
+    pub(crate) fn lower_limit(&self, but: SizeClass) -> Option<[List; 2]> {
+        for _ in 0..CLASS_COUNT {
+            let turn = self.victim.load(Ordering::Relaxed);
+            let next = if turn as usize + 1 < CLASS_COUNT { turn + 1 } else { 0 };
+            self.victim.store(next, Ordering::Relaxed);
+            let Some(class) = SizeClass::from_index(turn as usize) else {
+                continue;
+            };
+            if class != but && self.limit(class) > 0 {
+                return Some(self.lower(class, self.limit(class) / 2));
+            }
+        }
+        None
+    }
+
+    /// Lowers the class's limit and gives its lists up.
+    pub(crate) fn lower(&self, class: SizeClass, limit: u32) -> [List; 2] {
+        let lists = [self.take_list(class), self.take_spare(class)];
+        let less = self.limit(class).saturating_sub(limit);
+        let hot = self.hot(class);
+        hot.limit.store(limit, Ordering::Relaxed);
+        hot.room.store(limit, Ordering::Relaxed);
+        let len = 2 * less as usize * class.block_len();
+        self.limit_len.store(
+            self.limit_len.load(Ordering::Relaxed).wrapping_sub(len),
+            Ordering::Relaxed,
+        );
+        lists
+    }
+
+    /// Whether the limits allow more bytes than the budget, which shrinks when the heap does.
+    pub(crate) fn is_over(&self, budget: usize) -> bool {
+        self.limit_len.load(Ordering::Relaxed) > budget
+    }
+
+    /// Checks C1 to C3. At rest.
+    pub(crate) fn verify(&self) -> bool {
+        let lists_agree = SizeClass::all().all(|class| {
+            let (hot, cold) = (self.hot(class), self.cold(class));
+            let (limit, room) = (self.limit(class), hot.room.load(Ordering::Relaxed));
+            let spare_count = cold.spare_count.load(Ordering::Relaxed);
+            room <= limit
+                && spare_count <= limit
+                && has_length(hot.head.load(Ordering::Relaxed), limit - room)
+                && has_length(cold.spare.load(Ordering::Relaxed), spare_count)
+        });
+        let sum: usize = SizeClass::all()
+            .map(|class| 2 * self.limit(class) as usize * class.block_len())
+            .sum();
+        lists_agree && sum == self.limit_len.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether `count` blocks are linked from `head` on. At rest.
+fn has_length(head: *mut u8, count: u32) -> bool {
+    let mut block = head;
+    for _ in 0..count {
+        let Some(here) = NonNull::new(block) else { return false };
+        // SAFETY: at rest nobody takes from a cache's list.
+        block = unsafe { crate::block::next(here) };
+    }
+    block.is_null()
+}
+
+/// A swap by the only writer: two plain instructions instead of a locked one.
+trait SwapRelaxed {
+    fn swap_relaxed(&self, new: *mut u8) -> *mut u8;
+}
+
+impl SwapRelaxed for AtomicPtr<u8> {
+    fn swap_relaxed(&self, new: *mut u8) -> *mut u8 {
+        let old = self.load(Ordering::Relaxed);
+        self.store(new, Ordering::Relaxed);
+        old
+    }
+}

@@ -1,0 +1,422 @@
+//! The slow paths that need no provider: between caches, partial slabs and pages.
+//!
+//! ```text
+//! refill ─ spare list │ obtain ─ own bin → new slab → any other bin
+//! spill  ─ spare list │ flush  ─ blocks grouped by slab, each group home by one push
+//! ```
+//! The order in `obtain` is "own, then new, then others": a slab that another CPU works with is left to it while there are free pages, since
+//! two CPUs that deal out one slab's blocks share its cache lines. Price: memory that others could use waits in their shards until the
+//! pages run out.
+//!
+//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel.
+//!
+//! A *nested* caller interrupted the heap on this CPU, or may have. It takes single blocks straight from the slabs, prefers the spare
+//! shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own shard's lock is held, and
+//! takes on no duty that needs a lock.
+
+use core::ptr::NonNull;
+
+use crate::block::{Block, Chain, List};
+use crate::cache::{CpuCache, Raise, Tally};
+use crate::pages::{Chunk, Pages, Use};
+use crate::partial::{Bin, Shard, Sweep};
+use crate::size_class::{CLASS_COUNT, SizeClass};
+use crate::slab::{MAX_HOMES, Slab, slab_len};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+
+/// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
+const SPARE_SHARDS: usize = 3;
+
+/// All caches together may hold this share of the bytes that the heap holds.
+const CACHED_SHARE: usize = 16;
+
+/// A slab takes at most this share of the bytes that the heap holds, where it needs no more for one block.
+const SLAB_SHARE: usize = 256;
+const MIN_SLAB_LEN: usize = 1024;
+const MAX_SLAB_LEN: usize = 16 * 1024;
+/// A long block's slab holds this many on a big heap.
+const LONG_BLOCKS: usize = 4;
+
+/// Below this many bytes held, slabs are cut in steps of 1 KiB.
+const SMALL_HEAP_LEN: usize = 256 * 1024;
+
+/// A bin's reserve of whole slabs: this share of the bytes held.
+const RESERVE_SHARE: usize = 128;
+
+/// Slabs that one flush gathers blocks for at a time.
+const GROUPS: usize = 8;
+
+/// Classes of blocks shorter than a cache line: their slabs' blocks stay with the CPU whose shard is the slab's home.
+pub(crate) const TINY_COUNT: usize = 7;
+const _: () = assert!(
+    matches!(SizeClass::from_index(TINY_COUNT), Some(class) if class.block_len() == 64),
+    "a cache line's length is the first class that is not tiny"
+);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    /// The CPU's index; at or above the heap's CPU count if it has no cache.
+    pub(crate) index: usize,
+    /// It interrupted the heap on this CPU, or may have.
+    pub(crate) nested: bool,
+}
+
+/// The heap but for the provider and the CPU identity. All zero is the valid empty state.
+#[derive(Debug)]
+pub(crate) struct Engine<const CPUS: usize> {
+    caches: [CpuCache; CPUS],
+    shards: [Shard; CPUS],
+    spare_shards: [Shard; SPARE_SHARDS],
+    pub(crate) pages: Pages<CPUS>,
+    /// Blocks that went past the caches.
+    loose: [Tally; CLASS_COUNT],
+    /// Bytes in slabs, by class.
+    slab_lens: [AtomicUsize; CLASS_COUNT],
+    /// Caches ever used: what the budget is divided by.
+    used_caches: AtomicUsize,
+    /// Frees of what this heap never gave.
+    stray_count: AtomicU64,
+}
+
+/// Blocks of one slab on their way home.
+struct Group<'a> {
+    slab: Slab<'a>,
+    chain: Chain,
+}
+
+impl<const CPUS: usize> Engine<CPUS> {
+    pub(crate) const fn new() -> Self {
+        const {
+            assert!(
+                CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES,
+                "a heap is for 1 to 253 CPUs"
+            )
+        };
+        Self {
+            caches: [const { CpuCache::new() }; CPUS],
+            shards: [const { Shard::new() }; CPUS],
+            spare_shards: [const { Shard::new() }; SPARE_SHARDS],
+            pages: Pages::new(),
+            loose: [const { Tally::new() }; CLASS_COUNT],
+            slab_lens: [const { AtomicUsize::new(0) }; CLASS_COUNT],
+            used_caches: AtomicUsize::new(0),
+            stray_count: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn cache(&self, index: usize) -> Option<&CpuCache> {
+        self.caches.get(index)
+    }
+
+    pub(crate) fn caches(&self) -> &[CpuCache] {
+        &self.caches
+    }
+
+    pub(crate) fn stray_count(&self) -> u64 {
+        self.stray_count.load(Ordering::Relaxed)
+    }
+
+    /// The shard with that number; numbers beyond the last one mean the first.
+    fn shard(&self, home: usize) -> &Shard {
+        let [first, ..] = &self.spare_shards;
+        self.shards
+            .get(home)
+            .or_else(|| self.spare_shards.get(home.wrapping_sub(CPUS)))
+            .unwrap_or(first)
+    }
+
+    fn bin(&self, home: usize, class: SizeClass) -> &Bin {
+        self.shard(home).bin(class)
+    }
+
+    /// Every home, with its bin of the class.
+    pub(crate) fn bins(&self, class: SizeClass) -> impl Iterator<Item = (usize, &Bin)> {
+        self.shards
+            .iter()
+            .chain(&self.spare_shards)
+            .map(move |shard| shard.bin(class))
+            .enumerate()
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    fn loose(&self, class: SizeClass) -> &Tally {
+        &self.loose[class.index()]
+    }
+
+    /// Bytes in slabs of the class.
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    pub(crate) fn slab_len(&self, class: SizeClass) -> &AtomicUsize {
+        &self.slab_lens[class.index()]
+    }
+
+    /// Blocks of the class that are not in its slabs: in use, or in a cache.
+    pub(crate) fn out_count(&self, class: SizeClass) -> u64 {
+        let tallies = self
+            .caches
+            .iter()
+            .map(|cache| cache.tally(class))
+            .chain([self.loose(class)]);
+        tallies
+            .map(Tally::get)
+            .fold(0, |out, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
+    }
+
+    // Up: blocks for a caller.
+
+    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block.
+    pub(crate) fn refill(&self, cache: &CpuCache, class: SizeClass, caller: Caller) -> Option<Block> {
+        let spare = cache.take_spare(class);
+        if spare.count() > 0 {
+            cache.fill(class, spare);
+            return cache.pop(class);
+        }
+        self.tune(cache, class, caller);
+        let limit = cache.limit(class);
+        let mut list = self.obtain(class, limit.max(1), caller)?;
+        cache.count_taken(class, list.count());
+        let block = list.pop();
+        if list.count() > 0 {
+            cache.fill(class, list);
+        }
+        block
+    }
+
+    /// One block past the caches, for a caller that has none or finds its own busy.
+    pub(crate) fn obtain_one(&self, class: SizeClass, caller: Caller) -> Option<Block> {
+        let block = self.obtain(class, 1, caller)?.pop();
+        self.loose(class).taken_by_any(1);
+        block
+    }
+
+    /// Up to `most` blocks: from the own bin, else from a new slab, else from any other bin.
+    fn obtain(&self, class: SizeClass, most: u32, caller: Caller) -> Option<List> {
+        let home = self.home_for(class, caller);
+        if let Ok(Some(list)) = self.bin(home, class).take(most) {
+            return Some(list);
+        }
+        if let Some(list) = self.found_slab(class, most, home, caller) {
+            return Some(list);
+        }
+        self.bins(class).find_map(|(_, bin)| bin.take(most).ok().flatten())
+    }
+
+    /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a spare one.
+    fn home_for(&self, class: SizeClass, caller: Caller) -> usize {
+        let is_own = caller.index < CPUS;
+        if is_own && !(caller.nested && self.bin(caller.index, class).looks_busy()) {
+            return caller.index;
+        }
+        (CPUS..CPUS + SPARE_SHARDS)
+            .find(|home| !self.bin(*home, class).looks_busy())
+            .unwrap_or(CPUS)
+    }
+
+    /// Blocks from a new slab, which joins the home's bin if it has more.
+    fn found_slab(&self, class: SizeClass, most: u32, home: usize, caller: Caller) -> Option<List> {
+        let held_len = self.pages.held_len();
+        let granule = if held_len <= SMALL_HEAP_LEN { 1024 } else { 4096 };
+        let target = slab_target(class, held_len);
+        let align = class.block_align();
+        let mut slab_lens = [slab_len(class, granule, target), slab_len(class, 1024, 0)].into_iter();
+        let run = slab_lens.find_map(|len| {
+            self.pages
+                .alloc(len, align, Use::Slab, caller.index, !caller.nested)
+                .ok()
+        })?;
+        let slab = Slab::found(run.desc, class, home);
+        self.slab_len(class).fetch_add(run.len, Ordering::Relaxed);
+        let taken = slab.take(most)?;
+        if !taken.exhausted {
+            self.bin(home, class).enlist(slab);
+        }
+        Some(taken.list)
+    }
+
+    /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes home by its address.
+    pub(crate) fn borrow(&self, class: SizeClass) -> Option<Block> {
+        let longer = (class.index() + 1..CLASS_COUNT).filter_map(SizeClass::from_index);
+        longer
+            .filter(|longer| longer.block_align() >= class.block_align())
+            .find_map(|longer| {
+                let mut list = self.bins(longer).find_map(|(_, bin)| bin.take(1).ok().flatten())?;
+                self.loose(longer).taken_by_any(1);
+                list.pop()
+            })
+    }
+
+    // Down: blocks that come home.
+
+    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back.
+    pub(crate) fn spill(&self, cache: &CpuCache, class: SizeClass, block: Block, caller: Caller) {
+        self.tune(cache, class, caller);
+        let Err(block) = cache.push(class, block) else { return };
+        if cache.limit(class) == 0 {
+            return self.give_back(block, Some(cache), caller);
+        }
+        let spare = cache.take_spare(class);
+        cache.set_aside(class);
+        self.flush(spare, Some(cache), caller);
+        if let Err(block) = cache.push(class, block) {
+            self.give_back(block, Some(cache), caller);
+        }
+    }
+
+    /// Gives one block back to its slab. Callable from any context, always succeeds.
+    pub(crate) fn give_back(&self, block: Block, cache: Option<&CpuCache>, caller: Caller) {
+        match self.slab_of(block.start(), &mut None) {
+            Some(slab) => self.send_home(
+                Group {
+                    slab,
+                    chain: Chain::new(block),
+                },
+                cache,
+                caller,
+            ),
+            None => self.count_stray(),
+        }
+    }
+
+    /// Gives a list of blocks back to their slabs, each group of one slab by one push.
+    #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
+    pub(crate) fn flush(&self, mut list: List, cache: Option<&CpuCache>, caller: Caller) {
+        let mut groups: [Option<Group<'_>>; GROUPS] = [const { None }; GROUPS];
+        let mut chunk = None;
+        while let Some(block) = list.pop() {
+            let Some(slab) = self.slab_of(block.start(), &mut chunk) else {
+                self.count_stray();
+                continue;
+            };
+            let place = &mut groups[slab.desc().index() % GROUPS];
+            match place {
+                Some(group) if core::ptr::eq(group.slab.desc(), slab.desc()) => group.chain.push(block),
+                _ => {
+                    if let Some(group) = place.replace(Group {
+                        slab,
+                        chain: Chain::new(block),
+                    }) {
+                        self.send_home(group, cache, caller);
+                    }
+                }
+            }
+        }
+        for group in groups.into_iter().flatten() {
+            self.send_home(group, cache, caller);
+        }
+    }
+
+    /// Pushes a group onto its slab and does what that obliges to.
+    fn send_home(&self, group: Group<'_>, cache: Option<&CpuCache>, caller: Caller) {
+        let Group { slab, chain } = group;
+        // Read before the push: afterwards the slab may be gone.
+        let (class, bin) = (slab.class(), self.bin(slab.home(), slab.class()));
+        match cache {
+            Some(cache) => cache.count_pushed(class, chain.count()),
+            None => self.loose(class).pushed_by_any(chain.count()),
+        }
+        let duty = slab.push(chain, caller.nested);
+        if duty.enlist {
+            bin.enlist(slab);
+        }
+        if duty.settle {
+            let keep = self.reserve_count(slab);
+            if let Some(surplus) = bin.settle(slab, keep) {
+                self.retire(surplus);
+            }
+        }
+    }
+
+    /// Gives a whole slab, owned, back to the pages.
+    fn retire(&self, slab: Slab<'_>) {
+        self.slab_len(slab.class())
+            .fetch_sub(Chunk::run_len(slab.desc()), Ordering::Relaxed);
+        self.pages.free(slab.desc());
+    }
+
+    /// How many whole slabs a bin keeps.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a share of the bytes held over at least 1 KiB"
+    )]
+    fn reserve_count(&self, slab: Slab<'_>) -> u32 {
+        let slab_len = Chunk::run_len(slab.desc());
+        (self.pages.held_len() / RESERVE_SHARE / slab_len).max(1) as u32
+    }
+
+    /// Counts a free of what this heap never gave; nothing else happens to it.
+    pub(crate) fn count_stray(&self) {
+        self.stray_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The slab that a block lies in; `chunk` remembers where the last one was found.
+    fn slab_of<'a>(&'a self, block: NonNull<u8>, chunk: &mut Option<&'a Chunk>) -> Option<Slab<'a>> {
+        if !chunk.is_some_and(|chunk| chunk.contains(block)) {
+            *chunk = self.pages.lookup(block);
+        }
+        Slab::of(chunk.as_ref()?.head_of(block)?)
+    }
+
+    // Limits.
+
+    /// What one cache may hold, in bytes.
+    fn budget(&self) -> usize {
+        self.pages.held_len() / CACHED_SHARE / self.used_caches.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Raises the class's limit, or lowers another one's so that the next attempt succeeds.
+    fn tune(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
+        if cache.is_new() {
+            self.used_caches.fetch_add(1, Ordering::Relaxed);
+        }
+        let budget = self.budget();
+        let raise = cache.raise_limit(class, budget);
+        if raise == Raise::Spent || cache.is_over(budget) {
+            for list in cache.lower_limit(class).into_iter().flatten() {
+                self.flush(list, Some(cache), caller);
+            }
+        }
+    }
+
+    // Back to the pages.
+
+    /// Empties the class's lists of a cache that the caller holds.
+    pub(crate) fn drain_class(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
+        for list in cache.lower(class, 0) {
+            self.flush(list, Some(cache), caller);
+        }
+    }
+
+    /// Gives the reserves of whole slabs to the pages; true if there was one.
+    pub(crate) fn release_reserves(&self) -> bool {
+        let mut any = false;
+        for class in SizeClass::all() {
+            for (_, bin) in self.bins(class) {
+                while let Some(slab) = bin.take_whole() {
+                    self.retire(slab);
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
+    /// Finds whole slabs among the partial ones too, and gives all to the pages.
+    pub(crate) fn release_whole(&self) {
+        for class in SizeClass::all() {
+            for (_, bin) in self.bins(class) {
+                let mut left = u32::MAX;
+                while bin.sweep(&mut left) == Sweep::More {}
+            }
+        }
+        self.release_reserves();
+        self.pages.drain_deferred();
+    }
+}
+
+/// How long a slab should be.
+fn slab_target(class: SizeClass, held_len: usize) -> usize {
+    let share = held_len / SLAB_SHARE;
+    let longest = MAX_SLAB_LEN.max(LONG_BLOCKS * class.block_len());
+    share.clamp(MIN_SLAB_LEN, longest)
+}

@@ -1,0 +1,295 @@
+//! What callers see: `alloc`, `resize`, `remap`, `free` in terms of [`Layout`], and the [`GlobalAlloc`] over them.
+//!
+//! The four are those of Zig's `Allocator`: `resize` never moves, `remap` may move without copying, and both may say no. `realloc` tries
+//! them in that order before it copies. Sizes and alignments are checked once, here; below, a request is a size class or a run.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::block::Block;
+use crate::cpu::CpuMode;
+use crate::heap::Heap;
+use crate::large::may_be_run;
+use crate::provider::PageProvider;
+use crate::size_class::SizeClass;
+
+/// There was no memory for the request, or it can never be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllocError;
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the heap has no memory for this request")
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// Allocates a block for `layout`. The slice is as long as may be used, at least `layout.size()` bytes, uninitialised.
+    ///
+    /// Size 0 gives a dangling, aligned pointer and length 0, and takes no memory.
+    ///
+    /// # Errors
+    /// [`AllocError`] if there is no memory after everything was tried: reserves, the provider, reachable caches, longer blocks, the
+    /// provider's [`relieve`](PageProvider::relieve). In a context that interrupted the heap on its own CPU, if there is none at hand.
+    ///
+    /// # Context
+    /// Any: task, interrupt, exception, NMI, before CPU ids work. Never waits for a context that it interrupted.
+    ///
+    /// # Cost
+    /// Up to 32 KiB: some twenty instructions while the CPU's cache has a block; no locked one with a [pin](crate::CpuPin), one
+    /// with a [hint](crate::CpuHint). Longer: one lock and constant time while the page heap has a run.
+    pub fn alloc(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() == 0 {
+            return Ok(NonNull::slice_from_raw_parts(dangling(layout), 0));
+        }
+        let block = match SizeClass::of(layout) {
+            Some(class) => self
+                .alloc_small(class)
+                .map(|start| NonNull::slice_from_raw_parts(start, class.block_len())),
+            None => self.alloc_large(layout).map(|large| large.block),
+        };
+        block.ok_or(AllocError)
+    }
+
+    /// [`alloc`](Self::alloc), with the first `layout.size()` bytes zero. Pages that the provider gave zeroed and nobody used are not cleared again.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Self::alloc).
+    pub fn alloc_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() > 0 && SizeClass::of(layout).is_none() {
+            let large = self.alloc_large(layout).ok_or(AllocError)?;
+            if !large.zeroed {
+                clear(large.block, layout.size());
+            }
+            return Ok(large.block);
+        }
+        let block = self.alloc(layout)?;
+        clear(block, layout.size());
+        Ok(block)
+    }
+
+    /// Frees a block. Size 0: nothing to do.
+    ///
+    /// Always succeeds, needs no memory, never waits. Callable from any context, on any CPU.
+    ///
+    /// # Safety
+    /// `start` came from this heap, for a Layout of the same size and alignment (or was last resized, remapped or reallocated to it), and nobody
+    /// uses the block any more.
+    pub unsafe fn free(&self, start: NonNull<u8>, layout: Layout) {
+        if layout.size() == 0 {
+            return;
+        }
+        match SizeClass::of(layout) {
+            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => {
+                // SAFETY: by the contract the block is unused, and its Layout has a class, so it is at least 8 bytes long.
+                let block = unsafe { Block::new(start) };
+                self.free_small(block, class);
+            }
+            // SAFETY: the contract is the same.
+            _ => unsafe { self.free_large(start, layout) },
+        }
+    }
+
+    /// Changes a block's size where it stands, growing or shrinking. False: unchanged.
+    ///
+    /// A block in a slab can take any size of its class. A large one shrinks to what it needs, and grows if the pages behind it are free.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free); after success the block's Layout is `new_size` with the old alignment.
+    pub unsafe fn resize(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> bool {
+        let Ok(new) = Layout::from_size_align(new_size, old.align()) else {
+            return false;
+        };
+        if old.size() == 0 || new_size == 0 {
+            return old.size() == new_size;
+        }
+        match SizeClass::of(old) {
+            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => SizeClass::of(new) == Some(class),
+            // SAFETY: the contract is the same.
+            _ => unsafe { self.resize_large(start, old, new_size) },
+        }
+    }
+
+    /// Changes a block's size and may move it, but never copies. `None`: unchanged, where it was. The slice is as long as may be used.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize); after success the block is only at the new place.
+    pub unsafe fn remap(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<NonNull<[u8]>> {
+        // SAFETY: the contract is the same.
+        if unsafe { self.resize(start, old, new_size) } {
+            let new = Layout::from_size_align(new_size, old.align()).ok()?;
+            return Some(NonNull::slice_from_raw_parts(start, self.usable_len(start, new)));
+        }
+        if Layout::from_size_align(new_size, old.align()).is_err() {
+            return None;
+        }
+        // SAFETY: the contract is the same.
+        unsafe { self.remap_huge(start, old, new_size) }
+    }
+
+    /// Changes a block's size: in place, else by moving its pages, else by copying. The slice is as long as may be used.
+    ///
+    /// # Errors
+    /// [`AllocError`] as for [`alloc`](Self::alloc), or if `new_size` is too large for the alignment; the block is then unchanged.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize); after success the block is only at the new place.
+    pub unsafe fn realloc(
+        &self,
+        start: NonNull<u8>,
+        old: Layout,
+        new_size: usize,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        let new = Layout::from_size_align(new_size, old.align()).map_err(|_| AllocError)?;
+        // SAFETY: the contract is the same.
+        if let Some(block) = unsafe { self.remap(start, old, new_size) } {
+            return Ok(block);
+        }
+        let block = self.alloc_moved(old, new)?;
+        let count = old.size().min(new_size);
+        // SAFETY: both blocks are at least `count` bytes long, and the new one is nobody else's, so they do not overlap.
+        unsafe { start.copy_to_nonoverlapping(block.cast(), count) };
+        // SAFETY: the contract is the same, and the content has moved.
+        unsafe { self.free(start, old) };
+        Ok(block)
+    }
+
+    /// A block for content that has to move: pages, if it grows beyond what a slab serves well.
+    fn alloc_moved(&self, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let grows = new.size() > old.size() && SizeClass::of(new).is_none_or(may_be_run);
+        if grows {
+            if let Some(large) = self.alloc_grown(new) {
+                return Ok(large.block);
+            }
+        }
+        self.alloc(new)
+    }
+
+    /// How many bytes of a block may be used.
+    ///
+    /// `start` and `layout` must be those of a block in use; of others the answer says nothing.
+    pub fn usable_len(&self, start: NonNull<u8>, layout: Layout) -> usize {
+        if layout.size() == 0 {
+            return 0;
+        }
+        match SizeClass::of(layout) {
+            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => class.block_len(),
+            _ => self.large_len(start, layout).unwrap_or(layout.size()),
+        }
+    }
+}
+
+/// Where a block without bytes is.
+fn dangling(layout: Layout) -> NonNull<u8> {
+    // An alignment is a power of two, so never 0.
+    NonNull::without_provenance(core::num::NonZero::new(layout.align()).unwrap_or(core::num::NonZero::<usize>::MIN))
+}
+
+fn clear(block: NonNull<[u8]>, len: usize) {
+    // SAFETY: the block was just allocated for at least `len` bytes and nobody else has it.
+    unsafe { block.cast::<u8>().write_bytes(0, len) };
+}
+
+// SAFETY: `alloc` gives blocks of at least the Layout's size and alignment, disjoint from each other until they are freed (the invariants
+// of `slab`, `cache` and `pages`); nothing unwinds.
+unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap<P, C, CPUS> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match SizeClass::of(layout) {
+            Some(class) => or_null(self.alloc_small(class)),
+            None => or_null(self.alloc_large(layout).map(|large| large.block.cast())),
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        let Some(start) = NonNull::new(start) else { return };
+        match SizeClass::of(layout) {
+            Some(class) if !may_be_run(class) => {
+                // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
+                let block = unsafe { Block::new(start) };
+                self.free_small(block, class);
+            }
+            // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
+            _ => unsafe { self.free(start, layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        or_null(Heap::alloc_zeroed(self, layout).ok().map(NonNull::cast))
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let Some(start) = NonNull::new(start) else {
+            return core::ptr::null_mut();
+        };
+        // SAFETY: by the contract of `GlobalAlloc` the block is ours and of that Layout.
+        or_null(
+            unsafe { Heap::realloc(self, start, layout, new_size) }
+                .ok()
+                .map(NonNull::cast),
+        )
+    }
+}
+
+#[inline]
+fn or_null(start: Option<NonNull<u8>>) -> *mut u8 {
+    start.map_or(core::ptr::null_mut(), NonNull::as_ptr)
+}
+
+#[cfg(feature = "allocator-api2")]
+mod allocator_api2_face {
+    use super::{CpuMode, Heap, Layout, NonNull, PageProvider};
+    use allocator_api2::alloc::{AllocError, Allocator};
+
+    impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+        /// `realloc` where the alignment may change too.
+        ///
+        /// # Safety
+        /// As for [`realloc`](Heap::realloc).
+        unsafe fn change(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+            if old.align() == new.align() {
+                // SAFETY: the contract is the same.
+                return unsafe { self.realloc(start, old, new.size()) }.map_err(|_| AllocError);
+            }
+            let block = self.allocate(new)?;
+            // SAFETY: both blocks are at least that long, and the new one is nobody else's, so they do not overlap.
+            unsafe { start.copy_to_nonoverlapping(block.cast(), old.size().min(new.size())) };
+            // SAFETY: the contract is the same, and the content has moved.
+            unsafe { self.free(start, old) };
+            Ok(block)
+        }
+    }
+
+    // SAFETY: blocks stay valid until freed, wherever the reference to the heap goes: the heap is borrowed, and its memory is the provider's. Copies of
+    // the reference are the same heap.
+    unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> Allocator for &Heap<P, C, CPUS> {
+        fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+            self.alloc(layout).map_err(|_| AllocError)
+        }
+
+        fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+            let block = self.alloc_zeroed(layout).map_err(|_| AllocError)?;
+            // The whole slice must be zero here, not only what was asked for.
+            Ok(NonNull::slice_from_raw_parts(block.cast(), layout.size()))
+        }
+
+        unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
+            // SAFETY: by the contract of `Allocator` the block is ours, of a Layout that fits it, and unused.
+            unsafe { self.free(start, layout) };
+        }
+
+        unsafe fn grow(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+            // SAFETY: the contract is the same.
+            unsafe { self.change(start, old, new) }
+        }
+
+        unsafe fn shrink(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+            // SAFETY: the contract is the same.
+            unsafe { self.change(start, old, new) }
+        }
+    }
+}

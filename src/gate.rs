@@ -1,0 +1,112 @@
+//! The gate in front of the provider: one context at a time.
+//!
+//! A provider may take locks of its own, so it must not be entered by an interrupt handler that interrupted it. CPU ids may lie and
+//! tasks migrate in the middle of a call, so the only exclusion that always holds is one gate for the whole heap. It is held
+//! while nothing else of the heap is. Price: who needs new pages while another context maps waits for it, within a bound; and a context
+//! that finds the gate held *from its own CPU* does not wait at all, since the holder cannot go on before it.
+//!
+//! A provider that says `REENTRANT` has no gate.
+
+use core::hint::spin_loop;
+
+use crate::sync::{AtomicUsize, Ordering};
+
+/// How often a waiter looks. Long enough for several calls of a provider that sends interrupts to all CPUs and
+/// waits for them; the bound is there for callers that interrupted the holder without knowing it.
+const WAIT_LIMIT: u32 = 1 << 20;
+
+const OPEN: usize = 0;
+
+/// One context at a time. All zero is open.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// [`OPEN`], or the holder's CPU index plus 2 (wrapping, so that "no index" is not [`OPEN`] either).
+    holder: AtomicUsize,
+}
+
+/// What a context found at the gate.
+#[derive(Debug)]
+pub(crate) enum Entry<'a> {
+    /// It is inside until this is dropped.
+    Inside(Inside<'a>),
+    /// Somebody else was inside and has left: what was missing may be there now.
+    Waited,
+    /// Somebody is inside and may be waiting for us.
+    Closed,
+}
+
+/// Opens the gate when dropped.
+#[derive(Debug)]
+pub(crate) struct Inside<'a> {
+    gate: &'a Gate,
+}
+
+impl Gate {
+    pub(crate) const fn new() -> Self {
+        Self {
+            holder: AtomicUsize::new(OPEN),
+        }
+    }
+
+    /// Goes in, or waits, within the bound, for whoever is inside to leave. Call with nothing of the heap held.
+    pub(crate) fn enter(&self, index: usize) -> Entry<'_> {
+        let me = index.wrapping_add(2).max(1);
+        match self
+            .holder
+            .compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed)
+        {
+            Ok(_) => Entry::Inside(Inside { gate: self }),
+            Err(holder) if holder == me => Entry::Closed,
+            Err(holder) => self.wait(holder),
+        }
+    }
+
+    fn wait(&self, holder: usize) -> Entry<'_> {
+        for _ in 0..WAIT_LIMIT {
+            if self.holder.load(Ordering::Acquire) != holder {
+                return Entry::Waited;
+            }
+            spin_loop();
+        }
+        Entry::Closed
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.gate.holder.store(OPEN, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_no_wait_for_the_own_cpu() {
+        let gate = Gate::new();
+        let inside = gate.enter(3);
+        assert!(matches!(inside, Entry::Inside(_)));
+        assert!(matches!(gate.enter(3), Entry::Closed));
+        assert!(matches!(gate.enter(usize::MAX), Entry::Closed), "the wait has a bound");
+        drop(inside);
+        assert!(
+            matches!(gate.enter(usize::MAX - 1), Entry::Inside(_)),
+            "an index that wraps is no open gate"
+        );
+        assert!(matches!(gate.enter(usize::MAX), Entry::Inside(_)));
+    }
+
+    #[test]
+    fn who_waited_is_told() {
+        let gate = Gate::new();
+        let inside = gate.enter(0);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| matches!(gate.enter(1), Entry::Waited));
+            drop(inside);
+            // Whether the waiter came before or after, it is not turned away.
+            let entered = waiter.join().unwrap();
+            assert!(entered || matches!(gate.enter(1), Entry::Inside(_)));
+        });
+    }
+}

@@ -1,0 +1,624 @@
+//! The heap: fast paths, and what happens when they find nothing.
+//!
+//! ```text
+//! alloc ─┬─ small: enter ─ pop                                     fast, in view below
+//!        │          ├─ refill (engine)                             own cache empty
+//!        │          ├─ elsewhere: lap over caches │ one block      own cache busy
+//!        │          └─ search: reserves → provider → everything    nothing found; nothing held
+//!        └─ large: pages ─ search
+//! free  ─┬─ small: enter ─ push                                    fast, in view below
+//!        │          ├─ spill (engine) ─ return surplus chunks
+//!        │          └─ elsewhere: lap │ straight to the slab       own cache busy: always succeeds
+//!        └─ large: pages (never waits)
+//! ```
+//! An operation reads the CPU's index once, takes one cache at most, and gives it up before anything that may wait. The
+//! provider is called from `search` and from the return of surplus chunks, with nothing held.
+//!
+//! **What a busy cache means.** Pinned: this CPU was interrupted inside the heap, so the caller is *nested*: it takes single blocks
+//! from slabs, never waits, never calls the provider. Hint: another CPU has it, or the same; that cannot be told, so the caller tries
+//! the other caches once around (a *lap*, starting where the last one succeeded) and takes on no duties; it may still ask the provider,
+//! whose gate excludes what must be excluded.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::block::Block;
+use crate::cache::CpuCache;
+use crate::cpu::CpuMode;
+use crate::engine::{Caller, Engine, TINY_COUNT};
+use crate::gate::{Entry, Gate};
+use crate::pages::{AddError, Use, chunk_len_for};
+use crate::provider::{PageProvider, PageRun};
+use crate::size_class::SizeClass;
+use crate::slab::home_at;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The shortest chunk worth asking a provider for that has as much.
+const MIN_CHUNK_LEN: usize = 256 * 1024;
+const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
+/// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's size.
+const CHUNK_SHARE: usize = 4;
+
+/// Free pages up to this share of the bytes held stay with the heap.
+const KEPT_SHARE: usize = 4;
+
+/// How often `search` asks the provider while others take what it gets.
+const GROW_TRIES: u32 = 8;
+
+/// How often the kernel is asked to relieve the pressure for one allocation.
+const RELIEF_TRIES: u32 = 4;
+
+/// A heap for kernels: scales with CPUs, callable from every context. See the [crate's documentation](crate).
+///
+/// `P` gives pages, `C` says how a CPU is known ([`Hint`](crate::Hint) or [`Pinned`](crate::Pinned)), `CPUS` is the number of
+/// caches: the most CPUs that run without sharing. `new` is `const` and all zero but for the provider: a static heap costs no
+/// image size, about 6 KiB of `.bss` per CPU, and no set-up code.
+pub struct Heap<P, C, const CPUS: usize> {
+    pub(crate) engine: Engine<CPUS>,
+    pub(crate) gate: Gate,
+    pub(crate) calls: Calls,
+    pub(crate) provider: P,
+    pub(crate) mode: C,
+}
+
+/// Calls of the provider, for statistics.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    pub(crate) maps: AtomicU64,
+    pub(crate) failed_maps: AtomicU64,
+    pub(crate) unmaps: AtomicU64,
+    pub(crate) refused_unmaps: AtomicU64,
+    pub(crate) reliefs: AtomicU64,
+}
+
+impl<P: fmt::Debug, C: fmt::Debug, const CPUS: usize> fmt::Debug for Heap<P, C, CPUS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heap")
+            .field("provider", &self.provider)
+            .field("mode", &self.mode)
+            .field("held_len", &self.engine.pages.held_len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A cache that this context holds.
+pub(crate) struct Entered<'a, C: CpuMode> {
+    pub(crate) cache: &'a CpuCache,
+    pub(crate) caller: Caller,
+    _guard: C::Guard,
+}
+
+impl<C: CpuMode> Drop for Entered<'_, C> {
+    #[inline]
+    fn drop(&mut self) {
+        if C::PINNED {
+            self.cache.unmark()
+        } else {
+            self.cache.unlock()
+        }
+    }
+}
+
+/// How hard an attempt looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    Quick,
+    /// Also where the quick search may overlook a run.
+    Thorough,
+}
+
+/// What asking the provider led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Growth {
+    /// There are new pages, or others may have got some.
+    Retry,
+    /// There is nothing to be had.
+    Refused,
+}
+
+impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
+    /// A heap without memory: `alloc` fails until the provider gives some. Usable in a `static`.
+    pub const fn new(provider: P, mode: C) -> Self {
+        Self {
+            engine: Engine::new(),
+            gate: Gate::new(),
+            calls: Calls::new(),
+            provider,
+            mode,
+        }
+    }
+
+    /// The provider.
+    pub const fn provider(&self) -> &P {
+        &self.provider
+    }
+}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    // Fast paths.
+
+    /// Takes this CPU's cache. `Err`: it is busy, or the CPU has none.
+    #[inline]
+    pub(crate) fn enter(&self) -> Result<Entered<'_, C>, Caller> {
+        let (guard, index) = self.mode.enter();
+        let index = if C::PINNED || index < CPUS { index } else { index % CPUS };
+        let Some(cache) = self.engine.cache(index) else {
+            return Err(Caller { index, nested: false });
+        };
+        let taken = if C::PINNED { cache.try_mark() } else { cache.try_lock() };
+        if !taken {
+            return Err(Caller { index, nested: true });
+        }
+        Ok(Entered {
+            cache,
+            caller: Caller { index, nested: false },
+            _guard: guard,
+        })
+    }
+
+    #[inline]
+    pub(crate) fn alloc_small(&self, class: SizeClass) -> Option<NonNull<u8>> {
+        match self.enter() {
+            Ok(entered) => match entered.cache.pop(class) {
+                Some(block) => Some(block.into_start()),
+                None => self.alloc_refill(entered, class),
+            },
+            Err(caller) => self.alloc_elsewhere(class, caller),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn free_small(&self, block: Block, class: SizeClass) {
+        match self.enter() {
+            Ok(entered) => {
+                if class.index() < TINY_COUNT && !self.is_near(&entered, &block) {
+                    return self.free_far(entered, block);
+                }
+                if let Err(block) = entered.cache.push(class, block) {
+                    self.free_spill(entered, class, block);
+                }
+            }
+            Err(caller) => self.free_elsewhere(class, block, caller),
+        }
+    }
+
+    /// Whether a tiny block's slab is at home on this CPU. If not, keeping the block would make two CPUs deal out neighbours in
+    /// one cache line for ever.
+    #[inline]
+    fn is_near(&self, entered: &Entered<'_, C>, block: &Block) -> bool {
+        let desc = self.engine.pages.desc_near(&entered.cache.chunk_hint, block.start());
+        desc.is_some_and(|desc| home_at(desc) == entered.caller.index)
+    }
+
+    // Slow paths: own cache empty or full.
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_refill(&self, entered: Entered<'_, C>, class: SizeClass) -> Option<NonNull<u8>> {
+        let caller = entered.caller;
+        let block = self.engine.refill(entered.cache, class, caller);
+        let asked = entered.cache.is_drain_asked();
+        drop(entered);
+        if asked {
+            self.drain_current();
+        }
+        match block {
+            Some(block) => Some(block.into_start()),
+            None => self.search_small(class, caller),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let caller = entered.caller;
+        self.engine.spill(entered.cache, class, block, caller);
+        let asked = entered.cache.is_drain_asked();
+        drop(entered);
+        if asked {
+            self.drain_current();
+        }
+        self.return_surplus(caller);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_far(&self, entered: Entered<'_, C>, block: Block) {
+        let caller = entered.caller;
+        self.engine.give_back(block, Some(entered.cache), caller);
+        drop(entered);
+        self.return_surplus(caller);
+    }
+
+    // Slow paths: own cache busy.
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_elsewhere(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
+        let block = self.lap(caller, |cache| {
+            cache.pop(class).or_else(|| self.engine.refill(cache, class, caller))
+        });
+        match block.flatten().or_else(|| self.engine.obtain_one(class, caller)) {
+            Some(block) => Some(block.into_start()),
+            None if C::PINNED && caller.nested => self.engine.borrow(class).map(Block::into_start),
+            None => self.search_small(class, caller),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_elsewhere(&self, class: SizeClass, block: Block, caller: Caller) {
+        let mut block = Some(block);
+        self.lap(caller, |cache| {
+            let kept = block.take().and_then(|block| cache.push(class, block).err());
+            block = kept;
+        });
+        if let Some(block) = block {
+            self.engine.give_back(block, None, caller);
+        }
+    }
+
+    /// One bounded lap over the other caches in use, from where the last lap from here succeeded, by try-lock. Pinned caches are nobody
+    /// else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes on until it succeeds.
+    fn lap<T>(&self, caller: Caller, work: impl FnOnce(&CpuCache) -> T) -> Option<T> {
+        if C::PINNED {
+            return None;
+        }
+        let own = self.engine.cache(caller.index)?;
+        let start = own.lap_start.load(Ordering::Relaxed);
+        for step in 0..CPUS {
+            let index = start.wrapping_add(step) % CPUS;
+            let Some(cache) = self.engine.cache(index) else {
+                continue;
+            };
+            if index == caller.index || !cache.try_lock() {
+                continue;
+            }
+            if step != 0 {
+                own.lap_start.store(index, Ordering::Relaxed);
+            }
+            let result = work(cache);
+            cache.unlock();
+            return Some(result);
+        }
+        None
+    }
+
+    // Slow paths: nothing found, nothing held.
+
+    #[cold]
+    fn search_small(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
+        let found = self.search(class.block_len(), class.block_align(), Use::Slab, caller, |_| {
+            self.small_once(class)
+        });
+        found.or_else(|| self.engine.borrow(class).map(Block::into_start))
+    }
+
+    /// One attempt at a small block that does not search.
+    fn small_once(&self, class: SizeClass) -> Option<NonNull<u8>> {
+        let block = match self.enter() {
+            Ok(entered) => entered
+                .cache
+                .pop(class)
+                .or_else(|| self.engine.refill(entered.cache, class, entered.caller)),
+            Err(caller) => self.engine.obtain_one(class, caller),
+        };
+        block.map(Block::into_start)
+    }
+
+    /// Finds memory for `attempt`, which just failed, in the order of what it costs others: reserves, new pages, everything that
+    /// is reachable, what the kernel can do. Called with nothing held.
+    pub(crate) fn search<T>(
+        &self,
+        len: usize,
+        align: usize,
+        use_: Use,
+        caller: Caller,
+        mut attempt: impl FnMut(Depth) -> Option<T>,
+    ) -> Option<T> {
+        let reserves = self.engine.release_reserves() | self.engine.pages.drain_deferred();
+        if reserves {
+            if let Some(found) = attempt(Depth::Quick) {
+                return Some(found);
+            }
+        }
+        if let Some(found) = self.grow_for(len, align, use_, caller, &mut attempt) {
+            return Some(found);
+        }
+        self.drain_reachable();
+        self.engine.release_whole();
+        if let Some(found) = attempt(Depth::Thorough) {
+            return Some(found);
+        }
+        // Chunks that are free as a whole may be had again in another length.
+        if self.return_chunks(0, caller) > 0 {
+            if let Some(found) = self.grow_for(len, align, use_, caller, &mut attempt) {
+                return Some(found);
+            }
+        }
+        self.relieve(len, align, use_, caller, &mut attempt)
+    }
+
+    fn grow_for<T>(
+        &self,
+        len: usize,
+        align: usize,
+        use_: Use,
+        caller: Caller,
+        attempt: &mut impl FnMut(Depth) -> Option<T>,
+    ) -> Option<T> {
+        for _ in 0..GROW_TRIES {
+            let growth = self.grow(len, align, use_, caller);
+            let found = attempt(Depth::Quick);
+            if found.is_some() || growth == Growth::Refused {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// The pressure hook, unlocked.
+    fn relieve<T>(
+        &self,
+        len: usize,
+        align: usize,
+        use_: Use,
+        caller: Caller,
+        attempt: &mut impl FnMut(Depth) -> Option<T>,
+    ) -> Option<T> {
+        let need = chunk_len_for(len, align, P::PAGE_LEN)?;
+        for _ in 0..RELIEF_TRIES {
+            Calls::count(&self.calls.reliefs);
+            if !self.provider.relieve(need) {
+                return None;
+            }
+            let found = attempt(Depth::Thorough).or_else(|| self.grow_for(len, align, use_, caller, attempt));
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
+    // The provider.
+
+    /// Runs `call` with the provider to itself, unless the provider needs no such thing. `None`: somebody else was inside.
+    pub(crate) fn with_provider<T>(&self, caller: Caller, call: impl FnOnce(&P) -> T) -> Result<T, Entry<'_>> {
+        if P::REENTRANT {
+            return Ok(call(&self.provider));
+        }
+        match self.gate.enter(caller.index) {
+            Entry::Inside(inside) => {
+                let result = call(&self.provider);
+                drop(inside);
+                Ok(result)
+            }
+            entry => Err(entry),
+        }
+    }
+
+    /// A run from the provider.
+    pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<NonNull<u8>>, Entry<'_>> {
+        self.with_provider(caller, |provider| self.calls.map(provider, run))
+    }
+
+    /// A run back to the provider. False: it is still the heap's.
+    ///
+    /// # Safety
+    /// As for [`PageProvider::unmap`].
+    pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
+        // SAFETY: the contract is the same.
+        let taken = self.with_provider(caller, |provider| unsafe { provider.unmap(start, run) });
+        let taken = matches!(taken, Ok(true));
+        Calls::count(if taken {
+            &self.calls.unmaps
+        } else {
+            &self.calls.refused_unmaps
+        });
+        taken
+    }
+
+    /// Gets a chunk from the provider that has a run of `len` bytes at `align`, longer if there is more to be had.
+    fn grow(&self, len: usize, align: usize, use_: Use, caller: Caller) -> Growth {
+        let Some(need) = chunk_len_for(len, align, P::PAGE_LEN) else {
+            return Growth::Refused;
+        };
+        let held_len = self.engine.pages.held_len();
+        match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, held_len)) {
+            Ok(Some((start, run))) => self.add_chunk(start, run, use_, caller),
+            Ok(None) | Err(Entry::Closed) => Growth::Refused,
+            Err(_) => Growth::Retry,
+        }
+    }
+
+    /// Makes a run from the provider a chunk.
+    fn add_chunk(&self, start: NonNull<u8>, run: PageRun, use_: Use, caller: Caller) -> Growth {
+        for _ in 0..GROW_TRIES {
+            // SAFETY: `map` just gave us the whole run, and nobody else knows it.
+            let added = unsafe { self.engine.pages.add_chunk(start, run, use_, caller.index, P::ZEROED) };
+            match added {
+                Ok(()) => return Growth::Retry,
+                Err(AddError::Full) if self.add_table(caller) => {}
+                Err(AddError::Busy) => {}
+                Err(_) => break,
+            }
+        }
+        // SAFETY: the run came from `map` and was not used.
+        unsafe { self.unmap(start, run, caller) };
+        Growth::Refused
+    }
+
+    /// Gets memory for a further table of chunks.
+    pub(crate) fn add_table(&self, caller: Caller) -> bool {
+        let Some(run) = PageRun::new(self.engine.pages.next_table_len(), P::PAGE_LEN, P::PAGE_LEN) else {
+            return false;
+        };
+        let Ok(Some(start)) = self.map(run, caller) else {
+            return false;
+        };
+        // SAFETY: `map` just gave us the whole run, and nobody else knows it.
+        if unsafe { self.engine.pages.add_table(start, run) }.is_ok() {
+            return true;
+        }
+        // SAFETY: the run came from `map` and was not used.
+        unsafe { self.unmap(start, run, caller) };
+        false
+    }
+
+    /// Gives free chunks back while more than a share of the heap is free. Called after frees, with nothing held.
+    #[inline]
+    pub(crate) fn return_surplus(&self, caller: Caller) {
+        if !caller.nested && self.engine.pages.has_surplus() {
+            self.return_chunks(self.engine.pages.held_len() / KEPT_SHARE, caller);
+        }
+    }
+
+    /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
+    pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
+        let mut len = 0;
+        while let Some(empty) = self.engine.pages.take_empty(keep) {
+            let (start, run) = (empty.start, empty.run);
+            // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
+            if !unsafe { self.unmap(start, run, caller) } {
+                // SAFETY: the provider did not take it, so it is as it was.
+                unsafe { self.engine.pages.put_back(empty) };
+                break;
+            }
+            self.engine.pages.chunk_gone(empty);
+            len += run.len();
+        }
+        len
+    }
+
+    // Emptying caches.
+
+    /// Empties every cache that this context may take: all by try-lock (hint), its own (pinned).
+    fn drain_reachable(&self) {
+        if C::PINNED {
+            self.drain_current();
+        } else {
+            for index in 0..CPUS {
+                self.drain_index(index);
+            }
+        }
+    }
+
+    /// Empties the cache with that index, class by class, so that it is never held long.
+    fn drain_index(&self, index: usize) {
+        let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used()) else {
+            return;
+        };
+        for class in SizeClass::all() {
+            if cache.count(class) > 0 && cache.try_lock() {
+                self.engine.drain_class(cache, class, Caller { index, nested: false });
+                cache.unlock();
+            }
+        }
+    }
+
+    /// Empties the cache of the CPU that runs. For the idle loop, or for the handler of an interrupt that asks a CPU to do so; a nested caller
+    /// changes nothing.
+    ///
+    /// Takes the cache once for each class, so that nobody waits long. Callable from any context.
+    pub fn drain_current(&self) {
+        for class in SizeClass::all() {
+            let Ok(entered) = self.enter() else { return };
+            self.engine.drain_class(entered.cache, class, entered.caller);
+            entered.cache.end_drain();
+        }
+    }
+
+    /// Empties all caches: at once with CPU hints; with pins, this CPU's at once and the others' at their next slow path, or when
+    /// they call [`drain_current`](Self::drain_current).
+    ///
+    /// Callable from any context; takes as long as the caches are many.
+    pub fn drain(&self) {
+        if C::PINNED {
+            for cache in self.engine.caches().iter().filter(|cache| cache.is_used()) {
+                cache.ask_drain();
+            }
+        }
+        self.drain_reachable();
+    }
+
+    /// Gives what is free back to the provider, but for `keep` bytes of free pages; returns the bytes that went back.
+    ///
+    /// Drains like [`drain`](Self::drain) first. Chunks go back whole, so a chunk with a single block in use stays. With nothing locked while the provider
+    /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as long as the heap is large.
+    pub fn trim(&self, keep: usize) -> usize {
+        self.drain();
+        self.engine.release_whole();
+        let caller = self.caller();
+        self.return_chunks(keep, caller) + self.return_tables(caller)
+    }
+
+    fn return_tables(&self, caller: Caller) -> usize {
+        let mut len = 0;
+        while let Some((start, run)) = self.engine.pages.take_empty_table() {
+            // SAFETY: the table's memory came from `map` as it is, and no reader is in it any more.
+            if !unsafe { self.unmap(start, run, caller) } {
+                // SAFETY: the run is still ours alone.
+                let _ = unsafe { self.engine.pages.add_table(start, run) };
+                break;
+            }
+            len += run.len();
+        }
+        len
+    }
+
+    /// Who runs, without holding anything.
+    pub(crate) fn caller(&self) -> Caller {
+        match self.enter() {
+            Ok(entered) => entered.caller,
+            Err(caller) => caller,
+        }
+    }
+}
+
+impl Calls {
+    const fn new() -> Self {
+        Self {
+            maps: AtomicU64::new(0),
+            failed_maps: AtomicU64::new(0),
+            unmaps: AtomicU64::new(0),
+            refused_unmaps: AtomicU64::new(0),
+            reliefs: AtomicU64::new(0),
+        }
+    }
+
+    fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn map(&self, provider: &impl PageProvider, run: PageRun) -> Option<NonNull<u8>> {
+        let start = provider.map(run);
+        Self::count(if start.is_some() { &self.maps } else { &self.failed_maps });
+        start
+    }
+}
+
+/// Asks for a chunk of a share of the heap's length, then for ever shorter ones down to `need`.
+fn map_chunk<P: PageProvider>(
+    provider: &P,
+    calls: &Calls,
+    need: PageRun,
+    held_len: usize,
+) -> Option<(NonNull<u8>, PageRun)> {
+    let with_len = |len| PageRun::new(len, need.align(), P::PAGE_LEN);
+    let wish = (held_len / CHUNK_SHARE)
+        .clamp(MIN_CHUNK_LEN, MAX_CHUNK_LEN)
+        .next_power_of_two();
+    let preferred = provider.prefer(with_len(wish.max(need.len()))?);
+    let fits = preferred.len() >= need.len() && preferred.align() >= need.align();
+    let mut run = if fits { preferred } else { need };
+    loop {
+        if let Some(start) = calls.map(provider, run) {
+            return Some((start, run));
+        }
+        if run.len() == need.len() {
+            return None;
+        }
+        let shorter = run.len().next_power_of_two() / 2;
+        run = with_len(shorter).filter(|run| run.len() > need.len()).unwrap_or(need);
+    }
+}

@@ -1,0 +1,271 @@
+//! Large blocks: page runs.
+//!
+//! Three kinds, told apart by what is found at the block's address:
+//! - a run in a chunk, for what no slab serves: found, split and merged by `pages`; grows into the free run behind it;
+//! - the same, shorter, for blocks that outgrew [`MAX_GROWN_SMALL_LEN`] by `realloc`: they will grow again, and a slab's block cannot. A block
+//!   that is fresh at that length stays in a slab. Price: freeing a block of 4 to 32 KiB asks for its kind;
+//! - *huge*, a run of its own straight from a provider that can move runs: grows without copying, and goes back when freed.
+//!   Where the provider cannot, there are none.
+//!
+//! The cache of the CPU is held while locks of the page heap are: that is what tells a nested caller that it must not wait for them.
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use crate::cpu::CpuMode;
+use crate::engine::Caller;
+use crate::heap::{Depth, Heap};
+use crate::pages::{AddError, Kind, PageDesc, Run, Use};
+use crate::provider::{PageProvider, PageRun};
+use crate::size_class::SizeClass;
+
+/// From this length on a block is a run of its own, if the provider can move runs.
+const HUGE_LEN: usize = 1024 * 1024;
+
+/// How often a huge block is noted while others write to the same table.
+const INSERT_TRIES: u32 = 64;
+
+/// The longest block that stays in a slab when `realloc` makes it grow.
+const MAX_GROWN_SMALL_LEN: usize = 4096;
+
+/// A large block as it came.
+#[derive(Debug)]
+pub(crate) struct LargeBlock {
+    /// The block, as long as it may be used.
+    pub(crate) block: NonNull<[u8]>,
+    /// Its bytes are zeros.
+    pub(crate) zeroed: bool,
+}
+
+/// Whether a block of that Layout may be a page run although its size has a class.
+#[inline]
+pub(crate) fn may_be_run(class: SizeClass) -> bool {
+    class.block_len() > MAX_GROWN_SMALL_LEN
+}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// A block that no slab serves. Not a fast path, but a short one: constant time while the page heap has a run.
+    #[cold]
+    pub(crate) fn alloc_large(&self, layout: Layout) -> Option<LargeBlock> {
+        if is_huge::<P>(layout.size()) {
+            return self.alloc_huge(layout);
+        }
+        self.alloc_run(layout, Use::Large)
+    }
+
+    /// A page run for a block that has to move because it grew.
+    pub(crate) fn alloc_grown(&self, layout: Layout) -> Option<LargeBlock> {
+        if is_huge::<P>(layout.size()) {
+            return self.alloc_huge(layout);
+        }
+        self.alloc_run(layout, Use::Grown)
+    }
+
+    fn alloc_run(&self, layout: Layout, use_: Use) -> Option<LargeBlock> {
+        let (run, caller) = self.run_once(layout, use_);
+        if run.is_some() {
+            return run;
+        }
+        if C::PINNED && caller.nested {
+            return None;
+        }
+        self.search(layout.size(), layout.align(), use_, caller, |depth| match depth {
+            Depth::Quick => self.run_once(layout, use_).0,
+            Depth::Thorough => {
+                let run = self.engine.pages.alloc_any(layout.size(), layout.align(), use_, true);
+                run.ok().map(|run| as_block(&run))
+            }
+        })
+    }
+
+    /// One attempt with the cache held, so that who interrupts it knows.
+    fn run_once(&self, layout: Layout, use_: Use) -> (Option<LargeBlock>, Caller) {
+        let entered = self.enter();
+        let caller = entered.as_ref().map_or_else(|caller| *caller, |entered| entered.caller);
+        let wait = !(C::PINNED && caller.nested);
+        let run = self
+            .engine
+            .pages
+            .alloc(layout.size(), layout.align(), use_, caller.index, wait);
+        drop(entered);
+        (run.ok().map(|run| as_block(&run)), caller)
+    }
+
+    fn alloc_huge(&self, layout: Layout) -> Option<LargeBlock> {
+        let run = huge_run::<P>(layout.size(), layout.align())?;
+        let found = self.huge_once(run);
+        if found.is_some() {
+            return found;
+        }
+        let caller = self.caller();
+        self.drain();
+        self.engine.release_whole();
+        self.return_chunks(0, caller);
+        self.huge_once(run).or_else(|| {
+            if self.provider.relieve(run) {
+                self.huge_once(run)
+            } else {
+                None
+            }
+        })
+    }
+
+    fn huge_once(&self, run: PageRun) -> Option<LargeBlock> {
+        let caller = self.caller();
+        if C::PINNED && caller.nested {
+            return None;
+        }
+        let start = self.map(run, caller).ok()??;
+        if !self.insert_huge(start, run, caller) {
+            // SAFETY: the run came from `map` and was not used.
+            unsafe { self.unmap(start, run, caller) };
+            return None;
+        }
+        Some(LargeBlock {
+            block: NonNull::slice_from_raw_parts(start, run.len()),
+            zeroed: P::ZEROED,
+        })
+    }
+
+    /// Notes a huge block, in a new table if there is no slot left.
+    fn insert_huge(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
+        for _ in 0..INSERT_TRIES {
+            match self.engine.pages.insert_huge(start, run, true) {
+                Ok(()) => return true,
+                Err(AddError::Full) if self.add_table(caller) => {}
+                Err(AddError::Busy) => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// The page run that a block is, or `None` if it is a slab's block or huge.
+    pub(crate) fn run_of(&self, start: NonNull<u8>) -> Option<&PageDesc> {
+        self.engine
+            .pages
+            .lookup(start)?
+            .head_of(start)
+            .filter(|desc| desc.kind() == Kind::Large)
+    }
+
+    /// The run of a huge block; asked only for what is long enough to be one.
+    fn huge_run_of(&self, start: NonNull<u8>, len: usize) -> Option<PageRun> {
+        if is_huge::<P>(len) {
+            self.engine.pages.huge_run(start)
+        } else {
+            None
+        }
+    }
+
+    /// Takes a large block back. Never waits, unless it is huge: then it calls the provider.
+    ///
+    /// # Safety
+    /// `start` is a block of this heap, of that Layout, that nobody uses any more.
+    #[cold]
+    pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
+        let caller = self.caller();
+        if self.huge_run_of(start, layout.size()).is_some() {
+            return self.free_huge(start, caller);
+        }
+        match self.run_of(start) {
+            Some(desc) => self.engine.pages.free(desc),
+            None => self.engine.count_stray(),
+        }
+        self.return_surplus(caller);
+    }
+
+    /// Gives a huge block's run back, or makes it a chunk if the provider does not take it (now).
+    fn free_huge(&self, start: NonNull<u8>, caller: Caller) {
+        let Some(run) = self.engine.pages.leave_huge(start) else {
+            return;
+        };
+        let nested = C::PINNED && caller.nested;
+        // SAFETY: by the contract of `free_large` the block is unused, and this run of it came from `map`.
+        let taken = !nested && unsafe { self.unmap(start, run, caller) };
+        self.engine.pages.huge_gone(start, run);
+        if !taken {
+            // SAFETY: the run is the heap's alone again. If there is no slot for a chunk, it stays so, unused.
+            let _ = unsafe { self.engine.pages.add_chunk(start, run, Use::Large, caller.index, false) };
+        }
+    }
+
+    /// Changes a large block's length where it stands. False: unchanged.
+    ///
+    /// # Safety
+    /// `start` is a block of this heap, of that Layout; the caller uses nothing behind `new_size` any more if the answer is true.
+    pub(crate) unsafe fn resize_large(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> bool {
+        if let Some(run) = self.huge_run_of(start, old.size()) {
+            let Some(new_run) = huge_run::<P>(new_size, old.align()) else {
+                return false;
+            };
+            // SAFETY: the block's run is `run`, and by the contract nobody uses what a shorter one lacks.
+            let resize = |provider: &P| unsafe { provider.resize(start, run, new_run) };
+            return run == new_run
+                || matches!(self.with_provider(self.caller(), resize), Ok(true))
+                    && self.engine.pages.update_huge(start, new_run);
+        }
+        // A run shorter than this could not be told from a slab's block when it is freed.
+        if new_size <= MAX_GROWN_SMALL_LEN {
+            return false;
+        }
+        let Some(desc) = self.run_of(start) else { return false };
+        let entered = self.enter();
+        let nested = entered.as_ref().is_err_and(|caller| caller.nested);
+        self.engine.pages.resize(desc, new_size, !(C::PINNED && nested))
+    }
+
+    /// Changes a huge block's length, moving its pages if need be, without a copy.
+    ///
+    /// # Safety
+    /// As for [`resize_large`](Self::resize_large); after success the block is only at its new place.
+    pub(crate) unsafe fn remap_huge(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<NonNull<[u8]>> {
+        let run = self.huge_run_of(start, old.size())?;
+        let new_run = huge_run::<P>(new_size, old.align())?;
+        let caller = self.caller();
+        if C::PINNED && caller.nested {
+            return None;
+        }
+        self.engine.pages.leave_huge(start)?;
+        // SAFETY: the block's run is `run`, and by the contract it is ours to move.
+        let moved = self.with_provider(caller, |provider| unsafe { provider.remap(start, run, new_run) });
+        let Ok(Some(place)) = moved else {
+            self.engine.pages.huge_stays(start, run);
+            return None;
+        };
+        self.engine.pages.huge_gone(start, run);
+        // The slot that has just become free makes room. Without a note (a race for the last slot, and no memory for a table) the block
+        // stays usable, and is not given back when it is freed.
+        self.insert_huge(place, new_run, caller);
+        Some(NonNull::slice_from_raw_parts(place, new_run.len()))
+    }
+
+    /// How many bytes of a large block may be used.
+    pub(crate) fn large_len(&self, start: NonNull<u8>, layout: Layout) -> Option<usize> {
+        if let Some(run) = self.huge_run_of(start, layout.size()) {
+            return Some(run.len());
+        }
+        self.run_of(start).map(|desc| self.engine.pages.usable_len(desc))
+    }
+}
+
+/// Whether a block of that many bytes is a run of its own.
+const fn is_huge<P: PageProvider>(len: usize) -> bool {
+    P::REMAPS && len >= HUGE_LEN
+}
+
+/// The run of a huge block of that many bytes; `None` if it would not be huge.
+fn huge_run<P: PageProvider>(len: usize, align: usize) -> Option<PageRun> {
+    if is_huge::<P>(len) {
+        PageRun::new(len, align, P::PAGE_LEN)
+    } else {
+        None
+    }
+}
+
+fn as_block(run: &Run<'_>) -> LargeBlock {
+    LargeBlock {
+        block: NonNull::slice_from_raw_parts(run.start, run.len),
+        zeroed: run.zeroed,
+    }
+}

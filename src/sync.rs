@@ -1,0 +1,76 @@
+//! The one seam through which every atomic of the heap comes.
+//!
+//! Everything shared in this crate is an atomic, also what a lock protects: a plain field read by a statistics
+//! call or by a context that interrupted its owner would be a data race, and a relaxed load costs the same
+//! instruction. What pays for it is that no `UnsafeCell` is left in the engine, so no `unsafe impl Sync` either.
+//! A model checker can replace the primitives here and then runs the shipped code.
+
+pub(crate) use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+};
+
+use core::hint::spin_loop;
+
+/// How often a bounded wait looks at a lock before it gives up. The longest hold of any lock of the heap is a
+/// few hundred instructions, so a holder that runs is gone long before; one that does not run (preempted, or
+/// interrupted by the waiter itself) must not be waited for.
+pub(crate) const SPIN_LIMIT: u32 = 2_000;
+
+/// A lock that nobody is forced to wait for.
+///
+/// It protects no data by type: what it guards are atomics beside it, and the lock makes their *combination*
+/// consistent. All zero is the open state.
+#[derive(Debug)]
+pub(crate) struct TryLock {
+    held: AtomicBool,
+}
+
+/// Proof that the lock it came from is held; opens it when dropped.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    lock: &'a TryLock,
+}
+
+impl TryLock {
+    pub(crate) const fn new() -> Self {
+        Self {
+            held: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes the lock if it is open. Never waits; callable from any context. Looks before it writes, so that a
+    /// busy lock's cache line stays shared.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<Held<'_>> {
+        if self.held.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.held
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .ok()
+            .map(|_| Held { lock: self })
+    }
+
+    /// Whether somebody holds the lock. A guess.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Takes the lock, looking at most [`SPIN_LIMIT`] times.
+    pub(crate) fn lock_bounded(&self) -> Option<Held<'_>> {
+        for _ in 0..SPIN_LIMIT {
+            if let Some(held) = self.try_lock() {
+                return Some(held);
+            }
+            spin_loop();
+        }
+        None
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.lock.held.store(false, Ordering::Release);
+    }
+}
