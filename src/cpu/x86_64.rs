@@ -239,7 +239,8 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::{string::String, thread, vec::Vec};
@@ -320,7 +321,7 @@ mod tests {
     fn gs_base_reads_at_its_offset() {
         static ONE: [usize; 3] = [11, 22, 33];
         static OTHER: [usize; 3] = [44, 55, 66];
-        fn set_gs(base: *const usize) {
+        fn set_gs(base: usize) {
             let failed: usize;
             // SAFETY: arch_prctl(ARCH_SET_GS) changes this thread's GS base, which nothing but this test uses. `nomem`,
             // so that the compiler sees no more of it than of a move to another CPU.
@@ -330,15 +331,15 @@ mod tests {
             }
             assert_eq!(failed, 0);
         }
-        set_gs(ONE.as_ptr());
+        set_gs(ONE.as_ptr().expose_provenance());
         // SAFETY: GS points to the array, of which this is the first word.
         let first = unsafe { GsBase::<0>::new() };
         // SAFETY: And this the last.
         let last = unsafe { GsBase::<16>::new() };
         assert_eq!((first.current_cpu(), last.current_cpu()), (Some(11), Some(33)));
         // "Another CPU": the answer is not kept.
-        set_gs(OTHER.as_ptr());
+        set_gs(OTHER.as_ptr().expose_provenance());
         assert_eq!((first.current_cpu(), last.current_cpu()), (Some(44), Some(66)));
-        set_gs(core::ptr::null());
+        set_gs(0);
     }
 }
