@@ -1,7 +1,6 @@
 //! Links each kernel by the linker script at the top of the repository, as an image at fixed addresses.
 //!
 //! As arguments from here they need no `RUSTFLAGS`, so nothing that is built for the host is built again.
-#![expect(clippy::std_instead_of_core, reason = "runs on the host")]
 
 use std::{env, fs, io, path::Path};
 

@@ -90,8 +90,10 @@ impl BareMetal {
             command.env_remove(name);
         }
         command.env("RUSTC", &self.rustc);
+        // Subcommands such as clippy are looked for in PATH, and have to belong to the same compiler.
+        let mut in_front = Vec::new();
         if let Some(bin) = self.rustc.parent() {
-            // Clippy and rustdoc have to belong to the same compiler.
+            in_front.push(bin.to_owned());
             let rustdoc = bin.join("rustdoc");
             if rustdoc.is_file() {
                 command.env("RUSTDOC", rustdoc);
@@ -103,14 +105,13 @@ impl BareMetal {
                 .env("CARGO_UNSTABLE_BUILD_STD", "core,alloc");
             match linker {
                 Linker::Own => {}
-                Linker::RustLld(dir) => {
-                    command.env("PATH", with_path_in_front(dir));
-                }
+                Linker::RustLld(dir) => in_front.push(dir.clone()),
                 Linker::System => {
                     command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", "ld.lld");
                 }
             }
         }
+        command.env("PATH", with_path_behind(in_front));
         command
     }
 
@@ -220,8 +221,8 @@ fn output(program: &Path, args: &[&str]) -> Option<String> {
     output.status.success().then(|| text.trim().to_owned())
 }
 
-fn with_path_in_front(dir: &Path) -> OsString {
+fn with_path_behind(mut dirs: Vec<PathBuf>) -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
-    let dirs = core::iter::once(dir.to_owned()).chain(env::split_paths(&path));
+    dirs.extend(env::split_paths(&path));
     env::join_paths(dirs).unwrap_or(path)
 }

@@ -3,7 +3,6 @@
 //! `cargo test --test qemu -- cpus=4/boot` runs those whose names contain the text. Kernels are built when the first
 //! one is booted, so that listing needs no toolchain. Two guests run at a time, whatever the host: their CPUs are
 //! threads that spin, and a host with more to do than cores makes every one of them wait.
-#![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
 use core::time::Duration;
 use std::collections::BTreeSet;

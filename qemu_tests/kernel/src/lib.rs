@@ -21,6 +21,11 @@
 //! It passes by returning from `main`, and fails by a panic. `main` runs on CPU 0 with interrupts enabled and no timer
 //! running; the other CPUs wait for [`smp::on_all`].
 #![no_std]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a failed check ends the test, which is what a test is for; addresses have 64 bits wherever this runs"
+)]
 
 pub mod arch;
 mod boot;
@@ -41,7 +46,6 @@ macro_rules! kernel {
         fn kernel_main($boot: &$type) $body
 
         /// What the boot code starts.
-        // SAFETY: no other item of a kernel has this name.
         #[unsafe(no_mangle)]
         static SMP_HEAP_KERNEL: $crate::Kernel = $crate::Kernel {
             name: env!("CARGO_CRATE_NAME"),

@@ -19,12 +19,26 @@ pub const MAX_THREADS: usize = THREAD_STACKS;
 /// No thread: a CPU's own idle context. Others are numbered from 1, so that all-zero is the start.
 const IDLE: usize = 0;
 
+/// What a thread runs, and with which argument.
+type Start = (fn(usize), usize);
+
 struct Thread {
     context: AtomicPtr<Context>,
     /// The CPU it ran on last, plus one.
     last_cpu: AtomicUsize,
     finished: AtomicBool,
-    start: Cell<Option<(fn(usize), usize)>>,
+    start: Cell<Option<Start>>,
+}
+
+impl Thread {
+    const fn new() -> Self {
+        Self {
+            context: AtomicPtr::new(null_mut()),
+            last_cpu: AtomicUsize::new(0),
+            finished: AtomicBool::new(false),
+            start: Cell::new(None),
+        }
+    }
 }
 
 // SAFETY: `start` is written before the thread is in the queue and read by the thread, which came out of it.
@@ -38,23 +52,19 @@ struct Cpu {
     on: AtomicBool,
 }
 
-#[expect(clippy::declare_interior_mutable_const, reason = "the start value of each element")]
-const NO_THREAD: Thread = Thread {
-    context: AtomicPtr::new(null_mut()),
-    last_cpu: AtomicUsize::new(0),
-    finished: AtomicBool::new(false),
-    start: Cell::new(None),
-};
-#[expect(clippy::declare_interior_mutable_const, reason = "the start value of each element")]
-const NO_CPU: Cpu = Cpu {
-    running: AtomicUsize::new(IDLE),
-    left: AtomicUsize::new(IDLE),
-    idle: AtomicPtr::new(null_mut()),
-    on: AtomicBool::new(false),
-};
+impl Cpu {
+    const fn new() -> Self {
+        Self {
+            running: AtomicUsize::new(IDLE),
+            left: AtomicUsize::new(IDLE),
+            idle: AtomicPtr::new(null_mut()),
+            on: AtomicBool::new(false),
+        }
+    }
+}
 
-static THREADS: [Thread; MAX_THREADS] = [NO_THREAD; MAX_THREADS];
-static CPUS: [Cpu; MAX_CPUS] = [NO_CPU; MAX_CPUS];
+static THREADS: [Thread; MAX_THREADS] = [const { Thread::new() }; MAX_THREADS];
+static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
 /// Threads that wait for a CPU, and numbers that no thread has.
 static READY: Lock<Ring> = Lock::new(Ring::new());
 static WAITING: AtomicUsize = AtomicUsize::new(0);

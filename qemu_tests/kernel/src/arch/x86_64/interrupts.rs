@@ -48,14 +48,10 @@ pub struct Context {
 /// What is called for a vector.
 pub type Handler = fn(&mut Context);
 
-#[expect(clippy::declare_interior_mutable_const, reason = "the start value of each element")]
-const NONE: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
-static HANDLERS: [AtomicPtr<()>; 256] = [NONE; 256];
+static HANDLERS: [AtomicPtr<()>; 256] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 256];
 static TABLE: Once<InterruptDescriptorTable> = Once::new();
 
-#[expect(clippy::declare_interior_mutable_const, reason = "the start value of each element")]
-const ZERO: AtomicU64 = AtomicU64::new(0);
-static TICKS: [AtomicU64; MAX_CPUS] = [ZERO; MAX_CPUS];
+static TICKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// Has `handler` called for `vector`, on every CPU, from now on: exceptions (below 32) as well as interrupts.
 pub fn set_handler(vector: u8, handler: Handler) {
@@ -105,20 +101,14 @@ fn new_table() -> InterruptDescriptorTable {
         12 stack_segment_fault 13 general_protection_fault 14 page_fault 16 x87_floating_point 17 alignment_check
         18 machine_check 19 simd_floating_point
     }
-    // SAFETY: an entry of the TSS's table that every CPU fills.
-    unsafe {
-        table
-            .double_fault
-            .set_handler_addr(stub(8))
-            .set_stack_index(cpu::FAULT_STACK)
-    };
+    // SAFETY: as for all of them.
+    let options = unsafe { table.double_fault.set_handler_addr(stub(8)) };
+    // SAFETY: an entry of the TSS's table that every CPU fills, used for nothing else.
+    unsafe { options.set_stack_index(cpu::FAULT_STACK) };
+    // SAFETY: as for all of them.
+    let options = unsafe { table.non_maskable_interrupt.set_handler_addr(stub(2)) };
     // SAFETY: as above.
-    unsafe {
-        table
-            .non_maskable_interrupt
-            .set_handler_addr(stub(2))
-            .set_stack_index(cpu::NMI_STACK)
-    };
+    unsafe { options.set_stack_index(cpu::NMI_STACK) };
     for (entry, vector) in table.slice_mut(32..).iter_mut().zip(32..) {
         // SAFETY: as for the exceptions.
         unsafe { entry.set_handler_addr(stub(vector)) };
@@ -127,7 +117,7 @@ fn new_table() -> InterruptDescriptorTable {
 }
 
 /// Called by every stub. Returns the context to go on with: another one if threads are to be switched.
-// SAFETY: no other item has this name.
+// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     // SAFETY: the stub passes what it has just pushed.
@@ -158,7 +148,7 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
 }
 
 /// Called by the stub on the new thread's stack when the context was switched.
-// SAFETY: no other item has this name.
+// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_switched() {
     sched::switched();

@@ -155,7 +155,7 @@ impl Stacks {
         if page < self.start || page >= self.end() {
             false
         } else if page >= cpus_end {
-            (page - cpus_end).is_multiple_of(THREAD_STACK_LEN)
+            (page - cpus_end) % THREAD_STACK_LEN == 0
         } else {
             [0, STACK_LEN, STACK_LEN + FAULT_STACK_LEN].contains(&((page - self.start) % Self::PER_CPU))
         }
@@ -197,7 +197,7 @@ pub(super) fn build_tables(ram: &mut Ram, stacks: Stacks, all: impl Iterator<Ite
         let mut page = region.start.next_multiple_of(PAGE).max(PAGE);
         let end = region.end() & !(PAGE - 1);
         while page < end {
-            let large = page.is_multiple_of(LARGE_PAGE)
+            let large = page % LARGE_PAGE == 0
                 && page + LARGE_PAGE <= end
                 && apart(page, image.clone())
                 && apart(page, stacks.start..stacks.end());

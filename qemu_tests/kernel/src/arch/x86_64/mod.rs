@@ -79,7 +79,7 @@ pub fn cpu_count() -> usize {
 }
 
 /// CPU 0 comes here from `pvh_entry`, on a stack of the image.
-// SAFETY: no other item has this name.
+// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn rust_entry(start_info: usize) -> ! {
     cpu::set_unknown();
@@ -158,7 +158,7 @@ extern "C" fn start_all() -> ! {
 }
 
 /// The other CPUs come here from the trampoline, on their own stacks and the final page tables.
-// SAFETY: no other item has this name.
+// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(index: usize) -> ! {
     cpu::set_unknown();
@@ -182,7 +182,7 @@ fn set_up_cpu(boot: &Boot, index: usize) {
         }
         .as_ptr(),
     };
-    if area.is_null() || !area.addr().is_multiple_of(cpu::AREA.align()) {
+    if area.is_null() || area.addr() % cpu::AREA.align() != 0 {
         test::fail(format_args!("the kernel gave {area:p} as the area of CPU {index}"));
     }
     // SAFETY: boot memory that is this CPU's alone, or what the kernel allocated for it.

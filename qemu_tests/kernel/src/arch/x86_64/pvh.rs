@@ -76,7 +76,7 @@ impl Start {
         let map = with_exposed_provenance::<Entry>(self.info.memory_map as usize);
         (0..self.info.memory_map_len as usize)
             // SAFETY: the loader promises that many entries.
-            .map(move |i| unsafe { map.add(i).read_unaligned() })
+            .map(move |i| unsafe { map.wrapping_add(i).read_unaligned() })
             .filter(|entry| entry.kind == RAM)
             .map(|entry| Region {
                 start: entry.start as usize,

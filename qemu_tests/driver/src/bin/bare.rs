@@ -1,0 +1,37 @@
+//! Cargo for a bare-metal target, by whichever toolchain this machine has for it:
+//! `cargo run -q -p smp-heap-qemu --bin bare -- build -p smp-heap --target riscv64gc-unknown-none-elf`.
+//!
+//! The tests find their toolchain in the library; this gives the same choice to scripts and people.
+#![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
+
+use std::env;
+use std::process::ExitCode;
+
+use smp_heap_qemu::{BareMetal, TARGET};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let asked = arguments.iter().skip_while(|argument| *argument != "--target").nth(1);
+    let target = asked.map_or(TARGET, String::as_str);
+    let toolchain = match BareMetal::find(target) {
+        Ok(toolchain) => toolchain,
+        Err(failure) => {
+            eprintln!("{failure}");
+            return ExitCode::FAILURE;
+        }
+    };
+    eprintln!("{target}: {}", toolchain.describe());
+    let mut cargo = toolchain.cargo();
+    cargo.args(&arguments);
+    if asked.is_none() {
+        cargo.args(["--target", target]);
+    }
+    match cargo.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
