@@ -1,0 +1,125 @@
+//! `cargo demo` with the crate's own heap: pinned caches, interrupts open, one region of memory.
+//!
+//! Nothing is masked around the heap: a timer interrupt that comes in the middle of an allocation allocates in its turn.
+#![no_std]
+#![no_main]
+
+#[path = "demo_common.rs"]
+mod common;
+
+use core::fmt::{self, Write};
+
+use smp_heap::{CpuHint, Heap, Pinned, RegionProvider, RunKind, cpu::NeverPreempts};
+use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, test};
+
+/// The most CPUs that `cargo demo` asks for.
+const CPUS: usize = 8;
+
+/// The number of the CPU that runs, from its own area.
+#[derive(Debug)]
+struct Index;
+
+impl CpuHint for Index {
+    fn current_cpu(&self) -> Option<usize> {
+        Some(cpu::index())
+    }
+}
+
+#[global_allocator]
+static HEAP: Heap<RegionProvider<1>, Pinned<NeverPreempts<Index>>, CPUS> = Heap::new(
+    RegionProvider::new(),
+    // SAFETY: this kernel starts no threads, so a CPU runs one task and what interrupts it, and the area that `Index`
+    // reads is the CPU's own; before it is set up, the number is above any CPU count.
+    Pinned(unsafe { NeverPreempts::new(Index) }),
+);
+
+kernel! {
+    hooks = Hooks { early: Some(give_memory), ..Hooks::none() };
+    fn main(boot: &Boot) {
+        println!("smp-heap, interrupts open: a tick inside the heap allocates in its turn.");
+        common::run(boot, || give_back("after the phases"), || {
+            verify("while the products are held");
+            // No part of the heap may be used while it shows its runs, and `println!` uses none.
+            HEAP.for_each_run(|run| {
+                let place = format_args!("chunk={:#x} offset={} len={}", run.chunk_addr, run.offset, run.len);
+                match run.kind {
+                    RunKind::Free => println!("@run {place} kind=free"),
+                    RunKind::Large => println!("@run {place} kind=large"),
+                    RunKind::Slab { class, capacity, out_count } => println!(
+                        "@run {place} kind=slab size={} blocks={capacity} free={}",
+                        class.block_len(),
+                        capacity.saturating_sub(out_count)
+                    ),
+                }
+            });
+            say_stats();
+        });
+        println!("@stats");
+        give_back("in the end");
+    }
+}
+
+/// The largest region, as the other heap gets.
+fn give_memory(boot: &Boot) {
+    let region = boot.largest_region();
+    // SAFETY: usable memory that nobody else uses, given once.
+    let added = unsafe { HEAP.provider().add_region(region.as_ptr(), region.len) };
+    if let Err(error) = added {
+        test::fail(format_args!("{error}"));
+    }
+}
+
+/// Everything was freed: the provider gets its pages back. (The picture then shows what the products need, and no reserve.)
+fn give_back(when: &str) {
+    verify(when);
+    let held = HEAP.stats().held_len;
+    smp::on_all(|_| HEAP.drain_current());
+    HEAP.trim(0);
+    verify("after trim");
+    let left = HEAP.stats().held_len;
+    println!(
+        "@stats everything freed {when}: {} KiB held, {} KiB after trim",
+        held / 1024,
+        left / 1024
+    );
+}
+
+fn verify(when: &str) {
+    if let Err(violation) = HEAP.verify() {
+        test::fail(format_args!("verify() {when}: {violation}"));
+    }
+}
+
+/// The statistics, each line of the table marked as such.
+fn say_stats() {
+    // `Marked` cannot fail.
+    let _ = write!(Marked::default(), "{}\n", HEAP.stats());
+}
+
+/// Collects a line, without allocating, and prints it with the mark.
+struct Marked {
+    line: [u8; 160],
+    len: usize,
+}
+
+impl Default for Marked {
+    fn default() -> Self {
+        Self { line: [0; 160], len: 0 }
+    }
+}
+
+impl Write for Marked {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                let line = self.line.get(..self.len).unwrap_or_default();
+                println!("@stats {}", str::from_utf8(line).unwrap_or("?"));
+                self.len = 0;
+            } else if let Some(place) = self.line.get_mut(self.len) {
+                *place = byte;
+                self.len += 1;
+            }
+        }
+        Ok(())
+    }
+}
