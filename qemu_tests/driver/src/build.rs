@@ -86,8 +86,11 @@ fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Fail
     if only.is_empty() {
         cargo.arg("--tests");
     } else {
+        cargo.args(["--test", only]);
         // The demonstration's kernels are behind a feature, as the tests can do without what they need.
-        cargo.args(["--all-features", "--test", only]);
+        if only.starts_with("demo") {
+            cargo.args(["--features", "demo"]);
+        }
     }
     let output = cargo
         .output()

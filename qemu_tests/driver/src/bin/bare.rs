@@ -2,7 +2,6 @@
 //! `cargo run -q -p smp-heap-qemu --bin bare -- build -p smp-heap --target riscv64gc-unknown-none-elf`.
 //!
 //! The tests find their toolchain in the library; this gives the same choice to scripts and people.
-#![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
 use std::env;
 use std::process::ExitCode;
@@ -22,9 +21,12 @@ fn main() -> ExitCode {
     };
     eprintln!("{target}: {}", toolchain.describe());
     let mut cargo = toolchain.cargo();
-    cargo.args(&arguments);
     if asked.is_none() {
-        cargo.args(["--target", target]);
+        // Behind the subcommand: at the end it might stand behind a `--`.
+        cargo.args(arguments.iter().take(1)).args(["--target", target]);
+        cargo.args(arguments.iter().skip(1));
+    } else {
+        cargo.args(&arguments);
     }
     match cargo.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
