@@ -70,9 +70,7 @@ impl Bins {
 
     /// Whether the bitmap says that a bin has runs.
     pub(crate) fn is_filled(&self, bin: usize) -> bool {
-        self.filled
-            .get(bin / 64)
-            .is_some_and(|word| word.load(Ordering::Relaxed) >> (bin % 64) & 1 != 0)
+        self.filled.get(bin / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (bin % 64) & 1 != 0)
     }
 
     /// Puts a run first into the bin of its length.
@@ -80,9 +78,7 @@ impl Bins {
         let bin = index(kib);
         let Some(head) = self.heads.get(bin) else { return };
         let first = follow(head).unwrap_or(run);
-        let last = follow(&first.prev)
-            .filter(|_| !core::ptr::eq(first, run))
-            .unwrap_or(run);
+        let last = follow(&first.prev).filter(|_| !core::ptr::eq(first, run)).unwrap_or(run);
         run.next.store(first.as_link(), Ordering::Relaxed);
         run.prev.store(last.as_link(), Ordering::Relaxed);
         first.prev.store(run.as_link(), Ordering::Relaxed);
@@ -128,9 +124,7 @@ impl Bins {
     /// The last bin that has runs.
     pub(crate) fn last(&self) -> Option<usize> {
         let high = |(at, word): (usize, &AtomicU64)| {
-            word.load(Ordering::Relaxed)
-                .checked_ilog2()
-                .map(|bit| at * 64 + bit as usize)
+            word.load(Ordering::Relaxed).checked_ilog2().map(|bit| at * 64 + bit as usize)
         };
         self.filled.iter().enumerate().rev().find_map(high)
     }

@@ -54,14 +54,8 @@ pub(crate) struct Chunk {
 }
 
 const _: () = assert!(HEADER_LEN == 64, "one cache line");
-const _: () = assert!(
-    HEADER_LEN % align_of::<PageDesc>() == 0,
-    "the table follows the header at once"
-);
-const _: () = assert!(
-    1 << FINE_SHIFT >= align_of::<Chunk>(),
-    "a header can stand behind any granule"
-);
+const _: () = assert!(HEADER_LEN % align_of::<PageDesc>() == 0, "the table follows the header at once");
+const _: () = assert!(1 << FINE_SHIFT >= align_of::<Chunk>(), "a header can stand behind any granule");
 
 impl Chunk {
     /// Writes header and descriptors at the end of a run, as one run of kind `Leaving` over all granules: nobody
@@ -218,11 +212,7 @@ impl Chunk {
     pub(crate) fn head_of(&self, addr: NonNull<u8>) -> Option<&PageDesc> {
         let index = addr.as_ptr().addr().checked_sub(self.addr())? >> self.shift();
         let desc = self.desc(index)?;
-        if desc.kind() == Kind::SlabRest {
-            self.desc(index.checked_sub(desc.len())?)
-        } else {
-            Some(desc)
-        }
+        if desc.kind() == Kind::SlabRest { self.desc(index.checked_sub(desc.len())?) } else { Some(desc) }
     }
 
     /// Puts the chunk at the head of a list. The list's lock is held.
@@ -253,11 +243,7 @@ impl Chunk {
 }
 
 const fn granule_shift(run_len: usize) -> u32 {
-    if run_len <= FINE_LIMIT {
-        FINE_SHIFT
-    } else {
-        COARSE_SHIFT
-    }
+    if run_len <= FINE_LIMIT { FINE_SHIFT } else { COARSE_SHIFT }
 }
 
 /// The run to ask the provider for, so that its chunk certainly has room for a run of `len` bytes at a multiple

@@ -58,10 +58,7 @@ const MIN_ORDER: u32 = 12;
 /// Sections of huge blocks, and the alignment that starts have at least.
 const KEY_SHIFT: u32 = 10;
 
-const _: () = assert!(
-    ORDER | LEAVING | REUSE == (1 << KEY_SHIFT) - 1,
-    "the bits below an aligned start"
-);
+const _: () = assert!(ORDER | LEAVING | REUSE == (1 << KEY_SHIFT) - 1, "the bits below an aligned start");
 
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -102,22 +99,12 @@ impl Entry {
     pub(crate) fn chunk(start: usize, header: NonNull<u8>) -> Self {
         let last = header.as_ptr().addr().wrapping_sub(1);
         let order = usize::BITS - last.wrapping_sub(start).leading_zeros();
-        Self {
-            start,
-            last,
-            order: order.max(MIN_ORDER),
-            value: header.as_ptr(),
-        }
+        Self { start, last, order: order.max(MIN_ORDER), value: header.as_ptr() }
     }
 
     fn huge(start: usize, run: PageRun) -> Self {
         let value = run.len() | run.align().trailing_zeros() as usize;
-        Self {
-            start,
-            last: start,
-            order: HUGE,
-            value: without_provenance_mut(value),
-        }
+        Self { start, last: start, order: HUGE, value: without_provenance_mut(value) }
     }
 
     /// The chunk header's address.
@@ -188,17 +175,10 @@ impl ChunkMap {
         }
         let key = start | HUGE as usize;
         let value = self.each_table(|table| {
-            table
-                .slots(start >> KEY_SHIFT, HUGE)
-                .find(|slot| slot.key() == key)
-                .map(|slot| slot.value.load(Relaxed))
+            table.slots(start >> KEY_SHIFT, HUGE).find(|slot| slot.key() == key).map(|slot| slot.value.load(Relaxed))
         })?;
         let bits = value.addr();
-        PageRun::new(
-            bits >> KEY_SHIFT << KEY_SHIFT,
-            1usize.checked_shl(u32::try_from(bits & ORDER).ok()?)?,
-            1,
-        )
+        PageRun::new(bits >> KEY_SHIFT << KEY_SHIFT, 1usize.checked_shl(u32::try_from(bits & ORDER).ok()?)?, 1)
     }
 
     /// Changes the run of a huge block that does not move. The caller owns the block.
@@ -232,11 +212,7 @@ impl ChunkMap {
     /// Enters a chunk under each section it touches. The caller owns it and it stays mapped until the entry has
     /// left. Bounded: two buckets a section and table. Waits within the spin limit if `wait`.
     pub(crate) fn insert(&self, entry: &Entry, wait: bool) -> Result<(), AddError> {
-        let held = if wait {
-            self.writer.lock_bounded()
-        } else {
-            self.writer.try_lock()
-        };
+        let held = if wait { self.writer.lock_bounded() } else { self.writer.try_lock() };
         let Some(_held) = held else { return Err(AddError::Busy) };
         self.orders.fetch_or(1 << entry.order, Relaxed);
         for (done, section) in entry.sections().enumerate() {
@@ -260,10 +236,7 @@ impl ChunkMap {
     /// The first success of `visit` over the tables, table 0 first. A table behind it is visited only between
     /// an addition to and a subtraction from `readers`; see [`take_empty_table`](Self::take_empty_table).
     fn each_table<R>(&self, mut visit: impl FnMut(View<'_>) -> Option<R>) -> Option<R> {
-        let found = visit(View {
-            buckets: &self.first,
-            used: &self.first_used,
-        });
+        let found = visit(View { buckets: &self.first, used: &self.first_used });
         if found.is_some() || self.next.load(Acquire).is_null() {
             return found;
         }
@@ -306,14 +279,7 @@ impl ChunkMap {
             // SAFETY: in the run, owned (caller), aligned as the run is.
             unsafe { bucket.write(Bucket::new()) };
         }
-        let table = Table {
-            start,
-            run,
-            buckets,
-            count,
-            used: AtomicUsize::new(0),
-            next: AtomicPtr::default(),
-        };
+        let table = Table { start, run, buckets, count, used: AtomicUsize::new(0), next: AtomicPtr::default() };
         // SAFETY: in the run, owned (caller), aligned as the run is.
         unsafe { header.write(table) };
         let Some(_held) = self.writer.lock_bounded() else {
@@ -380,9 +346,7 @@ impl ChunkMap {
     /// Slots in use, in all tables. At rest.
     #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
-        self.tables().fold(self.first_used.load(Relaxed), |sum, table| {
-            sum + table.used.load(Relaxed)
-        })
+        self.tables().fold(self.first_used.load(Relaxed), |sum, table| sum + table.used.load(Relaxed))
     }
 }
 
@@ -404,10 +368,7 @@ impl Table {
         // SAFETY: `add_table` initialised `count` buckets there; they stay until the table is unlinked, and who
         // calls this keeps it from being unlinked (see `ChunkMap::tables`).
         let buckets = unsafe { core::slice::from_raw_parts(self.buckets.as_ptr(), self.count) };
-        View {
-            buckets,
-            used: &self.used,
-        }
+        View { buckets, used: &self.used }
     }
 }
 
@@ -425,11 +386,7 @@ impl<'a> View<'a> {
     fn slots(self, section: usize, order: u32) -> impl Iterator<Item = Slot<'a>> {
         let mixed = (section as u64 ^ u64::from(order) << 58).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let again = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        [mixed, again]
-            .map(|hash| self.buckets.get(self.scale(hash)))
-            .into_iter()
-            .flatten()
-            .flat_map(Bucket::slots)
+        [mixed, again].map(|hash| self.buckets.get(self.scale(hash))).into_iter().flatten().flat_map(Bucket::slots)
     }
 
     /// A hash's high half, scaled to the number of buckets.
@@ -439,8 +396,7 @@ impl<'a> View<'a> {
 
     /// The slot of this table that holds exactly `key` and `value` for a section.
     fn find(self, section: usize, order: u32, key: usize, value: *mut u8) -> Option<Slot<'a>> {
-        self.slots(section, order)
-            .find(|slot| slot.key() == key && slot.value.load(Relaxed) == value)
+        self.slots(section, order).find(|slot| slot.key() == key && slot.value.load(Relaxed) == value)
     }
 
     /// Enters `entry` for a section, if one of its slots here is free. Under the writer's lock.
@@ -497,10 +453,7 @@ impl Bucket {
     }
 
     fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
-        self.keys
-            .iter()
-            .zip(&self.values)
-            .map(|(key, value)| Slot { key, value })
+        self.keys.iter().zip(&self.values).map(|(key, value)| Slot { key, value })
     }
 }
 

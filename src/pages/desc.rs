@@ -114,8 +114,7 @@ impl PageDesc {
         )]
         let len = len as u32 & LEN_MASK;
         let zeroed = if zeroed { ZEROED } else { 0 };
-        self.tag
-            .store((kind as u32) << KIND_SHIFT | zeroed | len, Ordering::Relaxed);
+        self.tag.store((kind as u32) << KIND_SHIFT | zeroed | len, Ordering::Relaxed);
     }
 
     /// Changes the kind alone.

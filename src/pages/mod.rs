@@ -48,7 +48,8 @@ use pool::{Open, Pool, Request, check};
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
 const SHARD_LEN: usize = 16 << 20;
-/// Most rounds a pool is searched in by [`Pages::alloc_any`].
+/// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
+/// With 64, a fit behind 500 shorter runs of its bin is found.
 const ROUND_LIMIT: usize = 64;
 /// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
 const DRAIN_HOLDS: usize = 256;
@@ -76,6 +77,17 @@ pub(crate) struct Run<'a> {
     pub(crate) len: usize,
     /// The run holds zeros only.
     pub(crate) zeroed: bool,
+}
+
+/// What new pages are wanted for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    /// Bytes.
+    pub(crate) len: usize,
+    /// Bytes that will do.
+    pub(crate) least_len: usize,
+    pub(crate) align: usize,
+    pub(crate) use_: Use,
 }
 
 /// Why there is no run.
@@ -146,11 +158,7 @@ impl<const N: usize> Pages<N> {
 
     /// About the longest free run, in bytes; pools whose lock is taken are left out.
     pub(crate) fn largest_free(&self) -> usize {
-        self.pools()
-            .filter_map(|pool| pool.open(false))
-            .map(|open| open.largest_free())
-            .max()
-            .unwrap_or(0)
+        self.pools().filter_map(|pool| pool.open(false)).map(|open| open.largest_free()).max().unwrap_or(0)
     }
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
@@ -171,12 +179,9 @@ impl<const N: usize> Pages<N> {
         let active = (held_len / SHARD_LEN + 1).min(N);
         let (own, mixes) = (kind_index(use_), held_len < SHARD_LEN);
         let mut busy = false;
-        for (kind, waits, on) in [
-            (own, false, true),
-            (1 - own, false, mixes),
-            (own, true, wait),
-            (1 - own, true, wait && mixes),
-        ] {
+        for (kind, waits, on) in
+            [(own, false, true), (1 - own, false, mixes), (own, true, wait), (1 - own, true, wait && mixes)]
+        {
             if !on || waits && !busy {
                 continue;
             }
@@ -189,19 +194,16 @@ impl<const N: usize> Pages<N> {
     }
 
     /// As [`alloc`](Self::alloc), for when the provider has nothing more: searches every pool of either kind, each
-    /// in up to [`ROUND_LIMIT`] holds, so that also runs are found that the quick search misses. Waits for each
+    /// in up to [`ROUND_LIMIT`] holds or as many as there are bins (96), so that also runs are found that the quick search misses. Waits for each
     /// lock within the spin limit if `wait`.
     pub(crate) fn alloc_any(&self, len: usize, align: usize, use_: Use, wait: bool) -> Result<Run<'_>, Refused> {
         let Some(want) = Request::new(len, align, use_, false) else {
             return Err(Refused::Empty);
         };
-        let rounds = (4 * want.bins_between()).min(ROUND_LIMIT);
+        let rounds = want.bins_between().max(ROUND_LIMIT);
         let own = kind_index(use_);
         let mut refused = Refused::Empty;
-        for pool in [own, 1 - own]
-            .into_iter()
-            .flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind)))
-        {
+        for pool in [own, 1 - own].into_iter().flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind))) {
             for round in 0..rounds {
                 match self.hold(pool, wait, |open| open.alloc_round(&want, round)) {
                     Some(Some(head)) => return Ok(hand_out(head)),
@@ -241,10 +243,7 @@ impl<const N: usize> Pages<N> {
     /// Frees a run; given its first descriptor, which the caller owns and uses no more. If the pool's lock is taken
     /// the run is left to the next holder. Does nothing to what is no used run's first descriptor.
     pub(crate) fn free(&self, desc: &PageDesc) {
-        if matches!(
-            desc.kind(),
-            Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large
-        ) {
+        if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large) {
             self.release(desc);
         }
     }
@@ -292,8 +291,7 @@ impl<const N: usize> Pages<N> {
     #[inline]
     pub(crate) fn desc_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
         let removals = self.removals.load(Relaxed);
-        hint.desc(addr, removals)
-            .or_else(|| self.desc_far(hint, addr, removals))
+        hint.desc(addr, removals).or_else(|| self.desc_far(hint, addr, removals))
     }
 
     #[cold]
@@ -304,9 +302,11 @@ impl<const N: usize> Pages<N> {
         chunk.desc((addr.as_ptr().addr() - chunk.addr()) >> chunk.shift())
     }
 
-    /// Takes in a run of the provider's as a chunk for the kind of `use_` and the shard that
-    /// [`alloc`](Self::alloc) starts at for `shard`. Takes time in proportion to the number of granules, outside of
-    /// all locks. Waits for the map's lock within the spin limit.
+    /// Takes in a run of the provider's as a chunk, for the kind that is wanted and the shard that
+    /// [`alloc`](Self::alloc) starts at for `shard`, and hands out the wanted run at once, before anybody else can
+    /// see the chunk: who asked the provider is served even if the pool's lock cannot be had meanwhile. Only where
+    /// the run would be the whole chunk, it is left to [`alloc`](Self::alloc). Takes time in proportion to the number
+    /// of granules, outside of all locks. Waits for the map's lock within the spin limit.
     ///
     /// # Safety
     /// `start` and `run` are what the provider gave, unused, and if `zeroed` all zeros. Unless this fails they belong
@@ -315,24 +315,24 @@ impl<const N: usize> Pages<N> {
         &self,
         start: NonNull<u8>,
         run: PageRun,
-        use_: Use,
+        want: Want,
         shard: usize,
         zeroed: bool,
-    ) -> Result<(), AddError> {
+    ) -> Result<Option<Run<'_>>, AddError> {
         let active = ((self.held_len() + run.len()) / SHARD_LEN + 1).min(N);
         let shard = shard.checked_rem(active).unwrap_or(0);
-        let Ok(pool) = u16::try_from(2 * shard + kind_index(use_)) else {
-            return Err(AddError::TooSmall);
-        };
+        let Ok(pool) = u16::try_from(2 * shard + kind_index(want.use_)) else { return Err(AddError::TooSmall) };
         // SAFETY: passed on to the caller.
         let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
-        let Some((chunk, head)) = chunk.and_then(|chunk| Some((chunk, chunk.desc(0)?))) else {
+        let Some(chunk) = chunk else { return Err(AddError::TooSmall) };
+        let Some(rest) = [want.len, want.least_len].into_iter().find_map(|len| pool::split_new(chunk, want, len))
+        else {
             return Err(AddError::TooSmall);
         };
         self.map.insert(&entry_of(chunk), true)?;
         self.held_len.fetch_add(run.len(), Relaxed);
-        self.release(head);
-        Ok(())
+        self.release(rest);
+        Ok(chunk.desc(0).filter(|_| rest.index() > 0).map(hand_out))
     }
 
     /// Takes a wholly free chunk out, if at least `keep` bytes of free runs remain (as far as can be told while
@@ -472,13 +472,7 @@ impl<const N: usize> Pages<N> {
             for chunk in open.chunks() {
                 for desc in pool::runs(chunk) {
                     let (offset, len) = (desc.index() << chunk.shift(), desc.len() << chunk.shift());
-                    show(RunInfo {
-                        desc,
-                        chunk_start: chunk.addr(),
-                        offset,
-                        len,
-                        kind: desc.kind(),
-                    });
+                    show(RunInfo { desc, chunk_start: chunk.addr(), offset, len, kind: desc.kind() });
                 }
             }
         }
@@ -498,11 +492,7 @@ impl<const N: usize> Pages<N> {
                 let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
                 let last = chunk.addr() + chunk.len() - 1;
                 check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
-                check(
-                    7,
-                    self.map.lookup(last + 1) != Some(chunk.as_link().cast()),
-                    chunk.as_link(),
-                )?;
+                check(7, self.map.lookup(last + 1) != Some(chunk.as_link().cast()), chunk.as_link())?;
             }
         }
         check(8, held_len == self.held_len(), &raw const self.held_len)
@@ -535,10 +525,5 @@ fn hand_out(desc: &PageDesc) -> Run<'_> {
             }
         }
     }
-    Run {
-        desc,
-        start: Chunk::start_of(desc),
-        len: len << chunk.shift(),
-        zeroed: desc.is_zeroed(),
-    }
+    Run { desc, start: Chunk::start_of(desc), len: len << chunk.shift(), zeroed: desc.is_zeroed() }
 }

@@ -12,11 +12,12 @@
 //!   it then grows in place from there on. Price: packing, which is why it must be plentiful.
 //!
 //! Hold bound: [`DRAIN_LIMIT`] + 1 runs freed or one allocated, each with at most three insertions or removals in
-//! bins, at most two moves of a chunk between two lists, and a look at 48 candidates at most
-//! (see [`Open::alloc`]).
+//! bins and at most one move of a chunk between two lists; an allocation looks at 49 candidates at most
+//! ([`Open::alloc`]), under pressure at 16 more ([`Open::alloc_round`]).
 
 use core::ptr::NonNull;
 
+use super::Want;
 use super::bins::{self, Bins};
 use super::chunk::Chunk;
 use super::desc::{Kind, PageDesc};
@@ -115,14 +116,7 @@ impl Request {
         }
         let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
         let slack = align.saturating_sub(1 << 10) >> 10;
-        Some(Self {
-            len,
-            align,
-            kib: len.div_ceil(1 << 10),
-            slack,
-            kind,
-            middle: plenty && use_ == Use::Grown,
-        })
+        Some(Self { len, align, kib: len.div_ceil(1 << 10), slack, kind, middle: plenty && use_ == Use::Grown })
     }
 
     /// How many bins may have runs that fit but are not searched at once.
@@ -137,8 +131,7 @@ impl Request {
 
     /// The place in the middle of `run`, if that is long enough for it to be worth it.
     fn place_middle<'a>(&self, run: &'a PageDesc) -> Option<Place<'a>> {
-        self.place_from(run, |all, len| (all - len) / 2)
-            .filter(|place| run.len() / MIDDLE_RATIO > place.len)
+        self.place_from(run, |all, len| (all - len) / 2).filter(|place| run.len() / MIDDLE_RATIO > place.len)
     }
 
     fn place_from<'a>(&self, run: &'a PageDesc, from: impl Fn(usize, usize) -> usize) -> Option<Place<'a>> {
@@ -157,6 +150,24 @@ impl Request {
 /// Bytes as granules of a chunk, rounded up.
 pub(crate) fn granules(chunk: &Chunk, len: usize) -> usize {
     len.div_ceil(1 << chunk.shift())
+}
+
+/// Cuts `len` bytes off the start of a new chunk that nobody else knows, and gives the rest, still `Leaving`: the first
+/// granule's descriptor if the run would be the whole chunk, and is not cut. `None` if the chunk is too short, or less
+/// aligned than wanted.
+pub(crate) fn split_new(chunk: &Chunk, want: Want, len: usize) -> Option<&PageDesc> {
+    let (head, count) = (chunk.desc(0)?, chunk.count());
+    let len = granules(chunk, len);
+    if len > count || chunk.addr() & (want.align - 1) != 0 {
+        return None;
+    }
+    if len == 0 || len == count {
+        return Some(head);
+    }
+    let (rest, zeroed) = (chunk.desc(len)?, head.is_zeroed());
+    rest.set(Kind::Leaving, count - len, zeroed);
+    mark_used(chunk, head, if want.use_ == Use::Slab { Kind::Slab } else { Kind::Large }, len, zeroed);
+    Some(rest)
 }
 
 /// Length of a run of `len` granules in KiB.
@@ -182,15 +193,8 @@ impl Pool {
     /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to
     /// [`DRAIN_LIMIT`] deferred runs.
     pub(crate) fn open(&self, wait: bool) -> Option<Open<'_>> {
-        let held = if wait {
-            self.lock.lock_bounded()?
-        } else {
-            self.lock.try_lock()?
-        };
-        let open = Open {
-            pool: self,
-            _held: held,
-        };
+        let held = if wait { self.lock.lock_bounded()? } else { self.lock.try_lock()? };
+        let open = Open { pool: self, _held: held };
         for _ in 0..DRAIN_LIMIT {
             let Some(run) = open.pop_deferred() else { break };
             open.release(run);
@@ -208,10 +212,7 @@ impl Pool {
         let mut head = self.deferred.load(Relaxed);
         loop {
             run.next.store(head, Relaxed);
-            match self
-                .deferred
-                .compare_exchange_weak(head, run.as_link(), Release, Relaxed)
-            {
+            match self.deferred.compare_exchange_weak(head, run.as_link(), Release, Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -245,7 +246,7 @@ fn sub(counter: &AtomicUsize, change: usize) {
 }
 
 impl<'a> Open<'a> {
-    /// A run for a request, or `None`. Looks at no more than 2 * [`ALIGNED_LOOK`] + 2 * [`LENGTH_LOOK`] candidates.
+    /// A run for a request, or `None`. Looks at no more than `1 + 2 * ALIGNED_LOOK + 2 * LENGTH_LOOK` candidates.
     pub(crate) fn alloc(&self, want: &Request) -> Option<&'a PageDesc> {
         if self.pool.free_len() < want.len {
             return None;
@@ -273,28 +274,15 @@ impl<'a> Open<'a> {
     fn find(&self, want: &Request) -> Option<Place<'a>> {
         let bins = &self.pool.bins;
         let good = |kib, look| {
-            bins.first_from(bins::good_index(kib))
-                .and_then(|bin| bins.look(bin, look, |run| want.place(run)))
+            bins.first_from(bins::good_index(kib)).and_then(|bin| bins.look(bin, look, |run| want.place(run)))
         };
         let near = |kib| bins.look(bins::index(kib), LENGTH_LOOK, |run| want.place(run));
         let middle = if want.middle { self.find_middle(want) } else { None };
         middle
             .or_else(|| good(want.kib, ALIGNED_LOOK))
-            .or_else(|| {
-                if want.slack > 0 {
-                    good(want.kib + want.slack, ALIGNED_LOOK)
-                } else {
-                    None
-                }
-            })
+            .or_else(|| if want.slack > 0 { good(want.kib + want.slack, ALIGNED_LOOK) } else { None })
             .or_else(|| near(want.kib))
-            .or_else(|| {
-                if want.slack > 0 {
-                    near(want.kib + want.slack)
-                } else {
-                    None
-                }
-            })
+            .or_else(|| if want.slack > 0 { near(want.kib + want.slack) } else { None })
     }
 
     /// A place in the middle of a run of the last bin, if more than half of the pool is free.
@@ -302,9 +290,7 @@ impl<'a> Open<'a> {
         if self.pool.free_len() <= self.pool.held_len() / 2 {
             return None;
         }
-        self.pool
-            .bins
-            .look(self.pool.bins.last()?, 1, |run| want.place_middle(run))
+        self.pool.bins.look(self.pool.bins.last()?, 1, |run| want.place_middle(run))
     }
 
     /// Cuts a place out of its free run; what is left in front and behind stays free, and zeroed if it was.
@@ -322,8 +308,8 @@ impl<'a> Open<'a> {
         head
     }
 
-    /// Frees a run that the caller owns: merges it with free neighbours. A run of kind `Leaving` brings its chunk
-    /// into the pool.
+    /// Frees a run that the caller owns: merges it with free neighbours. Used runs are not known to hold zeros. A run of
+    /// kind `Leaving` brings its chunk into the pool; the run in front of it, handed out first, may be free by then.
     pub(crate) fn release(&self, run: &PageDesc) {
         let chunk = Chunk::of(run);
         let (mut first, mut len) = (run.index(), run.len());
@@ -332,16 +318,8 @@ impl<'a> Open<'a> {
         run.set(Kind::Inside, 0, false);
         let next = chunk.desc(first + len);
         let prev = first.checked_sub(1).and_then(|index| chunk.desc(index));
-        for side in [prev, next]
-            .into_iter()
-            .flatten()
-            .filter(|side| side.kind() == Kind::Free)
-        {
-            let index = if side.index() < first {
-                side.index() + 1 - side.len()
-            } else {
-                side.index()
-            };
+        for side in [prev, next].into_iter().flatten().filter(|side| side.kind() == Kind::Free) {
+            let index = if side.index() < first { side.index() + 1 - side.len() } else { side.index() };
             let Some(head) = chunk.desc(index) else { continue };
             zeroed &= head.is_zeroed();
             first = first.min(index);
@@ -352,8 +330,12 @@ impl<'a> Open<'a> {
         if arrives {
             add(&self.pool.held_len, chunk.given().1.len());
             add(&self.pool.chunk_count, 1);
-            add(&self.pool.empty_count, 1);
-            chunk.push_to(&self.pool.empty);
+            if len == chunk.count() {
+                add(&self.pool.empty_count, 1);
+                chunk.push_to(&self.pool.empty);
+            } else {
+                chunk.push_to(&self.pool.used);
+            }
         } else if len == chunk.count() {
             self.move_chunk(chunk, &self.pool.used, &self.pool.empty);
         }
@@ -391,9 +373,8 @@ impl<'a> Open<'a> {
     /// Takes an empty chunk of at most `spare` bytes out of the pool: preferably not the one that became empty
     /// last. Its run is of kind `Leaving`.
     pub(crate) fn take_empty(&self, spare: usize) -> Option<&'a Chunk> {
-        let newest = chunks(&self.pool.empty).next()?;
-        let chunk = chunks(&self.pool.empty)
-            .take(EMPTY_LOOK)
+        let newest = chunks(&self.pool.empty, 1).next()?;
+        let chunk = chunks(&self.pool.empty, EMPTY_LOOK)
             .skip(1)
             .find(|chunk| chunk.len() <= spare)
             .or_else(|| (newest.len() <= spare).then_some(newest))?;
@@ -425,11 +406,7 @@ impl<'a> Open<'a> {
         for _ in 0..POP_LIMIT {
             // SAFETY: null, or pushed by `defer`; the run's chunk cannot leave the heap while the run is not free.
             let run = unsafe { PageDesc::from_link::<'a>(head) }?;
-            match self
-                .pool
-                .deferred
-                .compare_exchange(head, run.next.load(Relaxed), Acquire, Acquire)
-            {
+            match self.pool.deferred.compare_exchange(head, run.next.load(Relaxed), Acquire, Acquire) {
                 Ok(_) => return Some(run),
                 Err(now) => head = now,
             }
@@ -469,21 +446,17 @@ impl<'a> Open<'a> {
 fn mark_used(chunk: &Chunk, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
     let tail = chunk.desc(head.index() + len - 1).filter(|_| len > 1);
     if let Some(tail) = tail {
-        let (kind, len) = if kind == Kind::Slab {
-            (Kind::SlabRest, len - 1)
-        } else {
-            (Kind::Tail, 0)
-        };
+        let (kind, len) = if kind == Kind::Slab { (Kind::SlabRest, len - 1) } else { (Kind::Tail, 0) };
         tail.set(kind, len, false);
     }
     head.set(kind, len, zeroed);
 }
 
-/// The chunks of a list, whose lock is held. As many steps as chunks.
-fn chunks<'a>(list: &AtomicPtr<Chunk>) -> impl Iterator<Item = &'a Chunk> + use<'a> {
+/// The first `limit` chunks of a list, whose lock is held.
+fn chunks<'a>(list: &AtomicPtr<Chunk>, limit: usize) -> impl Iterator<Item = &'a Chunk> + use<'a> {
     // SAFETY: links of a list lead to chunks that the heap holds.
     let at = |link: &AtomicPtr<Chunk>| unsafe { Chunk::from_link::<'a>(link.load(Relaxed)) };
-    core::iter::successors(at(list), move |chunk| at(&chunk.next))
+    core::iter::successors(at(list), move |chunk| at(&chunk.next)).take(limit)
 }
 
 /// The runs of a chunk: as `(head, granules)`. Ends behind the first run that is not whole. As many steps as runs.
@@ -496,7 +469,12 @@ pub(crate) fn runs(chunk: &Chunk) -> impl Iterator<Item = &PageDesc> {
 impl<'a> Open<'a> {
     /// All chunks of the pool.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &'a Chunk> + use<'a> {
-        chunks(&self.pool.used).chain(chunks(&self.pool.empty))
+        chunks(&self.pool.used, self.limit()).chain(chunks(&self.pool.empty, self.limit()))
+    }
+
+    /// One more than the chunks there should be, so that a list that is too long, or a ring, shows and ends.
+    fn limit(&self) -> usize {
+        self.pool.chunk_count.load(Relaxed).saturating_add(1)
     }
 
     /// Checks P1 to P6; `pool` is this pool's index.
@@ -510,22 +488,16 @@ impl<'a> Open<'a> {
             held_len += chunk.given().1.len();
         }
         for (list, empty) in [(&self.pool.used, false), (&self.pool.empty, true)] {
-            for chunk in chunks(list) {
-                let is_empty = chunk
-                    .desc(0)
-                    .is_some_and(|run| run.kind() == Kind::Free && run.len() == chunk.count());
+            for chunk in chunks(list, self.limit()) {
+                let is_empty = chunk.desc(0).is_some_and(|run| run.kind() == Kind::Free && run.len() == chunk.count());
                 check(5, is_empty == empty, chunk.as_link())?;
             }
         }
         let at = NonNull::from(self.pool).as_ptr();
         check(4, self.verify_bins()? == free_count, at)?;
-        check(
-            6,
-            self.pool.free_len() == free_len && self.pool.held_len() == held_len,
-            at,
-        )?;
+        check(6, self.pool.free_len() == free_len && self.pool.held_len() == held_len, at)?;
         check(6, self.pool.chunk_count.load(Relaxed) == self.chunks().count(), at)?;
-        check(6, self.pool.empty_count() == chunks(&self.pool.empty).count(), at)
+        check(6, self.pool.empty_count() == chunks(&self.pool.empty, self.limit()).count(), at)
     }
 
     /// Checks B1 to B3 and counts the runs in all bins.
@@ -533,16 +505,13 @@ impl<'a> Open<'a> {
         let mut count = 0;
         for bin in 0..bins::BIN_COUNT {
             let head = self.pool.bins.head(bin);
-            check(
-                4,
-                self.pool.bins.is_filled(bin) == head.is_some(),
-                &raw const *self.pool,
-            )?;
+            check(4, self.pool.bins.is_filled(bin) == head.is_some(), &raw const *self.pool)?;
             let mut next = head;
             while let Some(run) = next {
                 let right = run.kind() == Kind::Free && bins::index(kib(Chunk::of(run), run.len())) == bin;
                 check(4, right && is_linked(run), run.as_link())?;
                 count += 1;
+                check(4, count <= self.pool.free_len() >> 10, run.as_link())?;
                 // SAFETY: just checked to be a link in a ring of this pool's free runs.
                 next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
                 next = next.filter(|next| head.is_some_and(|head| !core::ptr::eq(head, *next)));
@@ -596,9 +565,5 @@ fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
 
 /// An error naming `rule` unless `holds`.
 pub(crate) fn check<T>(rule: u8, holds: bool, at: *const T) -> Result<(), PageFault> {
-    if holds {
-        Ok(())
-    } else {
-        Err(PageFault { rule, at: at.addr() })
-    }
+    if holds { Ok(()) } else { Err(PageFault { rule, at: at.addr() }) }
 }
