@@ -41,10 +41,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Misplaced { addr, size, align } => {
-                write!(
-                    f,
-                    "the block at {addr:#x} does not fit {size} bytes at a multiple of {align}"
-                )
+                write!(f, "the block at {addr:#x} does not fit {size} bytes at a multiple of {align}")
             }
             Self::Damaged { addr } => write!(f, "the byte at {addr:#x} is not what was written there"),
             Self::OutOfMemory { size } => write!(f, "no memory for {size} bytes"),
@@ -102,11 +99,7 @@ impl Filled {
     ) -> Result<Option<Self>, Failure> {
         let Ok(block) = heap.alloc(layout) else { return Ok(None) };
         check_place(block, layout)?;
-        let filled = Self {
-            start: block.cast(),
-            layout,
-            seed,
-        };
+        let filled = Self { start: block.cast(), layout, seed };
         filled.fill(0);
         Ok(Some(filled))
     }
@@ -124,11 +117,7 @@ impl Filled {
             return Ok(None);
         };
         check_place(block, layout)?;
-        let filled = Self {
-            start: block.cast(),
-            layout,
-            seed,
-        };
+        let filled = Self { start: block.cast(), layout, seed };
         filled.check_with(layout.size(), |_| 0)?;
         filled.fill(0);
         Ok(Some(filled))
@@ -159,9 +148,7 @@ impl Filled {
             let byte = unsafe { self.start.add(index) };
             // SAFETY: `fill`, or the heap in a zeroed block, has written it, and the block is this value's alone.
             if unsafe { byte.read_volatile() } != expected(index) {
-                return Err(Failure::Damaged {
-                    addr: byte.as_ptr().addr(),
-                });
+                return Err(Failure::Damaged { addr: byte.as_ptr().addr() });
             }
         }
         Ok(())
@@ -298,10 +285,7 @@ pub fn free_all<P: PageProvider, C: CpuMode, const CPUS: usize>(
     heap: &Heap<P, C, CPUS>,
     slots: &mut [Option<Filled>],
 ) -> Result<(), Failure> {
-    slots
-        .iter_mut()
-        .filter_map(Option::take)
-        .try_for_each(|block| block.free(heap))
+    slots.iter_mut().filter_map(Option::take).try_for_each(|block| block.free(heap))
 }
 
 /// Every power-of-two alignment up to `max_align` against sizes up to `max_size`, each a power of two, one less and one more. What fails for want of
@@ -315,11 +299,7 @@ pub fn layouts<P: PageProvider, C: CpuMode, const CPUS: usize>(
     max_size: usize,
     may_fail: bool,
 ) -> Result<(), Failure> {
-    let powers = |max: usize| {
-        (0..usize::BITS - 1)
-            .map(|bit| 1usize << bit)
-            .take_while(move |power| *power <= max)
-    };
+    let powers = |max: usize| (0..usize::BITS - 1).map(|bit| 1usize << bit).take_while(move |power| *power <= max);
     for align in powers(max_align) {
         for size in powers(max_size).flat_map(|power| [power - 1, power, power + 1]) {
             let Ok(layout) = Layout::from_size_align(size, align) else {
@@ -345,9 +325,7 @@ pub fn exhaust<P: PageProvider, C: CpuMode, const CPUS: usize>(
     layout: Layout,
     most: usize,
 ) -> Result<usize, Failure> {
-    let (link, _) = Layout::new::<Link>()
-        .extend(layout)
-        .unwrap_or((Layout::new::<Link>(), 0));
+    let (link, _) = Layout::new::<Link>().extend(layout).unwrap_or((Layout::new::<Link>(), 0));
     let layout = Layout::from_size_align(layout.size().max(size_of::<Link>()), link.align()).unwrap_or(link);
     let mut newest: Option<NonNull<Link>> = None;
     let mut count = 0;
@@ -356,12 +334,7 @@ pub fn exhaust<P: PageProvider, C: CpuMode, const CPUS: usize>(
         check_place(block, layout)?;
         let place = block.cast::<Link>();
         // SAFETY: the block was just allocated, is long enough and aligned for a link.
-        unsafe {
-            place.write(Link {
-                older: newest,
-                check: count ^ place.as_ptr().addr(),
-            })
-        };
+        unsafe { place.write(Link { older: newest, check: count ^ place.as_ptr().addr() }) };
         newest = Some(place);
         count += 1;
     }
@@ -371,9 +344,7 @@ pub fn exhaust<P: PageProvider, C: CpuMode, const CPUS: usize>(
         // SAFETY: the loop above wrote it, and the block is ours.
         let link = unsafe { place.read() };
         if link.check != left ^ place.as_ptr().addr() {
-            return Err(Failure::Damaged {
-                addr: place.as_ptr().addr(),
-            });
+            return Err(Failure::Damaged { addr: place.as_ptr().addr() });
         }
         newest = link.older;
         // SAFETY: the block is this heap's, of that Layout, and used no more.

@@ -64,11 +64,7 @@ pub(crate) struct Chain {
 impl Chain {
     #[inline]
     pub(crate) fn new(block: Block) -> Self {
-        Self {
-            first: block.0,
-            last: block.0,
-            count: 1,
-        }
+        Self { first: block.0, last: block.0, count: 1 }
     }
 
     pub(crate) fn first(&self) -> NonNull<u8> {
@@ -103,12 +99,6 @@ pub(crate) struct List {
 }
 
 impl List {
-    #[cfg(test)]
-    pub(crate) const EMPTY: Self = Self {
-        head: null_mut(),
-        count: 0,
-    };
-
     /// # Safety
     /// From `head`, exactly `count` blocks are linked, the last link is null, and nobody else uses them.
     #[inline]
@@ -151,10 +141,7 @@ impl List {
         }
         // SAFETY: as above; this is the last of the `count` blocks.
         unsafe { set_next(block, null_mut()) };
-        Self {
-            head: start.as_ptr(),
-            count,
-        }
+        Self { head: start.as_ptr(), count }
     }
 
     /// Cuts the first `count` blocks off a shared list, reading links only: gives the link behind the last of them and
@@ -182,10 +169,7 @@ impl List {
     pub(crate) unsafe fn cut(head: NonNull<u8>, last: NonNull<u8>, count: u32) -> Self {
         // SAFETY: by the contract the block is ours.
         unsafe { set_next(last, null_mut()) };
-        Self {
-            head: head.as_ptr(),
-            count,
-        }
+        Self { head: head.as_ptr(), count }
     }
 }
 
@@ -209,7 +193,7 @@ mod tests {
             let block = list.pop().unwrap().into_start();
             assert_eq!(block.addr().get() - start.addr().get(), step as usize * 16);
         }
-        assert!(list.pop().is_none() && List::EMPTY.pop().is_none());
+        assert!(list.pop().is_none());
     }
 
     #[test]

@@ -59,10 +59,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) const fn new() -> Self {
-        Self {
-            taken: AtomicU64::new(0),
-            pushed: AtomicU64::new(0),
-        }
+        Self { taken: AtomicU64::new(0), pushed: AtomicU64::new(0) }
     }
 
     /// Blocks out of slabs and blocks back into slabs, ever.
@@ -72,10 +69,7 @@ impl Tally {
 
     /// Counts, by the only writer.
     fn add_own(counter: &AtomicU64, count: u32) {
-        counter.store(
-            counter.load(Ordering::Relaxed).wrapping_add(u64::from(count)),
-            Ordering::Relaxed,
-        );
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(u64::from(count)), Ordering::Relaxed);
     }
 
     /// Counts blocks taken from slabs, by any writer.
@@ -131,20 +125,10 @@ impl CpuCache {
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
             chunk_hint: ChunkHint::new(),
-            hot: [const {
-                Hot {
-                    head: AtomicPtr::new(null_mut()),
-                    room: AtomicU32::new(0),
-                    limit: AtomicU32::new(0),
-                }
-            }; CLASS_COUNT],
-            cold: [const {
-                Cold {
-                    spare: AtomicPtr::new(null_mut()),
-                    spare_count: AtomicU32::new(0),
-                    tally: Tally::new(),
-                }
-            }; CLASS_COUNT],
+            hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
+                CLASS_COUNT],
+            cold: [const { Cold { spare: AtomicPtr::new(null_mut()), spare_count: AtomicU32::new(0), tally: Tally::new() } };
+                CLASS_COUNT],
         }
     }
 
@@ -152,10 +136,7 @@ impl CpuCache {
     #[inline]
     pub(crate) fn try_lock(&self) -> bool {
         !self.busy.load(Ordering::Relaxed)
-            && self
-                .busy
-                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+            && self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Opens what [`try_lock`](Self::try_lock) took. Fast.
@@ -241,8 +222,7 @@ impl CpuCache {
         // SAFETY: blocks in the list are owned by the cache's holder (C1), whom we are.
         let next = unsafe { crate::block::next(first) };
         hot.head.store(next, Ordering::Relaxed);
-        hot.room
-            .store(hot.room.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        hot.room.store(hot.room.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         // SAFETY: it is out of the list, so nobody else has it.
         Some(unsafe { Block::new(first) })
     }
@@ -266,10 +246,7 @@ impl CpuCache {
     /// Blocks that this cache holds of a class.
     pub(crate) fn count(&self, class: SizeClass) -> u32 {
         let hot = self.hot(class);
-        let listed = hot
-            .limit
-            .load(Ordering::Relaxed)
-            .wrapping_sub(hot.room.load(Ordering::Relaxed));
+        let listed = hot.limit.load(Ordering::Relaxed).wrapping_sub(hot.room.load(Ordering::Relaxed));
         listed.wrapping_add(self.cold(class).spare_count.load(Ordering::Relaxed))
     }
 
@@ -319,11 +296,7 @@ impl CpuCache {
     pub(crate) fn raise_limit(&self, class: SizeClass, budget: usize) -> Raise {
         let block_len = class.block_len();
         let limit = self.limit(class);
-        let wish = if limit == 0 {
-            FIRST_LIST_LEN.div_ceil(block_len)
-        } else {
-            limit as usize * 2
-        };
+        let wish = if limit == 0 { FIRST_LIST_LEN.div_ceil(block_len) } else { limit as usize * 2 };
         let longest = (budget / 4).min(MAX_LIST_LEN) / block_len;
         #[expect(clippy::cast_possible_truncation, reason = "at most MAX_BLOCKS")]
         let new = wish.min(longest).min(MAX_BLOCKS as usize) as u32;
@@ -337,8 +310,7 @@ impl CpuCache {
         self.limit_len.store(limit_len, Ordering::Relaxed);
         let hot = self.hot(class);
         hot.limit.store(new, Ordering::Relaxed);
-        hot.room
-            .store(hot.room.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        hot.room.store(hot.room.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
         Raise::Done
     }
 
@@ -366,10 +338,7 @@ impl CpuCache {
         hot.limit.store(limit, Ordering::Relaxed);
         hot.room.store(limit, Ordering::Relaxed);
         let len = 2 * less as usize * class.block_len();
-        self.limit_len.store(
-            self.limit_len.load(Ordering::Relaxed).wrapping_sub(len),
-            Ordering::Relaxed,
-        );
+        self.limit_len.store(self.limit_len.load(Ordering::Relaxed).wrapping_sub(len), Ordering::Relaxed);
         lists
     }
 
@@ -389,9 +358,7 @@ impl CpuCache {
                 && has_length(hot.head.load(Ordering::Relaxed), limit - room)
                 && has_length(cold.spare.load(Ordering::Relaxed), spare_count)
         });
-        let sum: usize = SizeClass::all()
-            .map(|class| 2 * self.limit(class) as usize * class.block_len())
-            .sum();
+        let sum: usize = SizeClass::all().map(|class| 2 * self.limit(class) as usize * class.block_len()).sum();
         lists_agree && sum == self.limit_len.load(Ordering::Relaxed)
     }
 }

@@ -18,8 +18,8 @@ use core::ptr::NonNull;
 
 use crate::block::{Block, Chain, List};
 use crate::cache::{CpuCache, Raise, Tally};
-use crate::pages::{Chunk, Pages, Use};
-use crate::partial::{Bin, Shard, Sweep};
+use crate::pages::{Chunk, Pages, Refused, Run, Use, Want};
+use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -87,12 +87,7 @@ struct Group<'a> {
 
 impl<const CPUS: usize> Engine<CPUS> {
     pub(crate) const fn new() -> Self {
-        const {
-            assert!(
-                CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES,
-                "a heap is for 1 to 253 CPUs"
-            )
-        };
+        const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 253 CPUs") };
         Self {
             caches: [const { CpuCache::new() }; CPUS],
             shards: [const { Shard::new() }; CPUS],
@@ -121,10 +116,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// The shard with that number; numbers beyond the last one mean the first.
     fn shard(&self, home: usize) -> &Shard {
         let [first, ..] = &self.spare_shards;
-        self.shards
-            .get(home)
-            .or_else(|| self.spare_shards.get(home.wrapping_sub(CPUS)))
-            .unwrap_or(first)
+        self.shards.get(home).or_else(|| self.spare_shards.get(home.wrapping_sub(CPUS))).unwrap_or(first)
     }
 
     fn bin(&self, home: usize, class: SizeClass) -> &Bin {
@@ -133,11 +125,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Every home, with its bin of the class.
     pub(crate) fn bins(&self, class: SizeClass) -> impl Iterator<Item = (usize, &Bin)> {
-        self.shards
-            .iter()
-            .chain(&self.spare_shards)
-            .map(move |shard| shard.bin(class))
-            .enumerate()
+        self.shards.iter().chain(&self.spare_shards).map(move |shard| shard.bin(class)).enumerate()
     }
 
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
@@ -153,24 +141,18 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Blocks of the class that are not in its slabs: in use, or in a cache.
     pub(crate) fn out_count(&self, class: SizeClass) -> u64 {
-        let tallies = self
-            .caches
-            .iter()
-            .map(|cache| cache.tally(class))
-            .chain([self.loose(class)]);
-        tallies
-            .map(Tally::get)
-            .fold(0, |out, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
+        let tallies = self.caches.iter().map(|cache| cache.tally(class)).chain([self.loose(class)]);
+        tallies.map(Tally::get).fold(0, |out, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
     }
 
     // Up: blocks for a caller.
 
     /// The slow path of `alloc` with the cache held: fills the class's list and gives one block.
-    pub(crate) fn refill(&self, cache: &CpuCache, class: SizeClass, caller: Caller) -> Option<Block> {
+    pub(crate) fn refill(&self, cache: &CpuCache, class: SizeClass, caller: Caller) -> Result<Block, Refused> {
         let spare = cache.take_spare(class);
         if spare.count() > 0 {
             cache.fill(class, spare);
-            return cache.pop(class);
+            return cache.pop(class).ok_or(Refused::Empty);
         }
         self.tune(cache, class, caller);
         let limit = cache.limit(class);
@@ -180,26 +162,42 @@ impl<const CPUS: usize> Engine<CPUS> {
         if list.count() > 0 {
             cache.fill(class, list);
         }
-        block
+        block.ok_or(Refused::Empty)
     }
 
     /// One block past the caches, for a caller that has none or finds its own busy.
-    pub(crate) fn obtain_one(&self, class: SizeClass, caller: Caller) -> Option<Block> {
+    pub(crate) fn obtain_one(&self, class: SizeClass, caller: Caller) -> Result<Block, Refused> {
         let block = self.obtain(class, 1, caller)?.pop();
+        self.loose(class).taken_by_any(1);
+        block.ok_or(Refused::Empty)
+    }
+
+    /// One block out of a run that the caller got from the provider for this purpose.
+    pub(crate) fn adopt(&self, run: &Run<'_>, class: SizeClass, caller: Caller) -> Option<Block> {
+        let block = self.found_slab(run, class, 1, self.home_for(class, caller))?.pop();
         self.loose(class).taken_by_any(1);
         block
     }
 
     /// Up to `most` blocks: from the own bin, else from a new slab, else from any other bin.
-    fn obtain(&self, class: SizeClass, most: u32, caller: Caller) -> Option<List> {
+    fn obtain(&self, class: SizeClass, most: u32, caller: Caller) -> Result<List, Refused> {
         let home = self.home_for(class, caller);
-        if let Ok(Some(list)) = self.bin(home, class).take(most) {
-            return Some(list);
+        if let Ok(Some(list)) = self.bin(home, class).take(most, !caller.nested) {
+            return Ok(list);
         }
-        if let Some(list) = self.found_slab(class, most, home, caller) {
-            return Some(list);
+        let run = self.slab_run(class, caller);
+        if let Ok(run) = &run {
+            return self.found_slab(run, class, most, home).ok_or(Refused::Empty);
         }
-        self.bins(class).find_map(|(_, bin)| bin.take(most).ok().flatten())
+        let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
+        for (_, bin) in self.bins(class) {
+            match bin.take(most, false) {
+                Ok(Some(list)) => return Ok(list),
+                Ok(None) => {}
+                Err(Busy) => refused = Refused::Busy,
+            }
+        }
+        Err(refused)
     }
 
     /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a spare one.
@@ -208,23 +206,29 @@ impl<const CPUS: usize> Engine<CPUS> {
         if is_own && !(caller.nested && self.bin(caller.index, class).looks_busy()) {
             return caller.index;
         }
-        (CPUS..CPUS + SPARE_SHARDS)
-            .find(|home| !self.bin(*home, class).looks_busy())
-            .unwrap_or(CPUS)
+        (CPUS..CPUS + SPARE_SHARDS).find(|home| !self.bin(*home, class).looks_busy()).unwrap_or(CPUS)
+    }
+
+    /// What a new slab of the class needs.
+    pub(crate) fn slab_want(&self, class: SizeClass) -> Want {
+        let held_len = self.pages.held_len();
+        let granule = if held_len <= SMALL_HEAP_LEN { 1024 } else { 4096 };
+        Want {
+            len: slab_len(class, granule, slab_target(class, held_len)),
+            least_len: slab_len(class, 1024, 0),
+            align: class.block_align(),
+            use_: Use::Slab,
+        }
+    }
+
+    fn slab_run(&self, class: SizeClass, caller: Caller) -> Result<Run<'_>, Refused> {
+        let Want { len, least_len, align, use_ } = self.slab_want(class);
+        let alloc = |len| self.pages.alloc(len, align, use_, caller.index, !caller.nested);
+        alloc(len).or_else(|refused| if len > least_len { alloc(least_len) } else { Err(refused) })
     }
 
     /// Blocks from a new slab, which joins the home's bin if it has more.
-    fn found_slab(&self, class: SizeClass, most: u32, home: usize, caller: Caller) -> Option<List> {
-        let held_len = self.pages.held_len();
-        let granule = if held_len <= SMALL_HEAP_LEN { 1024 } else { 4096 };
-        let target = slab_target(class, held_len);
-        let align = class.block_align();
-        let mut slab_lens = [slab_len(class, granule, target), slab_len(class, 1024, 0)].into_iter();
-        let run = slab_lens.find_map(|len| {
-            self.pages
-                .alloc(len, align, Use::Slab, caller.index, !caller.nested)
-                .ok()
-        })?;
+    fn found_slab(&self, run: &Run<'_>, class: SizeClass, most: u32, home: usize) -> Option<List> {
         let slab = Slab::found(run.desc, class, home);
         self.slab_len(class).fetch_add(run.len, Ordering::Relaxed);
         let taken = slab.take(most)?;
@@ -237,13 +241,11 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes home by its address.
     pub(crate) fn borrow(&self, class: SizeClass) -> Option<Block> {
         let longer = (class.index() + 1..CLASS_COUNT).filter_map(SizeClass::from_index);
-        longer
-            .filter(|longer| longer.block_align() >= class.block_align())
-            .find_map(|longer| {
-                let mut list = self.bins(longer).find_map(|(_, bin)| bin.take(1).ok().flatten())?;
-                self.loose(longer).taken_by_any(1);
-                list.pop()
-            })
+        longer.filter(|longer| longer.block_align() >= class.block_align()).find_map(|longer| {
+            let mut list = self.bins(longer).find_map(|(_, bin)| bin.take(1, false).ok().flatten())?;
+            self.loose(longer).taken_by_any(1);
+            list.pop()
+        })
     }
 
     // Down: blocks that come home.
@@ -266,14 +268,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Gives one block back to its slab. Callable from any context, always succeeds.
     pub(crate) fn give_back(&self, block: Block, cache: Option<&CpuCache>, caller: Caller) {
         match self.slab_of(block.start(), &mut None) {
-            Some(slab) => self.send_home(
-                Group {
-                    slab,
-                    chain: Chain::new(block),
-                },
-                cache,
-                caller,
-            ),
+            Some(slab) => self.send_home(Group { slab, chain: Chain::new(block) }, cache, caller),
             None => self.count_stray(),
         }
     }
@@ -292,10 +287,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             match place {
                 Some(group) if core::ptr::eq(group.slab.desc(), slab.desc()) => group.chain.push(block),
                 _ => {
-                    if let Some(group) = place.replace(Group {
-                        slab,
-                        chain: Chain::new(block),
-                    }) {
+                    if let Some(group) = place.replace(Group { slab, chain: Chain::new(block) }) {
                         self.send_home(group, cache, caller);
                     }
                 }
@@ -329,16 +321,12 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Gives a whole slab, owned, back to the pages.
     fn retire(&self, slab: Slab<'_>) {
-        self.slab_len(slab.class())
-            .fetch_sub(Chunk::run_len(slab.desc()), Ordering::Relaxed);
+        self.slab_len(slab.class()).fetch_sub(Chunk::run_len(slab.desc()), Ordering::Relaxed);
         self.pages.free(slab.desc());
     }
 
     /// How many whole slabs a bin keeps.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a share of the bytes held over at least 1 KiB"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
         let slab_len = Chunk::run_len(slab.desc());
         (self.pages.held_len() / RESERVE_SHARE / slab_len).max(1) as u32

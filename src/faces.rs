@@ -46,9 +46,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return Ok(NonNull::slice_from_raw_parts(dangling(layout), 0));
         }
         let block = match SizeClass::of(layout) {
-            Some(class) => self
-                .alloc_small(class)
-                .map(|start| NonNull::slice_from_raw_parts(start, class.block_len())),
+            Some(class) => self.alloc_small(class).map(|start| NonNull::slice_from_raw_parts(start, class.block_len())),
             None => self.alloc_large(layout).map(|large| large.block),
         };
         block.ok_or(AllocError)
@@ -227,11 +225,7 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
             return core::ptr::null_mut();
         };
         // SAFETY: by the contract of `GlobalAlloc` the block is ours and of that Layout.
-        or_null(
-            unsafe { Heap::realloc(self, start, layout, new_size) }
-                .ok()
-                .map(NonNull::cast),
-        )
+        or_null(unsafe { Heap::realloc(self, start, layout, new_size) }.ok().map(NonNull::cast))
     }
 }
 

@@ -43,18 +43,13 @@ pub(crate) struct Inside<'a> {
 
 impl Gate {
     pub(crate) const fn new() -> Self {
-        Self {
-            holder: AtomicUsize::new(OPEN),
-        }
+        Self { holder: AtomicUsize::new(OPEN) }
     }
 
     /// Goes in, or waits, within the bound, for whoever is inside to leave. Call with nothing of the heap held.
     pub(crate) fn enter(&self, index: usize) -> Entry<'_> {
         let me = index.wrapping_add(2).max(1);
-        match self
-            .holder
-            .compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed)
-        {
+        match self.holder.compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Entry::Inside(Inside { gate: self }),
             Err(holder) if holder == me => Entry::Closed,
             Err(holder) => self.wait(holder),
@@ -90,10 +85,7 @@ mod tests {
         assert!(matches!(gate.enter(3), Entry::Closed));
         assert!(matches!(gate.enter(usize::MAX), Entry::Closed), "the wait has a bound");
         drop(inside);
-        assert!(
-            matches!(gate.enter(usize::MAX - 1), Entry::Inside(_)),
-            "an index that wraps is no open gate"
-        );
+        assert!(matches!(gate.enter(usize::MAX - 1), Entry::Inside(_)), "an index that wraps is no open gate");
         assert!(matches!(gate.enter(usize::MAX), Entry::Inside(_)));
     }
 

@@ -27,7 +27,7 @@ use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
 use crate::engine::{Caller, Engine, TINY_COUNT};
 use crate::gate::{Entry, Gate};
-use crate::pages::{AddError, Use, chunk_len_for};
+use crate::pages::{AddError, Refused, Run, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
@@ -42,8 +42,12 @@ const CHUNK_SHARE: usize = 4;
 /// Free pages up to this share of the bytes held stay with the heap.
 const KEPT_SHARE: usize = 4;
 
-/// How often `search` asks the provider while others take what it gets.
+/// How often `search` asks for its turn at the provider, or for its chunk to be noted.
 const GROW_TRIES: u32 = 8;
+
+/// How often `search` looks again because a lock was busy, before it asks for pages it may not need. Each look waits within the spin limit,
+/// so the sum is about a millisecond: more than any holder takes that runs, less than a time slice of one that does not.
+const BUSY_TRIES: u32 = 16;
 
 /// How often the kernel is asked to relieve the pressure for one allocation.
 const RELIEF_TRIES: u32 = 4;
@@ -91,11 +95,7 @@ pub(crate) struct Entered<'a, C: CpuMode> {
 impl<C: CpuMode> Drop for Entered<'_, C> {
     #[inline]
     fn drop(&mut self) {
-        if C::PINNED {
-            self.cache.unmark()
-        } else {
-            self.cache.unlock()
-        }
+        if C::PINNED { self.cache.unmark() } else { self.cache.unlock() }
     }
 }
 
@@ -107,25 +107,53 @@ pub(crate) enum Depth {
     Thorough,
 }
 
-/// What asking the provider led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Growth {
-    /// There are new pages, or others may have got some.
-    Retry,
-    /// There is nothing to be had.
-    Refused,
+/// Who searches for memory, and what would do.
+pub(crate) trait Seek {
+    type Found;
+
+    /// What a run for it must be.
+    fn want(&self) -> Want;
+
+    /// Looks once among what the heap has.
+    fn attempt(&self, depth: Depth) -> Option<Self::Found>;
+
+    /// Makes a run, wanted like this and owned, what is searched for.
+    fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Self::Found>;
+}
+
+/// A search for a small block.
+struct Small<'a, P, C, const CPUS: usize> {
+    heap: &'a Heap<P, C, CPUS>,
+    class: SizeClass,
+}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CPUS> {
+    type Found = Block;
+
+    fn want(&self) -> Want {
+        self.heap.engine.slab_want(self.class)
+    }
+
+    fn attempt(&self, _: Depth) -> Option<Block> {
+        let engine = &self.heap.engine;
+        match self.heap.enter() {
+            Ok(entered) => {
+                let refill = || engine.refill(entered.cache, self.class, entered.caller).ok();
+                entered.cache.pop(self.class).or_else(refill)
+            }
+            Err(caller) => engine.obtain_one(self.class, caller).ok(),
+        }
+    }
+
+    fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Block> {
+        self.heap.engine.adopt(&run, self.class, caller)
+    }
 }
 
 impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
     /// A heap without memory: `alloc` fails until the provider gives some. Usable in a `static`.
     pub const fn new(provider: P, mode: C) -> Self {
-        Self {
-            engine: Engine::new(),
-            gate: Gate::new(),
-            calls: Calls::new(),
-            provider,
-            mode,
-        }
+        Self { engine: Engine::new(), gate: Gate::new(), calls: Calls::new(), provider, mode }
     }
 
     /// The provider.
@@ -149,11 +177,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if !taken {
             return Err(Caller { index, nested: true });
         }
-        Ok(Entered {
-            cache,
-            caller: Caller { index, nested: false },
-            _guard: guard,
-        })
+        Ok(Entered { cache, caller: Caller { index, nested: false }, _guard: guard })
     }
 
     #[inline]
@@ -203,8 +227,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             self.drain_current();
         }
         match block {
-            Some(block) => Some(block.into_start()),
-            None => self.search_small(class, caller),
+            Ok(block) => Some(block.into_start()),
+            Err(refused) => self.search_small(class, refused, caller),
         }
     }
 
@@ -235,13 +259,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn alloc_elsewhere(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
-        let block = self.lap(caller, |cache| {
-            cache.pop(class).or_else(|| self.engine.refill(cache, class, caller))
-        });
-        match block.flatten().or_else(|| self.engine.obtain_one(class, caller)) {
-            Some(block) => Some(block.into_start()),
-            None if C::PINNED && caller.nested => self.engine.borrow(class).map(Block::into_start),
-            None => self.search_small(class, caller),
+        let lapped =
+            self.lap(caller, |cache| cache.pop(class).or_else(|| self.engine.refill(cache, class, caller).ok()));
+        if let Some(block) = lapped.flatten() {
+            return Some(block.into_start());
+        }
+        match self.engine.obtain_one(class, caller) {
+            Ok(block) => Some(block.into_start()),
+            Err(_) if C::PINNED && caller.nested => self.engine.borrow(class).map(Block::into_start),
+            Err(refused) => self.search_small(class, refused, caller),
         }
     }
 
@@ -287,92 +313,64 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     // Slow paths: nothing found, nothing held.
 
     #[cold]
-    fn search_small(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
-        let found = self.search(class.block_len(), class.block_align(), Use::Slab, caller, |_| {
-            self.small_once(class)
-        });
-        found.or_else(|| self.engine.borrow(class).map(Block::into_start))
+    fn search_small(&self, class: SizeClass, refused: Refused, caller: Caller) -> Option<NonNull<u8>> {
+        let found = self.search(&Small { heap: self, class }, refused, caller);
+        found.or_else(|| self.engine.borrow(class)).map(Block::into_start)
     }
 
-    /// One attempt at a small block that does not search.
-    fn small_once(&self, class: SizeClass) -> Option<NonNull<u8>> {
-        let block = match self.enter() {
-            Ok(entered) => entered
-                .cache
-                .pop(class)
-                .or_else(|| self.engine.refill(entered.cache, class, entered.caller)),
-            Err(caller) => self.engine.obtain_one(class, caller),
-        };
-        block.map(Block::into_start)
+    /// Finds memory for a request that was just refused, in the order of what it costs others: a lock that was busy, reserves, new
+    /// pages, everything that is reachable, what the kernel can do. Called with nothing held.
+    pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
+        let busy = refused == Refused::Busy;
+        let tries = if busy { BUSY_TRIES } else { 0 };
+        let reserves = || self.engine.release_reserves() | self.engine.pages.drain_deferred();
+        (0..tries)
+            .find_map(|_| seek.attempt(Depth::Quick))
+            .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None })
+            .or_else(|| self.grow(seek, busy, caller))
+            .or_else(|| self.scrape(seek, caller))
+            .or_else(|| self.relieve(seek, caller))
     }
 
-    /// Finds memory for `attempt`, which just failed, in the order of what it costs others: reserves, new pages, everything that
-    /// is reachable, what the kernel can do. Called with nothing held.
-    pub(crate) fn search<T>(
-        &self,
-        len: usize,
-        align: usize,
-        use_: Use,
-        caller: Caller,
-        mut attempt: impl FnMut(Depth) -> Option<T>,
-    ) -> Option<T> {
-        let reserves = self.engine.release_reserves() | self.engine.pages.drain_deferred();
-        if reserves {
-            if let Some(found) = attempt(Depth::Quick) {
-                return Some(found);
-            }
-        }
-        if let Some(found) = self.grow_for(len, align, use_, caller, &mut attempt) {
-            return Some(found);
-        }
+    /// Empties what can be reached. Chunks that are then free as a whole may be had again in another length.
+    fn scrape<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
         self.drain_reachable();
         self.engine.release_whole();
-        if let Some(found) = attempt(Depth::Thorough) {
-            return Some(found);
+        let found = seek.attempt(Depth::Thorough);
+        if found.is_none() && self.return_chunks(0, caller) > 0 {
+            return self.grow(seek, false, caller);
         }
-        // Chunks that are free as a whole may be had again in another length.
-        if self.return_chunks(0, caller) > 0 {
-            if let Some(found) = self.grow_for(len, align, use_, caller, &mut attempt) {
-                return Some(found);
-            }
-        }
-        self.relieve(len, align, use_, caller, &mut attempt)
-    }
-
-    fn grow_for<T>(
-        &self,
-        len: usize,
-        align: usize,
-        use_: Use,
-        caller: Caller,
-        attempt: &mut impl FnMut(Depth) -> Option<T>,
-    ) -> Option<T> {
-        for _ in 0..GROW_TRIES {
-            let growth = self.grow(len, align, use_, caller);
-            let found = attempt(Depth::Quick);
-            if found.is_some() || growth == Growth::Refused {
-                return found;
-            }
-        }
-        None
+        found
     }
 
     /// The pressure hook, unlocked.
-    fn relieve<T>(
-        &self,
-        len: usize,
-        align: usize,
-        use_: Use,
-        caller: Caller,
-        attempt: &mut impl FnMut(Depth) -> Option<T>,
-    ) -> Option<T> {
-        let need = chunk_len_for(len, align, P::PAGE_LEN)?;
-        for _ in 0..RELIEF_TRIES {
-            Calls::count(&self.calls.reliefs);
-            if !self.provider.relieve(need) {
-                return None;
+    fn relieve<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
+        let want = seek.want();
+        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
+        (0..RELIEF_TRIES)
+            .map_while(|_| self.calls.relieve(&self.provider, need).then_some(()))
+            .find_map(|()| seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller)))
+    }
+
+    /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
+    fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Option<S::Found> {
+        let want = seek.want();
+        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
+        let wish = if tight { 0 } else { (self.engine.pages.held_len() / CHUNK_SHARE).max(MIN_CHUNK_LEN) };
+        for _ in 0..GROW_TRIES {
+            match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish)) {
+                Ok(Some((start, run))) => {
+                    let run = self.add_chunk(start, run, want, caller).ok()?;
+                    return match run {
+                        Some(run) => seek.adopt(run, caller),
+                        None => seek.attempt(Depth::Quick),
+                    };
+                }
+                Ok(None) | Err(Entry::Closed) => return None,
+                Err(_) => {}
             }
-            let found = attempt(Depth::Thorough).or_else(|| self.grow_for(len, align, use_, caller, attempt));
+            // Somebody else was with the provider and may have got enough for both.
+            let found = seek.attempt(Depth::Quick);
             if found.is_some() {
                 return found;
             }
@@ -410,42 +408,33 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // SAFETY: the contract is the same.
         let taken = self.with_provider(caller, |provider| unsafe { provider.unmap(start, run) });
         let taken = matches!(taken, Ok(true));
-        Calls::count(if taken {
-            &self.calls.unmaps
-        } else {
-            &self.calls.refused_unmaps
-        });
+        Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
         taken
     }
 
-    /// Gets a chunk from the provider that has a run of `len` bytes at `align`, longer if there is more to be had.
-    fn grow(&self, len: usize, align: usize, use_: Use, caller: Caller) -> Growth {
-        let Some(need) = chunk_len_for(len, align, P::PAGE_LEN) else {
-            return Growth::Refused;
-        };
-        let held_len = self.engine.pages.held_len();
-        match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, held_len)) {
-            Ok(Some((start, run))) => self.add_chunk(start, run, use_, caller),
-            Ok(None) | Err(Entry::Closed) => Growth::Refused,
-            Err(_) => Growth::Retry,
-        }
-    }
-
-    /// Makes a run from the provider a chunk.
-    fn add_chunk(&self, start: NonNull<u8>, run: PageRun, use_: Use, caller: Caller) -> Growth {
+    /// Makes a run from the provider a chunk, and cuts off what is wanted. If it cannot be noted, it goes back.
+    fn add_chunk(
+        &self,
+        start: NonNull<u8>,
+        run: PageRun,
+        want: Want,
+        caller: Caller,
+    ) -> Result<Option<Run<'_>>, AddError> {
+        let mut result = Err(AddError::Busy);
         for _ in 0..GROW_TRIES {
             // SAFETY: `map` just gave us the whole run, and nobody else knows it.
-            let added = unsafe { self.engine.pages.add_chunk(start, run, use_, caller.index, P::ZEROED) };
-            match added {
-                Ok(()) => return Growth::Retry,
+            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED) };
+            match result {
                 Err(AddError::Full) if self.add_table(caller) => {}
                 Err(AddError::Busy) => {}
-                Err(_) => break,
+                _ => break,
             }
         }
-        // SAFETY: the run came from `map` and was not used.
-        unsafe { self.unmap(start, run, caller) };
-        Growth::Refused
+        if result.is_err() {
+            // SAFETY: the run came from `map` and was not used.
+            unsafe { self.unmap(start, run, caller) };
+        }
+        result
     }
 
     /// Gets memory for a further table of chunks.
@@ -590,6 +579,11 @@ impl Calls {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn relieve(&self, provider: &impl PageProvider, need: PageRun) -> bool {
+        Self::count(&self.reliefs);
+        provider.relieve(need)
+    }
+
     fn map(&self, provider: &impl PageProvider, run: PageRun) -> Option<NonNull<u8>> {
         let start = provider.map(run);
         Self::count(if start.is_some() { &self.maps } else { &self.failed_maps });
@@ -597,28 +591,22 @@ impl Calls {
     }
 }
 
-/// Asks for a chunk of a share of the heap's length, then for ever shorter ones down to `need`.
+/// Asks for a chunk of `wish` bytes, then of what the provider prefers, then for ever shorter ones down to `need`.
 fn map_chunk<P: PageProvider>(
     provider: &P,
     calls: &Calls,
     need: PageRun,
-    held_len: usize,
+    wish: usize,
 ) -> Option<(NonNull<u8>, PageRun)> {
-    let with_len = |len| PageRun::new(len, need.align(), P::PAGE_LEN);
-    let wish = (held_len / CHUNK_SHARE)
-        .clamp(MIN_CHUNK_LEN, MAX_CHUNK_LEN)
-        .next_power_of_two();
-    let preferred = provider.prefer(with_len(wish.max(need.len()))?);
-    let fits = preferred.len() >= need.len() && preferred.align() >= need.align();
-    let mut run = if fits { preferred } else { need };
-    loop {
+    let preferred = provider.prefer(need).len();
+    let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
+    let mut len = if wish == 0 { 0 } else { wish.min(MAX_CHUNK_LEN).next_power_of_two().max(preferred) };
+    while let Some(run) = longer(len) {
         if let Some(start) = calls.map(provider, run) {
             return Some((start, run));
         }
-        if run.len() == need.len() {
-            return None;
-        }
         let shorter = run.len().next_power_of_two() / 2;
-        run = with_len(shorter).filter(|run| run.len() > need.len()).unwrap_or(need);
+        len = if (shorter..run.len()).contains(&preferred) { preferred } else { shorter };
     }
+    calls.map(provider, need).map(|start| (start, need))
 }

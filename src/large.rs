@@ -14,8 +14,8 @@ use core::ptr::NonNull;
 
 use crate::cpu::CpuMode;
 use crate::engine::Caller;
-use crate::heap::{Depth, Heap};
-use crate::pages::{AddError, Kind, PageDesc, Run, Use};
+use crate::heap::{Depth, Heap, Seek};
+use crate::pages::{AddError, Kind, PageDesc, Refused, Run, Use, Want};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 
@@ -43,6 +43,35 @@ pub(crate) fn may_be_run(class: SizeClass) -> bool {
     class.block_len() > MAX_GROWN_SMALL_LEN
 }
 
+/// A search for a large block.
+struct LargeRun<'a, P, C, const CPUS: usize> {
+    heap: &'a Heap<P, C, CPUS>,
+    layout: Layout,
+    use_: Use,
+}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for LargeRun<'_, P, C, CPUS> {
+    type Found = LargeBlock;
+
+    fn want(&self) -> Want {
+        Want { len: self.layout.size(), least_len: self.layout.size(), align: self.layout.align(), use_: self.use_ }
+    }
+
+    fn attempt(&self, depth: Depth) -> Option<LargeBlock> {
+        match depth {
+            Depth::Quick => self.heap.run_once(self.layout, self.use_).0.ok(),
+            Depth::Thorough => {
+                let run = self.heap.engine.pages.alloc_any(self.layout.size(), self.layout.align(), self.use_, true);
+                run.ok().map(|run| as_block(&run))
+            }
+        }
+    }
+
+    fn adopt(&self, run: Run<'_>, _: Caller) -> Option<LargeBlock> {
+        Some(as_block(&run))
+    }
+}
+
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// A block that no slab serves. Not a fast path, but a short one: constant time while the page heap has a run.
     #[cold]
@@ -62,33 +91,23 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     fn alloc_run(&self, layout: Layout, use_: Use) -> Option<LargeBlock> {
+        let seek = LargeRun { heap: self, layout, use_ };
         let (run, caller) = self.run_once(layout, use_);
-        if run.is_some() {
-            return run;
+        match run {
+            Ok(run) => Some(run),
+            Err(_) if C::PINNED && caller.nested => None,
+            Err(refused) => self.search(&seek, refused, caller),
         }
-        if C::PINNED && caller.nested {
-            return None;
-        }
-        self.search(layout.size(), layout.align(), use_, caller, |depth| match depth {
-            Depth::Quick => self.run_once(layout, use_).0,
-            Depth::Thorough => {
-                let run = self.engine.pages.alloc_any(layout.size(), layout.align(), use_, true);
-                run.ok().map(|run| as_block(&run))
-            }
-        })
     }
 
     /// One attempt with the cache held, so that who interrupts it knows.
-    fn run_once(&self, layout: Layout, use_: Use) -> (Option<LargeBlock>, Caller) {
+    fn run_once(&self, layout: Layout, use_: Use) -> (Result<LargeBlock, Refused>, Caller) {
         let entered = self.enter();
         let caller = entered.as_ref().map_or_else(|caller| *caller, |entered| entered.caller);
         let wait = !(C::PINNED && caller.nested);
-        let run = self
-            .engine
-            .pages
-            .alloc(layout.size(), layout.align(), use_, caller.index, wait);
+        let run = self.engine.pages.alloc(layout.size(), layout.align(), use_, caller.index, wait);
         drop(entered);
-        (run.ok().map(|run| as_block(&run)), caller)
+        (run.map(|run| as_block(&run)), caller)
     }
 
     fn alloc_huge(&self, layout: Layout) -> Option<LargeBlock> {
@@ -101,13 +120,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.drain();
         self.engine.release_whole();
         self.return_chunks(0, caller);
-        self.huge_once(run).or_else(|| {
-            if self.provider.relieve(run) {
-                self.huge_once(run)
-            } else {
-                None
-            }
-        })
+        self.huge_once(run).or_else(|| if self.provider.relieve(run) { self.huge_once(run) } else { None })
     }
 
     fn huge_once(&self, run: PageRun) -> Option<LargeBlock> {
@@ -121,10 +134,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             unsafe { self.unmap(start, run, caller) };
             return None;
         }
-        Some(LargeBlock {
-            block: NonNull::slice_from_raw_parts(start, run.len()),
-            zeroed: P::ZEROED,
-        })
+        Some(LargeBlock { block: NonNull::slice_from_raw_parts(start, run.len()), zeroed: P::ZEROED })
     }
 
     /// Notes a huge block, in a new table if there is no slot left.
@@ -142,20 +152,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// The page run that a block is, or `None` if it is a slab's block or huge.
     pub(crate) fn run_of(&self, start: NonNull<u8>) -> Option<&PageDesc> {
-        self.engine
-            .pages
-            .lookup(start)?
-            .head_of(start)
-            .filter(|desc| desc.kind() == Kind::Large)
+        self.engine.pages.lookup(start)?.head_of(start).filter(|desc| desc.kind() == Kind::Large)
     }
 
     /// The run of a huge block; asked only for what is long enough to be one.
     fn huge_run_of(&self, start: NonNull<u8>, len: usize) -> Option<PageRun> {
-        if is_huge::<P>(len) {
-            self.engine.pages.huge_run(start)
-        } else {
-            None
-        }
+        if is_huge::<P>(len) { self.engine.pages.huge_run(start) } else { None }
     }
 
     /// Takes a large block back. Never waits, unless it is huge: then it calls the provider.
@@ -185,8 +187,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let taken = !nested && unsafe { self.unmap(start, run, caller) };
         self.engine.pages.huge_gone(start, run);
         if !taken {
+            let whole = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
             // SAFETY: the run is the heap's alone again. If there is no slot for a chunk, it stays so, unused.
-            let _ = unsafe { self.engine.pages.add_chunk(start, run, Use::Large, caller.index, false) };
+            let _ = unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false) };
         }
     }
 
@@ -256,16 +259,9 @@ const fn is_huge<P: PageProvider>(len: usize) -> bool {
 
 /// The run of a huge block of that many bytes; `None` if it would not be huge.
 fn huge_run<P: PageProvider>(len: usize, align: usize) -> Option<PageRun> {
-    if is_huge::<P>(len) {
-        PageRun::new(len, align, P::PAGE_LEN)
-    } else {
-        None
-    }
+    if is_huge::<P>(len) { PageRun::new(len, align, P::PAGE_LEN) } else { None }
 }
 
 fn as_block(run: &Run<'_>) -> LargeBlock {
-    LargeBlock {
-        block: NonNull::slice_from_raw_parts(run.start, run.len),
-        zeroed: run.zeroed,
-    }
+    LargeBlock { block: NonNull::slice_from_raw_parts(run.start, run.len), zeroed: run.zeroed }
 }

@@ -67,9 +67,7 @@ pub(crate) enum Sweep {
 
 impl Shard {
     pub(crate) const fn new() -> Self {
-        Self {
-            bins: [const { Bin::new() }; CLASS_COUNT],
-        }
+        Self { bins: [const { Bin::new() }; CLASS_COUNT] }
     }
 
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
@@ -80,12 +78,7 @@ impl Shard {
 
 impl Bin {
     const fn new() -> Self {
-        Self {
-            lock: TryLock::new(),
-            partial: Ring::new(),
-            whole: Ring::new(),
-            inbox: AtomicPtr::new(null_mut()),
-        }
+        Self { lock: TryLock::new(), partial: Ring::new(), whole: Ring::new(), inbox: AtomicPtr::new(null_mut()) }
     }
 
     /// Whether there seems to be nothing to take. A guess, without the lock.
@@ -105,22 +98,21 @@ impl Bin {
         let mut head = self.inbox.load(Ordering::Relaxed);
         loop {
             slab.desc().next.store(head, Ordering::Relaxed);
-            match self
-                .inbox
-                .compare_exchange_weak(head, link, Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match self.inbox.compare_exchange_weak(head, link, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
         }
     }
 
-    /// Takes up to `most` blocks out of one slab. `Err`: there may be blocks, but somebody was in the way. Never waits.
-    pub(crate) fn take(&self, most: u32) -> Result<Option<List>, Busy> {
+    /// Takes up to `most` blocks out of one slab. `Err`: there may be blocks, but somebody was in the way, and stayed there within the
+    /// spin limit if `wait`.
+    pub(crate) fn take(&self, most: u32, wait: bool) -> Result<Option<List>, Busy> {
         if self.looks_empty() {
             return Ok(None);
         }
-        let held = self.lock.try_lock().ok_or(Busy)?;
+        let held = if wait { self.lock.lock_bounded() } else { self.lock.try_lock() };
+        let held = held.ok_or(Busy)?;
         self.receive(&held);
         for _ in 0..TAKE_SLABS {
             let Some(slab) = self.first(&held) else { return Ok(None) };
@@ -212,9 +204,7 @@ impl Bin {
             Slab::of(desc).is_some_and(|slab| desc.kind() == kind && (slab.class(), slab.home()) == (class, home))
         };
         self.partial.verify(|desc| belongs(desc, Kind::SlabPartial))
-            && self
-                .whole
-                .verify(|desc| belongs(desc, Kind::SlabWhole) && Slab::of(desc).is_some_and(Slab::is_whole))
+            && self.whole.verify(|desc| belongs(desc, Kind::SlabWhole) && Slab::of(desc).is_some_and(Slab::is_whole))
     }
 
     /// Links everything out of the inbox, at rest only: so that [`verify`](Self::verify) sees all. False if the lock was busy.
@@ -230,11 +220,7 @@ impl Bin {
             let Some(slab) = pop_inbox(&self.inbox).and_then(Slab::of) else {
                 return false;
             };
-            if slab.is_whole() {
-                self.reserve(held, slab)
-            } else {
-                self.link(held, slab, Kind::SlabPartial)
-            }
+            if slab.is_whole() { self.reserve(held, slab) } else { self.link(held, slab, Kind::SlabPartial) }
         }
         !self.inbox.load(Ordering::Relaxed).is_null()
     }
@@ -252,20 +238,12 @@ impl Bin {
 
     fn link(&self, _: &Held<'_>, slab: Slab<'_>, kind: Kind) {
         slab.desc().set_kind(kind);
-        let ring = if kind == Kind::SlabWhole {
-            &self.whole
-        } else {
-            &self.partial
-        };
+        let ring = if kind == Kind::SlabWhole { &self.whole } else { &self.partial };
         ring.push(slab.desc());
     }
 
     fn unlink(&self, _: &Held<'_>, slab: Slab<'_>) {
-        let ring = if slab.desc().kind() == Kind::SlabWhole {
-            &self.whole
-        } else {
-            &self.partial
-        };
+        let ring = if slab.desc().kind() == Kind::SlabWhole { &self.whole } else { &self.partial };
         ring.remove(slab.desc());
         slab.desc().set_kind(Kind::Slab);
     }

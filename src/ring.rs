@@ -29,10 +29,7 @@ pub(crate) fn pop_inbox(inbox: &AtomicPtr<PageDesc>) -> Option<&PageDesc> {
         let desc = follow(head)?;
         // Nobody else takes off, so while `head` is the head its link stands still.
         let next = desc.next.load(Ordering::Relaxed);
-        if inbox
-            .compare_exchange(head, next, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-        {
+        if inbox.compare_exchange(head, next, Ordering::Acquire, Ordering::Relaxed).is_ok() {
             return Some(desc);
         }
     }
@@ -40,10 +37,7 @@ pub(crate) fn pop_inbox(inbox: &AtomicPtr<PageDesc>) -> Option<&PageDesc> {
 
 impl Ring {
     pub(crate) const fn new() -> Self {
-        Self {
-            first: AtomicPtr::new(null_mut()),
-            count: AtomicU32::new(0),
-        }
+        Self { first: AtomicPtr::new(null_mut()), count: AtomicU32::new(0) }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -92,8 +86,7 @@ impl Ring {
         }
         let alone = next == desc.as_link();
         if alone || self.first.load(Ordering::Relaxed) == desc.as_link() {
-            self.first
-                .store(if alone { null_mut() } else { next }, Ordering::Relaxed);
+            self.first.store(if alone { null_mut() } else { next }, Ordering::Relaxed);
         }
         self.add(u32::MAX);
     }

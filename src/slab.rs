@@ -54,10 +54,7 @@ pub(crate) const MAX_HOMES: usize = 256;
 
 /// The longest slab in bytes: offsets and counts are 16 bits wide.
 const MAX_SLAB_LEN: usize = 256 * 1024;
-const _: () = assert!(
-    MAX_SLAB_LEN / HEAD_UNIT < FIELD as usize,
-    "an offset plus one fits 16 bits"
-);
+const _: () = assert!(MAX_SLAB_LEN / HEAD_UNIT < FIELD as usize, "an offset plus one fits 16 bits");
 
 /// How often a popper tries again when pushers come in between. Each lost try is a push that succeeded.
 const TAKE_TRIES: u32 = 8;
@@ -202,10 +199,7 @@ impl<'a> Slab<'a> {
     }
 
     fn replace(self, old: Word, new: Word) -> bool {
-        self.desc
-            .word
-            .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.desc.word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// The first free block, by the word's `head`.
@@ -241,10 +235,7 @@ impl<'a> Slab<'a> {
                 new.0 |= CLAIMED;
             }
             if self.replace(old, new) {
-                return Duty {
-                    enlist: !old.is(LISTED),
-                    settle,
-                };
+                return Duty { enlist: !old.is(LISTED), settle };
             }
         }
     }
@@ -254,11 +245,7 @@ impl<'a> Slab<'a> {
     pub(crate) fn may_exhaust(self, most: u32) -> bool {
         let word = self.load();
         let fresh = (self.capacity() as u64).saturating_sub(word.carved());
-        if word.count() > 0 {
-            fresh == 0 && word.count() <= u64::from(most)
-        } else {
-            fresh <= u64::from(most)
-        }
+        if word.count() > 0 { fresh == 0 && word.count() <= u64::from(most) } else { fresh <= u64::from(most) }
     }
 
     /// Takes up to `most` blocks (at least 1 is asked for): freed ones if there are any, else fresh ones. The caller

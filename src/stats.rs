@@ -132,12 +132,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     fn class_stats(&self, class: SizeClass) -> ClassStats {
-        let cached_count = self
-            .engine
-            .caches()
-            .iter()
-            .map(|cache| u64::from(cache.count(class)))
-            .sum();
+        let cached_count = self.engine.caches().iter().map(|cache| u64::from(cache.count(class))).sum();
         ClassStats {
             block_len: class.block_len(),
             live_count: self.engine.out_count(class).saturating_sub(cached_count),
@@ -150,10 +145,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let Some(cache) = self.engine.cache(index) else {
             return CpuStats::default();
         };
-        let mut stats = CpuStats {
-            is_used: cache.is_used(),
-            ..CpuStats::default()
-        };
+        let mut stats = CpuStats { is_used: cache.is_used(), ..CpuStats::default() };
         for class in SizeClass::all() {
             let (refilled, flushed) = cache.tally(class).get();
             let count = cache.count(class);
@@ -178,21 +170,12 @@ fn describe(run: &pages::RunInfo<'_>) -> RunInfo {
     let kind = match (Slab::of(run.desc), run.kind) {
         (Some(slab), _) => {
             let (count, carved) = slab.counts();
-            RunKind::Slab {
-                class: slab.class(),
-                capacity: slab.capacity(),
-                out_count: carved.saturating_sub(count),
-            }
+            RunKind::Slab { class: slab.class(), capacity: slab.capacity(), out_count: carved.saturating_sub(count) }
         }
         (None, Kind::Large) => RunKind::Large,
         _ => RunKind::Free,
     };
-    RunInfo {
-        chunk_addr: run.chunk_start,
-        offset: run.offset,
-        len: run.len,
-        kind,
-    }
+    RunInfo { chunk_addr: run.chunk_start, offset: run.offset, len: run.len, kind }
 }
 
 /// Bytes as KiB, rounded up.
@@ -202,38 +185,22 @@ fn kib(len: usize) -> usize {
 
 impl<const CPUS: usize> fmt::Display for Stats<CPUS> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:>8} {:>10} {:>10} {:>10} {:>6}",
-            "block", "live", "cached", "held KiB", "used %"
-        )?;
-        for class in self
-            .classes
-            .iter()
-            .filter(|class| class.held_len > 0 || class.live_count > 0)
-        {
+        writeln!(f, "{:>8} {:>10} {:>10} {:>10} {:>6}", "block", "live", "cached", "held KiB", "used %")?;
+        for class in self.classes.iter().filter(|class| class.held_len > 0 || class.live_count > 0) {
             let live_len = class.live_count * class.block_len as u64;
             let used = (100 * live_len).checked_div(class.held_len as u64).unwrap_or(0);
             let held = kib(class.held_len);
             let (block_len, live, cached) = (class.block_len, class.live_count, class.cached_count);
             writeln!(f, "{block_len:>8} {live:>10} {cached:>10} {held:>10} {used:>6}")?;
         }
-        writeln!(
-            f,
-            "{:>8} {:>10} {:>10} {:>10} {:>10}",
-            "cpu", "cached", "KiB", "refilled", "flushed"
-        )?;
+        writeln!(f, "{:>8} {:>10} {:>10} {:>10} {:>10}", "cpu", "cached", "KiB", "refilled", "flushed")?;
         for (index, cpu) in self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.is_used) {
             let (cached, len) = (cpu.cached_count, kib(cpu.cached_len));
             let (refilled, flushed) = (cpu.refilled_count, cpu.flushed_count);
             writeln!(f, "{index:>8} {cached:>10} {len:>10} {refilled:>10} {flushed:>10}")?;
         }
-        let (held, slabs, free, longest) = (
-            kib(self.held_len),
-            kib(self.slab_len),
-            kib(self.free_len),
-            kib(self.largest_free_len),
-        );
+        let (held, slabs, free, longest) =
+            (kib(self.held_len), kib(self.slab_len), kib(self.free_len), kib(self.largest_free_len));
         writeln!(
             f,
             "KiB held {held}: slabs {slabs}, free {free} (longest run {longest}), large blocks and tables the rest"

@@ -33,9 +33,7 @@ pub(crate) struct Held<'a> {
 
 impl TryLock {
     pub(crate) const fn new() -> Self {
-        Self {
-            held: AtomicBool::new(false),
-        }
+        Self { held: AtomicBool::new(false) }
     }
 
     /// Takes the lock if it is open. Never waits; callable from any context. Looks before it writes, so that a
@@ -45,10 +43,7 @@ impl TryLock {
         if self.held.load(Ordering::Relaxed) {
             return None;
         }
-        self.held
-            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .ok()
-            .map(|_| Held { lock: self })
+        self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok().map(|_| Held { lock: self })
     }
 
     /// Whether somebody holds the lock. A guess.

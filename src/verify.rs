@@ -30,22 +30,14 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "invariant {}{} does not hold at {:#x}",
-            self.layer, self.rule, self.at
-        )
+        write!(f, "invariant {}{} does not hold at {:#x}", self.layer, self.rule, self.at)
     }
 }
 
 impl core::error::Error for Violation {}
 
 fn check(holds: bool, layer: char, rule: u8, at: usize) -> Result<(), Violation> {
-    if holds {
-        Ok(())
-    } else {
-        Err(Violation { layer, rule, at })
-    }
+    if holds { Ok(()) } else { Err(Violation { layer, rule, at }) }
 }
 
 /// What the slabs of each class add up to.
@@ -66,11 +58,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub fn verify(&self) -> Result<(), Violation> {
         self.verify_bins()?;
         let pages = self.engine.pages.verify();
-        pages.map_err(|fault| Violation {
-            layer: 'P',
-            rule: fault.rule,
-            at: fault.at,
-        })?;
+        pages.map_err(|fault| Violation { layer: 'P', rule: fault.rule, at: fault.at })?;
         for (index, cache) in self.engine.caches().iter().enumerate() {
             check(cache.verify(), 'C', 0, index)?;
         }
@@ -88,11 +76,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     fn verify_sums(&self) -> Result<(), Violation> {
-        let mut sums = Sums {
-            out_counts: [0; CLASS_COUNT],
-            lens: [0; CLASS_COUNT],
-            fault: None,
-        };
+        let mut sums = Sums { out_counts: [0; CLASS_COUNT], lens: [0; CLASS_COUNT], fault: None };
         self.engine.pages.for_each_run(&mut |run| {
             if let Some(slab) = Slab::of(run.desc) {
                 sums.add(slab, run.len);
@@ -101,20 +85,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         check(sums.fault.is_none(), 'E', 3, sums.fault.unwrap_or(0))?;
         for ((class, out_count), len) in SizeClass::all().zip(sums.out_counts).zip(sums.lens) {
             check(out_count == self.engine.out_count(class), 'E', 1, class.index())?;
-            check(
-                len == self.engine.slab_len(class).load(Ordering::Relaxed),
-                'E',
-                2,
-                class.index(),
-            )?;
+            check(len == self.engine.slab_len(class).load(Ordering::Relaxed), 'E', 2, class.index())?;
         }
-        let cached = |class| {
-            self.engine
-                .caches()
-                .iter()
-                .map(move |cache| u64::from(cache.count(class)))
-                .sum::<u64>()
-        };
+        let cached = |class| self.engine.caches().iter().map(move |cache| u64::from(cache.count(class))).sum::<u64>();
         let cached_count: u64 = SizeClass::all().map(cached).sum();
         check(cached_count <= sums.out_counts.iter().sum(), 'E', 4, 0)
     }

@@ -18,10 +18,7 @@ use super::{CpuHint, CpuPin};
 pub struct TpidrEl1<const OFFSET: usize>(());
 
 impl<const OFFSET: usize> TpidrEl1<OFFSET> {
-    const ENCODABLE: () = assert!(
-        OFFSET % 8 == 0 && OFFSET <= 4095 * 8,
-        "the offset does not fit into an instruction"
-    );
+    const ENCODABLE: () = assert!(OFFSET % 8 == 0 && OFFSET <= 4095 * 8, "the offset does not fit into an instruction");
 
     /// # Safety
     /// Whenever the source is asked, the 8 bytes at `OFFSET` from this CPU's `TPIDR_EL1` are aligned and readable, and
@@ -88,11 +85,7 @@ impl Mpidr {
         let aff0 = mpidr & 0xFF;
         let aff1 = mpidr >> 8 & 0xFF;
         let above = mpidr >> 16 & 0xFF | mpidr >> 24 & 0xFF00;
-        above
-            .wrapping_mul(self.aff1_count)
-            .wrapping_add(aff1)
-            .wrapping_mul(self.aff0_count)
-            .wrapping_add(aff0)
+        above.wrapping_mul(self.aff1_count).wrapping_add(aff1).wrapping_mul(self.aff0_count).wrapping_add(aff0)
     }
 }
 
@@ -162,10 +155,7 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
         let daif;
         // SAFETY: Reads the mask bits and sets two of them. A barrier to the compiler, as a pin must be.
         unsafe { asm!("mrs {}, daif", "msr daifset, #3", out(reg) daif, options(nostack, preserves_flags)) };
-        MaskGuard {
-            index: PinnedIndex::read(&self.id),
-            daif,
-        }
+        MaskGuard { index: PinnedIndex::read(&self.id), daif }
     }
 
     #[inline]

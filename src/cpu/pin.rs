@@ -28,10 +28,7 @@ impl PinnedIndex {
     /// Asks the source. Call it pinned.
     #[inline]
     pub(super) fn read(id: &impl CpuHint) -> Self {
-        Self {
-            index: id.current_cpu().unwrap_or(NO_INDEX),
-            stays_here: PhantomData,
-        }
+        Self { index: id.current_cpu().unwrap_or(NO_INDEX), stays_here: PhantomData }
     }
 
     /// The number.
@@ -118,10 +115,7 @@ impl<C: PreemptionCounter, I: CpuHint> PreemptionPin<C, I> {
     /// `id`, asked while preemption is off, never gives two CPUs the same number below the heap's CPU count. If it
     /// does, those CPUs use one cache at once and a block may be handed out twice.
     pub const unsafe fn new(id: I) -> Self {
-        Self {
-            id,
-            counter: PhantomData,
-        }
+        Self { id, counter: PhantomData }
     }
 }
 
@@ -154,10 +148,7 @@ unsafe impl<C: PreemptionCounter, I: CpuHint> CpuPin for PreemptionPin<C, I> {
     #[inline]
     fn pin(&self) -> PreemptionGuard<C> {
         C::disable();
-        PreemptionGuard {
-            index: PinnedIndex::read(&self.id),
-            counter: PhantomData,
-        }
+        PreemptionGuard { index: PinnedIndex::read(&self.id), counter: PhantomData }
     }
 
     #[inline]
@@ -185,10 +176,7 @@ pub struct Armed<I> {
 impl<I: CpuHint> Armed<I> {
     /// Not armed.
     pub const fn new(id: I) -> Self {
-        Self {
-            armed: AtomicBool::new(false),
-            id,
-        }
+        Self { armed: AtomicBool::new(false), id }
     }
 
     /// From here on the source is asked. What was written before is visible to it. For good; again is nothing.
@@ -200,11 +188,7 @@ impl<I: CpuHint> Armed<I> {
 impl<I: CpuHint> CpuHint for Armed<I> {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
-        if self.armed.load(Ordering::Acquire) {
-            self.id.current_cpu()
-        } else {
-            None
-        }
+        if self.armed.load(Ordering::Acquire) { self.id.current_cpu() } else { None }
     }
 }
 

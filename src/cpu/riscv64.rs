@@ -113,10 +113,7 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
         let sstatus: usize;
         // SAFETY: Reads the register and clears one bit. A barrier to the compiler, as a pin must be.
         unsafe { asm!("csrrci {}, sstatus, {}", out(reg) sstatus, const SIE, options(nostack)) };
-        MaskGuard {
-            index: PinnedIndex::read(&self.id),
-            unmask: sstatus & SIE != 0,
-        }
+        MaskGuard { index: PinnedIndex::read(&self.id), unmask: sstatus & SIE != 0 }
     }
 
     #[inline]

@@ -37,10 +37,7 @@ use crate::sync::{AtomicU32, Ordering};
 pub struct GsBase<const OFFSET: usize>(());
 
 impl<const OFFSET: usize> GsBase<OFFSET> {
-    const ENCODABLE: () = assert!(
-        OFFSET <= i32::MAX as usize,
-        "the offset does not fit into an instruction"
-    );
+    const ENCODABLE: () = assert!(OFFSET <= i32::MAX as usize, "the offset does not fit into an instruction");
 
     /// # Safety
     /// Whenever the source is asked, the 8 bytes at `OFFSET` from this CPU's GS base are readable, and stay so if the
@@ -120,9 +117,7 @@ impl InitialApicId {
 
     /// The source. It finds the leaf when it is first asked.
     pub const fn new() -> Self {
-        Self {
-            leaf: AtomicU32::new(0),
-        }
+        Self { leaf: AtomicU32::new(0) }
     }
 
     fn find_leaf(&self) -> u32 {
@@ -141,12 +136,7 @@ impl CpuHint for InitialApicId {
             leaf => leaf,
         };
         let answer = cpuid(leaf, 0);
-        usize::try_from(if leaf == Self::EXTENDED_LEAF {
-            answer.edx
-        } else {
-            answer.ebx >> 24
-        })
-        .ok()
+        usize::try_from(if leaf == Self::EXTENDED_LEAF { answer.edx } else { answer.ebx >> 24 }).ok()
     }
 }
 
@@ -227,10 +217,7 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
         if unmask {
             ::x86_64::instructions::interrupts::disable();
         }
-        MaskGuard {
-            index: PinnedIndex::read(&self.id),
-            unmask,
-        }
+        MaskGuard { index: PinnedIndex::read(&self.id), unmask }
     }
 
     #[inline]
@@ -249,10 +236,7 @@ mod tests {
     fn linux_says(name: &str) -> Vec<String> {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-        fields
-            .filter(|(field, _)| field.trim() == name)
-            .map(|(_, value)| value.trim().into())
-            .collect()
+        fields.filter(|(field, _)| field.trim() == name).map(|(_, value)| value.trim().into()).collect()
     }
 
     /// Linux's numbers of the CPUs, each with the field of that name.
@@ -281,9 +265,7 @@ mod tests {
     #[cfg_attr(miri, ignore)]
     fn the_apic_id_is_the_one_that_linux_lists() {
         let id = InitialApicId::new();
-        let old = InitialApicId {
-            leaf: AtomicU32::new(InitialApicId::LEAF),
-        };
+        let old = InitialApicId { leaf: AtomicU32::new(InitialApicId::LEAF) };
         for (cpu, listed) in cpus("initial apicid") {
             assert!([None, Some(listed)].contains(&ask_on(cpu, &id)));
             assert!([None, Some(listed & 0xFF)].contains(&ask_on(cpu, &old)));
@@ -295,10 +277,7 @@ mod tests {
     fn cpuid_names_the_vendor() {
         let vendor = cpuid(0, 0);
         let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat();
-        assert!(
-            linux_says("vendor_id").iter().all(|listed| listed.as_bytes() == name),
-            "{name:?}"
-        );
+        assert!(linux_says("vendor_id").iter().all(|listed| listed.as_bytes() == name), "{name:?}");
         assert!(vendor.eax >= 1);
     }
 

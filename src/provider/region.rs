@@ -122,11 +122,7 @@ impl Error for RegionError {}
 impl<const REGIONS: usize> RegionProvider<REGIONS> {
     /// A provider without any memory.
     pub const fn new() -> Self {
-        Self {
-            adding: TryLock::new(),
-            count: AtomicUsize::new(0),
-            slots: [const { Region::new() }; REGIONS],
-        }
+        Self { adding: TryLock::new(), count: AtomicUsize::new(0), slots: [const { Region::new() }; REGIONS] }
     }
 
     /// Hands a region of memory over to the provider, which uses its whole 1024-byte pages and writes to them at once.
@@ -245,10 +241,7 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
 
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
         let Some(run) = own(run) else { return false };
-        let Some(region) = self
-            .regions()
-            .find(|region| region.pages().contains(start.addr().get(), run))
-        else {
+        let Some(region) = self.regions().find(|region| region.pages().contains(start.addr().get(), run)) else {
             return false;
         };
         // SAFETY: The run lies in this region. That it is mapped is what our caller promises.
@@ -259,9 +252,7 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
     /// its list of holes stays short; never more than the region has left, never less than `run`.
     fn prefer(&self, run: PageRun) -> PageRun {
         // The region that `map` would come to first.
-        let Some(region) = self
-            .regions()
-            .find(|region| region.free_len() >= run.len() && region.pages().serves(run))
+        let Some(region) = self.regions().find(|region| region.free_len() >= run.len() && region.pages().serves(run))
         else {
             return run;
         };
@@ -271,10 +262,7 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
         } else {
             // What is left may lie behind padding in front of a multiple of the alignment.
             let left = region.free_len().saturating_sub(run.align() - PAGE_LEN);
-            (pages.len() / CHUNK_COUNT)
-                .next_power_of_two()
-                .max(CHUNK_MIN_LEN)
-                .min(left)
+            (pages.len() / CHUNK_COUNT).next_power_of_two().max(CHUNK_MIN_LEN).min(left)
         };
         PageRun::new(len.max(run.len()), run.align(), PAGE_LEN).unwrap_or(run)
     }
@@ -297,10 +285,7 @@ impl Region {
     }
 
     fn pages(&self) -> Span {
-        Span {
-            start: self.start.load(Ordering::Relaxed),
-            end: self.end.load(Ordering::Relaxed),
-        }
+        Span { start: self.start.load(Ordering::Relaxed), end: self.end.load(Ordering::Relaxed) }
     }
 
     fn held_len(&self) -> usize {
@@ -373,10 +358,7 @@ struct Span {
 impl Span {
     /// The whole pages between two addresses; `None` if there are none.
     fn of_pages(start: usize, end: usize) -> Option<Self> {
-        let pages = Self {
-            start: align_up(start, PAGE_LEN)?,
-            end: end & !(PAGE_LEN - 1),
-        };
+        let pages = Self { start: align_up(start, PAGE_LEN)?, end: end & !(PAGE_LEN - 1) };
         (pages.start < pages.end).then_some(pages)
     }
 
@@ -405,9 +387,7 @@ impl Span {
     /// region that close to the end is refused a run that it might have served.)
     fn serves(self, run: PageRun) -> bool {
         self.room(run.align()) >= run.len()
-            && align_up(self.end - run.len(), run.align())
-                .and_then(|start| start.checked_add(run.len()))
-                .is_some()
+            && align_up(self.end - run.len(), run.align()).and_then(|start| start.checked_add(run.len())).is_some()
     }
 }
 
@@ -572,9 +552,7 @@ mod tests {
             assert_eq!((provider.held_len(), provider.free_len()), (pages * KIB, 0));
             held.into_iter().for_each(|mapped| mapped.unmap(&provider));
             assert_eq!((provider.held_len(), provider.free_len()), (0, pages * KIB));
-            Mapped::map(&provider, run(pages * KIB, KIB), 0)
-                .unwrap()
-                .unmap(&provider);
+            Mapped::map(&provider, run(pages * KIB, KIB), 0).unwrap().unmap(&provider);
         }
     }
 
@@ -601,22 +579,12 @@ mod tests {
         assert_eq!(add(core::ptr::null_mut(), 4096), Err(RegionError::Null));
         assert_eq!(add(at(0), usize::MAX), Err(RegionError::Wraps));
         assert_eq!(add(at(0), isize::MAX as usize + 1), Err(RegionError::Wraps));
-        assert_eq!(
-            add(core::ptr::without_provenance_mut(usize::MAX - 4095), 4096),
-            Err(RegionError::Wraps)
-        );
-        assert_eq!(
-            add(core::ptr::without_provenance_mut(usize::MAX - 10), 4),
-            Err(RegionError::TooSmall)
-        );
+        assert_eq!(add(core::ptr::without_provenance_mut(usize::MAX - 4095), 4096), Err(RegionError::Wraps));
+        assert_eq!(add(core::ptr::without_provenance_mut(usize::MAX - 10), 4), Err(RegionError::TooSmall));
         add(at(8 * KIB), 8 * KIB).unwrap();
         let held = Mapped::map(&provider, run(8 * KIB, 1), 1).unwrap();
         for (start, len) in [(8, 8), (0, 64), (0, 9), (15, 1), (15, 9), (10, 2), (7, 2)] {
-            assert_eq!(
-                add(at(start * KIB), len * KIB),
-                Err(RegionError::Overlaps),
-                "{start} {len}"
-            );
+            assert_eq!(add(at(start * KIB), len * KIB), Err(RegionError::Overlaps), "{start} {len}");
         }
         held.check();
         // Neighbours on both sides overlap nothing, but there is one slot left.
@@ -728,12 +696,7 @@ mod tests {
         // An open region serves at once, whoever holds the others.
         let guards = [lock(0), lock(1)];
         let start = provider.map_with(run(1, 1), &mut || looks += 1).unwrap();
-        Mapped {
-            start,
-            run: run(1, 1),
-            tag: held.tag,
-        }
-        .unmap_untouched(&provider);
+        Mapped { start, run: run(1, 1), tag: held.tag }.unmap_untouched(&provider);
         assert_eq!(looks, 0);
         // Three held ones cost no more than one, and an open one is not forgotten because of them.
         let mut guard = lock(2);
@@ -747,12 +710,7 @@ mod tests {
             }
         };
         let start = provider.map_with(run(1, 1), &mut open_late).unwrap();
-        Mapped {
-            start,
-            run: run(1, 1),
-            tag: held.tag,
-        }
-        .unmap_untouched(&provider);
+        Mapped { start, run: run(1, 1), tag: held.tag }.unmap_untouched(&provider);
         // Giving back waits as long, then refuses.
         looks = 0;
         // SAFETY: Mapped above; it is refused, so it stays ours.
@@ -805,24 +763,12 @@ mod tests {
     #[test]
     fn no_address_passes_the_end_of_the_address_space() {
         let top = usize::MAX - (KIB - 1);
-        let span = Span {
-            start: top - 100 * KIB,
-            end: top,
-        };
+        let span = Span { start: top - 100 * KIB, end: top };
         assert!(span.serves(run(100 * KIB, KIB)));
-        assert!(
-            Span {
-                start: top - (9 << 20),
-                end: top - (1 << 20)
-            }
-            .serves(run(KIB, 512 * KIB))
-        );
+        assert!(Span { start: top - (9 << 20), end: top - (1 << 20) }.serves(run(KIB, 512 * KIB)));
         assert!(!span.serves(run(101 * KIB, KIB)));
         // A hole above the last multiple of 2 MiB there is would be aligned to address 0.
-        let span = Span {
-            start: usize::MAX - (4 << 20) + 1,
-            end: top,
-        };
+        let span = Span { start: usize::MAX - (4 << 20) + 1, end: top };
         assert_eq!(span.room(2 << 20), (4 << 20) - KIB);
         assert!(!span.serves(run(KIB, 2 << 20)));
         assert!(!span.serves(run(KIB, 1 << (usize::BITS - 2))));
@@ -903,9 +849,8 @@ mod tests {
             assert_eq!(provider.region_count(), added.into_inner());
             assert_eq!(provider.held_len(), 0);
             let count = provider.region_count();
-            let whole: Vec<_> = (0..count)
-                .map(|tag| Mapped::map(&provider, run(255 * KIB, 1), tag as u64).unwrap())
-                .collect();
+            let whole: Vec<_> =
+                (0..count).map(|tag| Mapped::map(&provider, run(255 * KIB, 1), tag as u64).unwrap()).collect();
             whole.into_iter().for_each(|mapped| mapped.unmap(&provider));
         });
     }

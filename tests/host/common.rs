@@ -1,0 +1,211 @@
+//! What the host tests share: providers over the host's memory that keep books, and CPU identities over threads.
+
+use std::alloc::Layout;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use smp_heap::{CpuHint, CpuPin, PageProvider, PageRun};
+
+/// A provider over the host's allocator that knows every run it gave, refuses on demand, and checks what it gets back.
+#[derive(Debug, Default)]
+pub struct Books {
+    runs: Mutex<BTreeMap<usize, PageRun>>,
+    /// Bytes that may be out at once; 0: any number.
+    pub limit_len: AtomicUsize,
+    pub held_len: AtomicUsize,
+    pub peak_len: AtomicUsize,
+    pub calls: AtomicU64,
+    /// The call of `map` to fail, counted from 1; 0: none.
+    pub failing_call: AtomicU64,
+    /// Fail this many of 256 calls at random.
+    pub failing_share: AtomicU64,
+    /// Never take anything back.
+    pub keeps: AtomicBool,
+}
+
+impl Books {
+    pub fn with_limit(len: usize) -> Self {
+        Self { limit_len: AtomicUsize::new(len), ..Self::default() }
+    }
+
+    pub fn held_len(&self) -> usize {
+        self.held_len.load(Ordering::Relaxed)
+    }
+
+    fn fails(&self) -> bool {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let mixed = call.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        call == self.failing_call.load(Ordering::Relaxed) || mixed < self.failing_share.load(Ordering::Relaxed)
+    }
+}
+
+// SAFETY: runs come from the host's allocator, are remembered until they are given back, and given back once.
+unsafe impl PageProvider for Books {
+    // The mutex is held for moments and never across a call of the heap; contexts that interrupt it use no `Books`.
+    const REENTRANT: bool = true;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        let limit = self.limit_len.load(Ordering::Relaxed);
+        let mut runs = self.runs.lock().unwrap();
+        let held = self.held_len.load(Ordering::Relaxed) + run.len();
+        if self.fails() || limit != 0 && held > limit {
+            return None;
+        }
+        // SAFETY: a run's length is not 0.
+        let start = NonNull::new(unsafe { std::alloc::alloc(run.layout()) })?;
+        // The heap must not rely on zeros from a provider that does not promise them.
+        // SAFETY: just allocated, that long.
+        unsafe { start.write_bytes(0xa5, run.len()) };
+        assert!(runs.insert(start.addr().get(), run).is_none());
+        self.held_len.store(held, Ordering::Relaxed);
+        self.peak_len.fetch_max(held, Ordering::Relaxed);
+        Some(start)
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        if self.keeps.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut runs = self.runs.lock().unwrap();
+        assert_eq!(runs.remove(&start.addr().get()), Some(run), "a run goes back as it came");
+        self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
+        // SAFETY: the run came from `map` with this layout and the heap uses it no more.
+        unsafe { std::alloc::dealloc(start.as_ptr(), run.layout()) };
+        true
+    }
+}
+
+/// A provider over the host's address space: zeroed pages, growth in place and by moving pages.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Default)]
+pub struct Mmap {
+    pub held_len: AtomicUsize,
+    pub moves: AtomicU64,
+}
+
+#[cfg(target_os = "linux")]
+mod mmap {
+    use super::*;
+
+    fn map_pages(len: usize) -> Option<NonNull<u8>> {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new anonymous mapping at an address of the system's choice touches nothing that exists.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) }
+    }
+
+    // SAFETY: anonymous private mappings are nobody else's and stay until unmapped.
+    unsafe impl PageProvider for Mmap {
+        const ZEROED: bool = true;
+        const REENTRANT: bool = true;
+        const REMAPS: bool = true;
+
+        fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+            let spare = run.align() - Self::PAGE_LEN;
+            let start = map_pages(run.len() + spare)?;
+            let skip = start.addr().get().wrapping_neg() & (run.align() - 1);
+            // SAFETY: `skip <= spare`, so this stays in the mapping.
+            let aligned = unsafe { start.add(skip) };
+            for (from, len) in [(start, skip), (unsafe { aligned.add(run.len()) }, spare - skip)] {
+                if len > 0 {
+                    // SAFETY: the pages before and behind the run are in the mapping just made and unused.
+                    unsafe { libc::munmap(from.as_ptr().cast(), len) };
+                }
+            }
+            self.held_len.fetch_add(run.len(), Ordering::Relaxed);
+            Some(aligned)
+        }
+
+        unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+            self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
+            // SAFETY: the run came from `map` and is unused by the caller's contract.
+            unsafe { libc::munmap(start.as_ptr().cast(), run.len()) == 0 }
+        }
+
+        unsafe fn resize(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> bool {
+            // SAFETY: the run is ours; without MAYMOVE it stays where it is.
+            let place = unsafe { libc::mremap(start.as_ptr().cast(), old.len(), new.len(), 0) };
+            if place == libc::MAP_FAILED {
+                return false;
+            }
+            self.held_len.fetch_add(new.len().wrapping_sub(old.len()), Ordering::Relaxed);
+            true
+        }
+
+        unsafe fn remap(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> Option<NonNull<u8>> {
+            if new.align() > Self::PAGE_LEN {
+                return None;
+            }
+            // SAFETY: the run is ours, and the caller uses only the new place afterwards.
+            let place = unsafe { libc::mremap(start.as_ptr().cast(), old.len(), new.len(), libc::MREMAP_MAYMOVE) };
+            if place == libc::MAP_FAILED {
+                return None;
+            }
+            self.moves.fetch_add(1, Ordering::Relaxed);
+            self.held_len.fetch_add(new.len().wrapping_sub(old.len()), Ordering::Relaxed);
+            NonNull::new(place.cast())
+        }
+    }
+}
+
+thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Says which CPU the calling thread plays.
+pub fn play_cpu(index: usize) {
+    CPU.set(index);
+}
+
+/// Threads as CPUs: each knows its number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThreadCpu;
+
+impl CpuHint for ThreadCpu {
+    fn current_cpu(&self) -> Option<usize> {
+        Some(CPU.get())
+    }
+}
+
+// SAFETY: a thread keeps its number, `play_cpu` is called once in each thread with numbers of its own, and a signal handler that interrupts it
+// finishes before it goes on.
+unsafe impl CpuPin for ThreadCpu {
+    type Guard = ();
+    fn pin(&self) {}
+    fn index(&self, (): &()) -> usize {
+        CPU.get()
+    }
+}
+
+/// Memory for regions, given back when dropped. Drop the heap's use of it first.
+pub struct Memory {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Memory {
+    pub fn new(len: usize, align: usize) -> Self {
+        let layout = Layout::from_size_align(len, align).unwrap();
+        // SAFETY: tests ask for more than 0 bytes.
+        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).unwrap();
+        Self { start, layout }
+    }
+
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    pub fn len(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
