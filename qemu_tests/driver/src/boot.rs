@@ -72,10 +72,9 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Missing(what) => write!(
-                f,
-                "{what}\nRun `./setup` at the top of the repository: it installs what the QEMU tests need."
-            ),
+            Self::Missing(what) => {
+                write!(f, "{what}\nRun `./setup` at the top of the repository: it installs what the QEMU tests need.")
+            }
             Self::Build(text) => write!(f, "the test kernels do not build\n{text}"),
             Self::Emulator(text) => write!(f, "QEMU did not run: {text}"),
             Self::TripleFault => f.write_str("triple fault: the guest reset itself (QEMU left with code 0)"),
@@ -221,10 +220,7 @@ impl Boot {
         let status = child.0.wait().map_err(|error| Failure::Emulator(error.to_string()))?;
         let complaints = complaints.join().unwrap_or_default();
         self.judge(status, output.make_contiguous(), &complaints)?;
-        Ok(Passed {
-            time: started.elapsed(),
-            output: output.into(),
-        })
+        Ok(Passed { time: started.elapsed(), output: output.into() })
     }
 
     fn judge(&self, status: ExitStatus, output: &[String], complaints: &str) -> Result<(), Failure> {
@@ -235,11 +231,9 @@ impl Boot {
             Some(EXIT_PASS) => Err(Failure::NoPassLine),
             Some(EXIT_FAIL) => {
                 // The line that says why, rather than the last one: other CPUs go on printing for a moment.
-                let why = output.iter().find(|line| {
-                    ["PANIC ", "EXCEPTION ", "FAIL "]
-                        .iter()
-                        .any(|word| line.starts_with(word))
-                });
+                let why = output
+                    .iter()
+                    .find(|line| ["PANIC ", "EXCEPTION ", "FAIL "].iter().any(|word| line.starts_with(word)));
                 Err(Failure::Reported(why.map_or(last, String::as_str).to_owned()))
             }
             Some(0) => Err(Failure::TripleFault),

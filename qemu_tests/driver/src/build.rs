@@ -54,10 +54,7 @@ pub fn kernel_elf(kernel: &str, profile: Profile) -> Result<PathBuf, Failure> {
     };
     // Held while building: whoever comes meanwhile needs the same kernels.
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let built = done
-        .entry((profile, only.to_owned()))
-        .or_insert_with(|| Arc::new(build(profile, only)))
-        .clone();
+    let built = done.entry((profile, only.to_owned())).or_insert_with(|| Arc::new(build(profile, only))).clone();
     drop(done);
     match &*built {
         Err(failure) => Err(failure.clone()),
@@ -79,9 +76,7 @@ fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Fail
         .arg("--manifest-path")
         .arg(manifest);
     for setting in profile.config() {
-        cargo
-            .arg("--config")
-            .arg(format!("profile.{}.{setting}", profile.name()));
+        cargo.arg("--config").arg(format!("profile.{}.{setting}", profile.name()));
     }
     if only.is_empty() {
         cargo.arg("--tests");
@@ -92,19 +87,14 @@ fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Fail
             cargo.args(["--features", "demo"]);
         }
     }
-    let output = cargo
-        .output()
-        .map_err(|error| Failure::Build(format!("{}: {error}", toolchain.describe())))?;
+    let output = cargo.output().map_err(|error| Failure::Build(format!("{}: {error}", toolchain.describe())))?;
     if !output.status.success() {
         let mut text = format!("with {}\n", toolchain.describe());
         // Writing to a string does not fail.
         let _ = write!(text, "{}", String::from_utf8_lossy(&output.stderr));
         return Err(Failure::Build(text));
     }
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(executable)
-        .collect())
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(executable).collect())
 }
 
 /// Name and file of the kernel that one message of cargo is about, if it is about one.
@@ -136,10 +126,7 @@ mod tests {
     #[test]
     fn finds_the_executable_in_a_message() {
         let message = r#"{"reason":"compiler-artifact","package_id":"p","target":{"kind":["test"],"name":"boot"},"executable":"/a \"b\"/boot-1","fresh":true}"#;
-        assert_eq!(
-            executable(message),
-            Some(("boot".to_owned(), PathBuf::from("/a \"b\"/boot-1")))
-        );
+        assert_eq!(executable(message), Some(("boot".to_owned(), PathBuf::from("/a \"b\"/boot-1"))));
         let library = r#"{"reason":"compiler-artifact","target":{"name":"core"},"executable":null}"#;
         assert_eq!(executable(library), None);
     }

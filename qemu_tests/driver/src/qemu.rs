@@ -52,9 +52,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// # Errors
 /// [`Failure::Missing`] with the command that installs it.
 pub fn find_qemu() -> Result<PathBuf, Failure> {
-    in_path(PROGRAM)
-        .next()
-        .ok_or_else(|| Failure::Missing(format!("{PROGRAM} is not in PATH")))
+    in_path(PROGRAM).next().ok_or_else(|| Failure::Missing(format!("{PROGRAM} is not in PATH")))
 }
 
 /// Every file called `program` in the directories of `PATH`, in their order.
@@ -62,20 +60,13 @@ pub(crate) fn in_path(program: &str) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = env::split_paths(&path).collect();
     let program = program.to_owned();
-    dirs.into_iter()
-        .filter(|dir| dir.is_absolute())
-        .map(move |dir| dir.join(&program))
-        .filter(|file| file.is_file())
+    dirs.into_iter().filter(|dir| dir.is_absolute()).map(move |dir| dir.join(&program)).filter(|file| file.is_file())
 }
 
 /// The command that boots `elf` as `boot` says, its output on a pipe and its input closed.
 pub(crate) fn command(qemu: &Path, elf: &Path, boot: &Boot) -> Command {
     let mut command = Command::new(qemu);
-    let threads = if boot.cpus > 1 && !boot.icount() {
-        "multi"
-    } else {
-        "single"
-    };
+    let threads = if boot.cpus > 1 && !boot.icount() { "multi" } else { "single" };
     command
         .args(["-machine", boot.machine.options()])
         .args(["-accel", &format!("tcg,thread={threads}")])
@@ -92,10 +83,6 @@ pub(crate) fn command(qemu: &Path, elf: &Path, boot: &Boot) -> Command {
     if let Some(initrd) = &boot.initrd {
         command.args([OsStr::new("-initrd"), initrd.as_os_str()]);
     }
-    command
-        .args(&boot.qemu_args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(&boot.qemu_args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -68,10 +68,7 @@ impl BareMetal {
         if looked_at.is_empty() {
             looked_at.push("  no rustc at all".to_owned());
         }
-        Err(Failure::Missing(format!(
-            "no Rust toolchain here builds for {target}:\n{}",
-            looked_at.join("\n")
-        )))
+        Err(Failure::Missing(format!("no Rust toolchain here builds for {target}:\n{}", looked_at.join("\n"))))
     }
 
     /// The nested cargo, its environment freed of what the outer one put there for the host's build.
@@ -100,9 +97,7 @@ impl BareMetal {
             }
         }
         if let Route::FromSource(linker) = &self.route {
-            command
-                .env("RUSTC_BOOTSTRAP", "1")
-                .env("CARGO_UNSTABLE_BUILD_STD", "core,alloc");
+            command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_UNSTABLE_BUILD_STD", "core,alloc");
             match linker {
                 Linker::Own => {}
                 Linker::RustLld(dir) => in_front.push(dir.clone()),
@@ -166,11 +161,8 @@ impl Candidate {
     }
 
     fn why_not_from_source(&self) -> Option<String> {
-        let oldest = env!("CARGO_PKG_RUST_VERSION")
-            .split('.')
-            .nth(1)
-            .and_then(|minor| minor.parse().ok())
-            .unwrap_or(u32::MAX);
+        let oldest =
+            env!("CARGO_PKG_RUST_VERSION").split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(u32::MAX);
         let sources = self.sysroot.join("lib/rustlib/src/rust/library");
         if self.minor < oldest {
             Some(format!("is too old (1.{}, needs 1.{oldest})", self.minor))
@@ -191,9 +183,7 @@ impl Candidate {
     /// Directories of the toolchain that may hold `rust-lld`.
     fn rust_lld(&self) -> Option<PathBuf> {
         let dirs = self.sysroot.join("lib/rustlib").read_dir().ok()?;
-        dirs.flatten()
-            .map(|dir| dir.path().join("bin"))
-            .find(|bin| bin.join("rust-lld").is_file())
+        dirs.flatten().map(|dir| dir.path().join("bin")).find(|bin| bin.join("rust-lld").is_file())
     }
 
     fn linker(&self, all: &[Self]) -> Option<Linker> {
@@ -207,11 +197,7 @@ impl Candidate {
     }
 
     fn take(&self, route: Route) -> BareMetal {
-        BareMetal {
-            cargo: self.cargo().unwrap_or_else(|| "cargo".into()),
-            rustc: self.rustc.clone(),
-            route,
-        }
+        BareMetal { cargo: self.cargo().unwrap_or_else(|| "cargo".into()), rustc: self.rustc.clone(), route }
     }
 }
 

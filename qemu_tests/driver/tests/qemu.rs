@@ -45,9 +45,7 @@ fn passes(boot: &Boot, show: bool) -> Result<(), Failed> {
         output.push_str(line);
         output.push('\n');
     });
-    result
-        .map(drop)
-        .map_err(|failure| format!("{failure}\n--- the guest's output:\n{output}").into())
+    result.map(drop).map_err(|failure| format!("{failure}\n--- the guest's output:\n{output}").into())
 }
 
 /// A test of the harness: boots the kernel that misbehaves and looks at how that was judged.
@@ -70,15 +68,11 @@ fn harness(show: bool) -> Vec<Trial> {
     let boot = || Boot::new("misbehave").cpus(2);
     vec![
         judged("triple_fault", boot(), show, |f| *f == Failure::TripleFault),
-        judged("hang", boot().time_limit(Duration::from_secs(3)), show, |f| {
-            matches!(f, Failure::TimeOut(_))
-        }),
+        judged("hang", boot().time_limit(Duration::from_secs(3)), show, |f| matches!(f, Failure::TimeOut(_))),
         judged("panic", boot(), show, |f| reports(f, "PANIC cpu 0")),
         judged("exception", boot(), show, |f| reports(f, "EXCEPTION cpu 0: page fault")),
         judged("stack_overflow", boot(), show, |f| reports(f, "a stack ran over")),
-        judged("exit_code", boot(), show, |f| {
-            *f == Failure::WrongExit("code 65".to_owned())
-        }),
+        judged("exit_code", boot(), show, |f| *f == Failure::WrongExit("code 65".to_owned())),
         judged("silent_exit", boot(), show, |f| *f == Failure::NoPassLine),
         judged("late_output", boot(), show, |f| *f == Failure::NoPassLine),
         Trial::test("harness/refused_argument", || {
@@ -87,24 +81,15 @@ fn harness(show: bool) -> Vec<Trial> {
                 other => Err(format!("judged {other:?}").into()),
             }
         }),
-        Trial::test("harness/unknown_kernel", || {
-            match Boot::new("no_such_kernel").run(|_| ()) {
-                Err(Failure::Build(why)) if why.contains("no_such_kernel") => Ok(()),
-                other => Err(format!("judged {other:?}").into()),
-            }
+        Trial::test("harness/unknown_kernel", || match Boot::new("no_such_kernel").run(|_| ()) {
+            Err(Failure::Build(why)) if why.contains("no_such_kernel") => Ok(()),
+            other => Err(format!("judged {other:?}").into()),
         }),
         Trial::test("harness/release_profile", || {
-            passes(
-                &Boot::new("misbehave").profile(Profile::Fast).arg("mode", "pass"),
-                false,
-            )
+            passes(&Boot::new("misbehave").profile(Profile::Fast).arg("mode", "pass"), false)
         }),
-        Trial::test("harness/missing_qemu", || {
-            without("qemu-system-x86_64 is not in PATH", false)
-        }),
-        Trial::test("harness/missing_target", || {
-            without("builds for x86_64-unknown-none", true)
-        }),
+        Trial::test("harness/missing_qemu", || without("qemu-system-x86_64 is not in PATH", false)),
+        Trial::test("harness/missing_target", || without("builds for x86_64-unknown-none", true)),
         Trial::test("harness/every_kernel_is_in_the_table", every_kernel_is_in_the_table),
     ]
 }
@@ -125,14 +110,9 @@ fn without(missing: &str, with_qemu: bool) -> Result<(), Failed> {
     }
     std::fs::create_dir_all(&directory)?;
     let mut command = Command::new(env::current_exe()?);
-    command
-        .args(["--exact", "x86_64/microvm/cpus=1/boot"])
-        .env("PATH", &directory);
+    command.args(["--exact", "x86_64/microvm/cpus=1/boot"]).env("PATH", &directory);
     if with_qemu {
-        symlink(
-            find_qemu().map_err(|failure| failure.to_string())?,
-            directory.join("qemu-system-x86_64"),
-        )?;
+        symlink(find_qemu().map_err(|failure| failure.to_string())?, directory.join("qemu-system-x86_64"))?;
         let compiler = directory.join("rustc");
         let script = "#!/bin/sh\ncase $1 in --version) echo 'rustc 1.99.0' ;; *) echo /nonexistent ;; esac\n";
         std::fs::write(&compiler, script)?;
@@ -152,14 +132,8 @@ fn without(missing: &str, with_qemu: bool) -> Result<(), Failed> {
 
 /// A kernel that nobody boots tests nothing.
 fn every_kernel_is_in_the_table() -> Result<(), Failed> {
-    let booted: BTreeSet<&str> = KERNELS
-        .iter()
-        .filter_map(|kernel| kernel.name.split('+').next())
-        .collect();
-    for file in Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../kernel/kernels")
-        .read_dir()?
-    {
+    let booted: BTreeSet<&str> = KERNELS.iter().filter_map(|kernel| kernel.name.split('+').next()).collect();
+    for file in Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/kernels").read_dir()? {
         let path = file?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
         // The first is what the tests of the harness boot; the others are booted by `cargo demo`.

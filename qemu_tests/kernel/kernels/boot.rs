@@ -63,11 +63,7 @@ fn timers_tick(count: usize) {
         time::wait_for("ten timer interrupts", time::SOON, || timer::ticks(cpu) >= 10);
     }
     smp::on_all(|_| timer::stop());
-    assert!(
-        time::micros() - before >= 9_000,
-        "ten milliseconds went by in {} us",
-        time::micros() - before
-    );
+    assert!(time::micros() - before >= 9_000, "ten milliseconds went by in {} us", time::micros() - before);
 }
 
 fn interrupts_arrive(count: usize) {
@@ -89,11 +85,7 @@ fn interrupts_arrive(count: usize) {
 fn faults_are_caught() {
     smp::on_all(|_| {
         let fault = fault::read(8);
-        assert_eq!(
-            fault,
-            Err(smp_heap_kernel::Fault { address: 8 }),
-            "address 8 is not mapped"
-        );
+        assert_eq!(fault, Err(smp_heap_kernel::Fault { address: 8 }), "address 8 is not mapped");
         assert!(fault::read((&raw const SEEN).addr()).is_ok());
     });
 }

@@ -48,9 +48,5 @@ fn write_to_code() {
 /// A thousand bytes of stack for each call, without end.
 fn overflow(depth: u64) -> u64 {
     let frame = core::hint::black_box([depth; 128]);
-    if depth == u64::MAX {
-        0
-    } else {
-        overflow(depth + 1) + core::hint::black_box(&frame).iter().sum::<u64>()
-    }
+    if depth == u64::MAX { 0 } else { overflow(depth + 1) + core::hint::black_box(&frame).iter().sum::<u64>() }
 }

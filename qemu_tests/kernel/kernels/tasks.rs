@@ -46,11 +46,7 @@ fn work(thread: usize) {
             *number = black_box(i * (thread + 1) + round);
         }
         let sum: usize = black_box(&numbers).iter().sum();
-        assert_eq!(
-            sum,
-            511 * 512 / 2 * (thread + 1) + 512 * round,
-            "thread {thread} lost a number"
-        );
+        assert_eq!(sum, 511 * 512 / 2 * (thread + 1) + 512 * round, "thread {thread} lost a number");
         if round % 64 == 0 {
             sched::yield_now();
         }

@@ -85,13 +85,7 @@ impl fmt::Debug for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} CPUs, arguments `{}`", self.cpu_count, self.args)?;
         for region in self.regions {
-            writeln!(
-                f,
-                "  RAM {:#x}..{:#x} ({} KiB)",
-                region.start,
-                region.end(),
-                region.len / 1024
-            )?;
+            writeln!(f, "  RAM {:#x}..{:#x} ({} KiB)", region.start, region.end(), region.len / 1024)?;
         }
         Ok(())
     }
@@ -121,9 +115,6 @@ impl Hooks {
     /// Nothing is hooked.
     #[must_use]
     pub const fn none() -> Self {
-        Self {
-            early: None,
-            per_cpu_area: None,
-        }
+        Self { early: None, per_cpu_area: None }
     }
 }

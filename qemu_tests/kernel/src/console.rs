@@ -32,9 +32,7 @@ pub fn print_line(line: fmt::Arguments<'_>) {
         let nested = HOLDER.load(Ordering::Relaxed) == me;
         if !nested {
             while !BROKEN.load(Ordering::Relaxed)
-                && HOLDER
-                    .compare_exchange_weak(FREE, me, Ordering::Acquire, Ordering::Relaxed)
-                    .is_err()
+                && HOLDER.compare_exchange_weak(FREE, me, Ordering::Acquire, Ordering::Relaxed).is_err()
             {
                 core::hint::spin_loop();
             }

@@ -82,11 +82,7 @@ struct Ring {
 
 impl Ring {
     const fn new() -> Self {
-        Self {
-            threads: [IDLE; MAX_THREADS],
-            first: 0,
-            len: 0,
-        }
+        Self { threads: [IDLE; MAX_THREADS], first: 0, len: 0 }
     }
 
     fn push(&mut self, thread: usize) {

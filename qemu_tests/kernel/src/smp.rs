@@ -65,10 +65,7 @@ pub fn barrier() {
     let start = time::micros();
     sleep_until(|| {
         if time::micros() - start > 120_000_000 {
-            test::fail(format_args!(
-                "{} CPUs at the barrier after two minutes",
-                ARRIVED.load(Ordering::Relaxed)
-            ));
+            test::fail(format_args!("{} CPUs at the barrier after two minutes", ARRIVED.load(Ordering::Relaxed)));
         }
         ROUND.load(Ordering::Acquire) != round
     });

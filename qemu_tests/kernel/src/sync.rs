@@ -19,10 +19,7 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 impl<T> Lock<T> {
     /// A free lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self {
-            held: AtomicBool::new(false),
-            value: UnsafeCell::new(value),
-        }
+        Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
     /// Runs `f` on the value. Nesting deadlocks.
@@ -57,10 +54,7 @@ unsafe impl<T: Send + Sync> Sync for Once<T> {}
 impl<T> Once<T> {
     /// Nothing yet.
     pub const fn new() -> Self {
-        Self {
-            ready: AtomicBool::new(false),
-            value: UnsafeCell::new(None),
-        }
+        Self { ready: AtomicBool::new(false), value: UnsafeCell::new(None) }
     }
 
     /// Sets the value.

@@ -34,11 +34,8 @@ pub(super) fn cpus(rsdp: usize, mut found: impl FnMut(u32)) {
 /// The addresses of all tables that the root table lists.
 fn tables(rsdp: usize) -> impl Iterator<Item = usize> {
     let extended = read::<u8>(rsdp + 15) >= 2;
-    let (root, entry_len) = if extended {
-        (read::<u64>(rsdp + 24) as usize, 8)
-    } else {
-        (read::<u32>(rsdp + 16) as usize, 4)
-    };
+    let (root, entry_len) =
+        if extended { (read::<u64>(rsdp + 24) as usize, 8) } else { (read::<u32>(rsdp + 16) as usize, 4) };
     let end = root + read::<u32>(root + 4) as usize;
     (root + 36..end).step_by(entry_len).map(move |entry| match entry_len {
         8 => read::<u64>(entry) as usize,

@@ -25,13 +25,7 @@ pub fn read(address: usize) -> Result<u8, Fault> {
     let mut byte = 0;
     // SAFETY: the read may fault, for which `recover` is there; whatever it finds is a byte. No reference is made.
     let done = unsafe { probe_read(core::ptr::with_exposed_provenance(address), &raw mut byte) };
-    if done {
-        Ok(byte)
-    } else {
-        Err(Fault {
-            address: Cr2::read_raw() as usize,
-        })
-    }
+    if done { Ok(byte) } else { Err(Fault { address: Cr2::read_raw() as usize }) }
 }
 
 /// If the page fault is that of [`read`], goes on where it returns `false`.

@@ -140,11 +140,7 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     if vector >= 32 {
         apic::end_of_interrupt();
     }
-    if vector == vector::TIMER && !cpu::is_pinned() {
-        sched::switch(context)
-    } else {
-        context
-    }
+    if vector == vector::TIMER && !cpu::is_pinned() { sched::switch(context) } else { context }
 }
 
 /// Called by the stub on the new thread's stack when the context was switched.
@@ -179,9 +175,7 @@ fn unexpected(context: &Context) -> ! {
     ];
     console::break_lock();
     let address = Cr2::read_raw();
-    let name = NAMES
-        .get(context.vector as usize)
-        .unwrap_or(&"interrupt without a handler");
+    let name = NAMES.get(context.vector as usize).unwrap_or(&"interrupt without a handler");
     let overrun = match context.vector {
         8 | 14 if super::hits_guard(address as usize) => ": a stack ran over",
         _ => "",

@@ -57,10 +57,7 @@ impl Ram {
     /// All RAM above 1 MiB but for the image. Below it live the firmware's leftovers and the trampoline.
     pub(super) fn new(all: impl Iterator<Item = Region>) -> Self {
         let image = symbol!(kernel_start)..symbol!(kernel_end);
-        let mut ram = Self {
-            regions: [Region { start: 0, len: 0 }; Self::MAX],
-            count: 0,
-        };
+        let mut ram = Self { regions: [Region { start: 0, len: 0 }; Self::MAX], count: 0 };
         for region in all {
             let start = region.start.max(MIB).next_multiple_of(PAGE);
             let end = region.end() & !(PAGE - 1);
@@ -76,10 +73,7 @@ impl Ram {
 
     fn push(&mut self, start: usize, end: usize) {
         if start < end && self.count < Self::MAX {
-            self.regions[self.count] = Region {
-                start,
-                len: end - start,
-            };
+            self.regions[self.count] = Region { start, len: end - start };
             self.count += 1;
         }
     }
@@ -175,10 +169,7 @@ pub(super) fn build_tables(ram: &mut Ram, stacks: Stacks, all: impl Iterator<Ite
     let table = unsafe { &mut *table };
     // SAFETY: physical memory is mapped at offset 0, as far as `take` gives any.
     let mut mapper = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };
-    let mut map = Tables {
-        mapper: &mut mapper,
-        ram,
-    };
+    let mut map = Tables { mapper: &mut mapper, ram };
 
     let data = Flags::PRESENT | Flags::WRITABLE | Flags::NO_EXECUTE;
     let image = symbol!(kernel_start)..symbol!(kernel_end);

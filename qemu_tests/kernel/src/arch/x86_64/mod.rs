@@ -116,14 +116,7 @@ extern "C" fn rust_entry(start_info: usize) -> ! {
     // SAFETY: as above.
     unsafe { APIC_IDS.set(ids) };
     // SAFETY: as above.
-    unsafe {
-        BOOT.set(Boot {
-            cpu_count,
-            regions,
-            args,
-            areas,
-        })
-    };
+    unsafe { BOOT.set(Boot { cpu_count, regions, args, areas }) };
     let stack = stacks.main(0);
     // SAFETY: the stack is this CPU's own and mapped, and nothing of the old one is needed any more.
     unsafe {
@@ -162,9 +155,7 @@ extern "C" fn start_all() -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(index: usize) -> ! {
     cpu::set_unknown();
-    let Some(boot) = BOOT.get() else {
-        test::fail(format_args!("the boot order is wrong"))
-    };
+    let Some(boot) = BOOT.get() else { test::fail(format_args!("the boot order is wrong")) };
     interrupts::load();
     apic::enable();
     set_up_cpu(boot, index);
@@ -176,11 +167,7 @@ extern "C" fn ap_main(index: usize) -> ! {
 fn set_up_cpu(boot: &Boot, index: usize) {
     let area = match kernel().hooks.per_cpu_area {
         Some(allocate) => allocate(cpu::AREA),
-        None => Region {
-            start: boot.areas + index * cpu::AREA.size(),
-            len: 0,
-        }
-        .as_ptr(),
+        None => Region { start: boot.areas + index * cpu::AREA.size(), len: 0 }.as_ptr(),
     };
     if area.is_null() || area.addr() % cpu::AREA.align() != 0 {
         test::fail(format_args!("the kernel gave {area:p} as the area of CPU {index}"));
@@ -192,10 +179,7 @@ fn set_up_cpu(boot: &Boot, index: usize) {
 }
 
 fn stacks() -> Stacks {
-    STACKS
-        .get()
-        .copied()
-        .unwrap_or_else(|| test::fail(format_args!("the boot order is wrong")))
+    STACKS.get().copied().unwrap_or_else(|| test::fail(format_args!("the boot order is wrong")))
 }
 
 fn hits_guard(address: usize) -> bool {

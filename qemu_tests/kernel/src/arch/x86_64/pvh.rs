@@ -78,9 +78,6 @@ impl Start {
             // SAFETY: the loader promises that many entries.
             .map(move |i| unsafe { map.wrapping_add(i).read_unaligned() })
             .filter(|entry| entry.kind == RAM)
-            .map(|entry| Region {
-                start: entry.start as usize,
-                len: entry.len as usize,
-            })
+            .map(|entry| Region { start: entry.start as usize, len: entry.len as usize })
     }
 }
