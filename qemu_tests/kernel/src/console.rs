@@ -2,10 +2,11 @@
 //!
 //! The lock is held with interrupts off, so no handler waits for the CPU it interrupted. Where masking does not help,
 //! in an NMI or an exception that hit the holder itself, the line is printed without the lock: two lines may then mix,
-//! but no report of a failure is ever lost in a deadlock. A panic breaks the lock for good.
+//! but no report of a failure is ever lost in a deadlock. The first CPU that fails breaks the lock and has the console
+//! to itself; the others stop at their next line, so that its report stays readable.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{arch, cpu, interrupts};
 
@@ -13,7 +14,8 @@ use crate::{arch, cpu, interrupts};
 const FREE: usize = 0;
 
 static HOLDER: AtomicUsize = AtomicUsize::new(FREE);
-static BROKEN: AtomicBool = AtomicBool::new(false);
+/// The CPU whose failure ends the run, numbered as `HOLDER` is.
+static FAILED: AtomicUsize = AtomicUsize::new(FREE);
 
 struct Serial;
 
@@ -27,14 +29,13 @@ impl Write for Serial {
 /// Prints a line; what [`println!`](crate::println) calls.
 pub fn print_line(line: fmt::Arguments<'_>) {
     interrupts::without(|| {
-        // A CPU that does not know its index yet counts as the last one: there is at most one such CPU.
-        let me = cpu::index().saturating_add(1);
+        let me = me();
         let nested = HOLDER.load(Ordering::Relaxed) == me;
-        if !nested {
-            while !BROKEN.load(Ordering::Relaxed)
-                && HOLDER.compare_exchange_weak(FREE, me, Ordering::Acquire, Ordering::Relaxed).is_err()
-            {
-                core::hint::spin_loop();
+        while !nested && HOLDER.compare_exchange_weak(FREE, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            match FAILED.load(Ordering::Relaxed) {
+                FREE => core::hint::spin_loop(),
+                failed if failed == me => break,
+                _ => arch::stop(),
             }
         }
         // `Serial` cannot fail, and an argument's `Display` that does has printed what it could.
@@ -45,9 +46,19 @@ pub fn print_line(line: fmt::Arguments<'_>) {
     });
 }
 
-/// From now on nobody waits for the lock: the holder may be the one that failed.
-pub fn break_lock() {
-    BROKEN.store(true, Ordering::Relaxed);
+/// This CPU has failed: it waits for the console no more, since the holder may be what failed. If another CPU has
+/// failed already, this one stops here and lets it finish.
+pub fn take_for_failure() {
+    if let Err(failed) = FAILED.compare_exchange(FREE, me(), Ordering::Relaxed, Ordering::Relaxed) {
+        if failed != me() {
+            arch::stop();
+        }
+    }
+}
+
+/// A CPU that does not know its index yet counts as the last one: there is at most one such CPU.
+fn me() -> usize {
+    cpu::index().saturating_add(1)
 }
 
 /// Prints a line to the serial port. Allocates nothing; may be used in every context.

@@ -64,7 +64,7 @@ macro_rules! kernel {
 #[panic_handler]
 fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
     interrupts::disable();
-    console::break_lock();
+    console::take_for_failure();
     println!("PANIC {}: {info}", cpu::Name);
     arch::exit(arch::Exit::Fail)
 }

@@ -72,6 +72,7 @@ static NUMBERS: Lock<[bool; MAX_THREADS]> = Lock::new([false; MAX_THREADS]);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static SWITCHES: AtomicU64 = AtomicU64::new(0);
 static MIGRATIONS: AtomicU64 = AtomicU64::new(0);
+static PREEMPTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// First in, first out; it has room for every thread there can be.
 struct Ring {
@@ -151,10 +152,25 @@ pub fn yield_now() {
     arch::switch_threads();
 }
 
-/// How often a CPU went over to a thread, and how often that was a thread that another CPU had run last.
+/// What the scheduler has done so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// How often a CPU went over to a thread.
+    pub switches: u64,
+    /// How often that thread had run on another CPU last.
+    pub migrations: u64,
+    /// How often a thread was left because a timer interrupt came, not because it yielded or was done.
+    pub preemptions: u64,
+}
+
+/// What the scheduler has done so far.
 #[must_use]
-pub fn switches_and_migrations() -> (u64, u64) {
-    (SWITCHES.load(Relaxed), MIGRATIONS.load(Relaxed))
+pub fn counts() -> Counts {
+    Counts {
+        switches: SWITCHES.load(Relaxed),
+        migrations: MIGRATIONS.load(Relaxed),
+        preemptions: PREEMPTIONS.load(Relaxed),
+    }
 }
 
 extern "C" fn thread_main(number: usize) -> ! {
@@ -167,7 +183,7 @@ extern "C" fn thread_main(number: usize) -> ! {
 }
 
 /// Chooses what this CPU goes on with, given the context that an interrupt saved. With interrupts off.
-pub(crate) fn switch(context: *mut Context) -> *mut Context {
+pub(crate) fn switch(context: *mut Context, preempted: bool) -> *mut Context {
     let cpu = &CPUS[cpu::index()];
     if !cpu.on.load(Relaxed) {
         return context;
@@ -183,6 +199,9 @@ pub(crate) fn switch(context: *mut Context) -> *mut Context {
         _ => &thread(running).context,
     };
     place.store(context, Relaxed);
+    if preempted && running != IDLE {
+        PREEMPTIONS.fetch_add(1, Relaxed);
+    }
     cpu.left.store(running, Relaxed);
     let next = next.unwrap_or(IDLE);
     cpu.running.store(next, Relaxed);

@@ -12,7 +12,7 @@ pub fn pass() -> ! {
 
 /// Ends the run with failure, from any context.
 pub fn fail(why: fmt::Arguments<'_>) -> ! {
-    console::break_lock();
+    console::take_for_failure();
     println!("FAIL {}: {why}", cpu::Name);
     arch::exit(arch::Exit::Fail)
 }

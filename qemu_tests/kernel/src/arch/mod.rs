@@ -10,6 +10,6 @@ pub use x86_64::{
     serial_write, timer, vector,
 };
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{THREAD_STACKS, new_thread, switch_threads};
+pub(crate) use x86_64::{THREAD_STACKS, new_thread, stop, switch_threads};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{clock, fault::Fault};

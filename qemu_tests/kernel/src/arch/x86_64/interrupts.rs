@@ -117,7 +117,6 @@ fn new_table() -> InterruptDescriptorTable {
 }
 
 /// Called by every stub. Returns the context to go on with: another one if threads are to be switched.
-// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     // SAFETY: the stub passes what it has just pushed.
@@ -125,7 +124,7 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     let vector = registers.vector as u8;
     match vector {
         vector::SPURIOUS => return context,
-        vector::YIELD => return sched::switch(context),
+        vector::YIELD => return sched::switch(context, false),
         14 if fault::recover(registers) => return context,
         _ => {}
     }
@@ -140,11 +139,10 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     if vector >= 32 {
         apic::end_of_interrupt();
     }
-    if vector == vector::TIMER && !cpu::is_pinned() { sched::switch(context) } else { context }
+    if vector == vector::TIMER && !cpu::is_pinned() { sched::switch(context, true) } else { context }
 }
 
 /// Called by the stub on the new thread's stack when the context was switched.
-// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_switched() {
     sched::switched();
@@ -173,7 +171,7 @@ fn unexpected(context: &Context) -> ! {
         "machine check",
         "SIMD error",
     ];
-    console::break_lock();
+    console::take_for_failure();
     let address = Cr2::read_raw();
     let name = NAMES.get(context.vector as usize).unwrap_or(&"interrupt without a handler");
     let overrun = match context.vector {

@@ -79,7 +79,6 @@ pub fn cpu_count() -> usize {
 }
 
 /// CPU 0 comes here from `pvh_entry`, on a stack of the image.
-// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn rust_entry(start_info: usize) -> ! {
     cpu::set_unknown();
@@ -151,7 +150,6 @@ extern "C" fn start_all() -> ! {
 }
 
 /// The other CPUs come here from the trampoline, on their own stacks and the final page tables.
-// Only the assembly calls it, by this name.
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(index: usize) -> ! {
     cpu::set_unknown();
@@ -206,6 +204,14 @@ pub fn enable_and_halt() {
     x86_64::instructions::interrupts::enable_and_hlt();
 }
 
+/// This CPU does nothing any more.
+pub(crate) fn stop() -> ! {
+    interrupts::disable();
+    loop {
+        x86_64::instructions::hlt();
+    }
+}
+
 const SERIAL: u16 = 0x3f8;
 
 fn serial_init() {
@@ -246,9 +252,7 @@ pub fn exit(how: Exit) -> ! {
     };
     // SAFETY: the exit device; without one nothing happens.
     unsafe { Port::new(0xf4).write(value) };
-    loop {
-        x86_64::instructions::hlt();
-    }
+    stop()
 }
 
 /// The timer of each CPU.
