@@ -234,7 +234,7 @@ pub fn random_layout(random: &mut Random, max_size: usize) -> Layout {
     let bits = match random.below(16) {
         0..=11 => 8,
         12..=14 => 13,
-        _ => 22,
+        _ => 23,
     };
     let size = (random.below(1 << bits) >> random.below(bits)).clamp(1, max_size.max(1));
     let align = if random.below(8) == 0 { 1 << random.below(8) } else { 8 };

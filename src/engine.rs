@@ -32,13 +32,14 @@ const CACHED_SHARE: usize = 16;
 
 /// A slab takes at most this share of the bytes that the heap holds, where it needs no more for one block.
 const SLAB_SHARE: usize = 256;
-const MIN_SLAB_LEN: usize = 1024;
 const MAX_SLAB_LEN: usize = 16 * 1024;
 /// A long block's slab holds this many on a big heap.
 const LONG_BLOCKS: usize = 4;
 
-/// Below this many bytes held, slabs are cut in steps of 1 KiB.
+/// Slabs are cut in steps of 256 bytes up to the first length held, of 1 KiB up to the second, else of 4 KiB: as the granules of chunks.
+const TINY_HEAP_LEN: usize = 16 * 1024;
 const SMALL_HEAP_LEN: usize = 256 * 1024;
+const MIN_SLAB_LEN: usize = 256;
 
 /// A bin's reserve of whole slabs: this share of the bytes held.
 const RESERVE_SHARE: usize = 128;
@@ -212,10 +213,14 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// What a new slab of the class needs.
     pub(crate) fn slab_want(&self, class: SizeClass) -> Want {
         let held_len = self.pages.held_len();
-        let granule = if held_len <= SMALL_HEAP_LEN { 1024 } else { 4096 };
+        let granule = match held_len {
+            ..=TINY_HEAP_LEN => MIN_SLAB_LEN,
+            ..=SMALL_HEAP_LEN => 1024,
+            _ => 4096,
+        };
         Want {
-            len: slab_len(class, granule, slab_target(class, held_len)),
-            least_len: slab_len(class, 1024, 0),
+            len: slab_len(class, granule, slab_target(class, held_len).max(granule)),
+            least_len: slab_len(class, MIN_SLAB_LEN, 0),
             align: class.block_align(),
             use_: Use::Slab,
         }
@@ -404,7 +409,5 @@ impl<const CPUS: usize> Engine<CPUS> {
 
 /// How long a slab should be.
 fn slab_target(class: SizeClass, held_len: usize) -> usize {
-    let share = held_len / SLAB_SHARE;
-    let longest = MAX_SLAB_LEN.max(LONG_BLOCKS * class.block_len());
-    share.clamp(MIN_SLAB_LEN, longest)
+    (held_len / SLAB_SHARE).min(MAX_SLAB_LEN.max(LONG_BLOCKS * class.block_len()))
 }

@@ -15,7 +15,7 @@
 //! provider is called from `search` and from the return of surplus chunks, with nothing held.
 //!
 //! **What a busy cache means.** Pinned: this CPU was interrupted inside the heap, so the caller is *nested*: it takes single blocks
-//! from slabs, never waits, never calls the provider. Hint: another CPU has it, or the same; that cannot be told, so the caller tries
+//! from slabs, never waits, and calls the provider only if that says that it may be re-entered. Hint: another CPU has it, or the same; that cannot be told, so the caller tries
 //! the other caches once around (a *lap*, starting where the last one succeeded) and takes on no duties; it may still ask the provider,
 //! whose gate excludes what must be excluded.
 
@@ -266,7 +266,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         match self.engine.obtain_one(class, caller) {
             Ok(block) => Some(block.into_start()),
-            Err(_) if C::PINNED && caller.nested => self.engine.borrow(class).map(Block::into_start),
+            Err(_) if C::PINNED && caller.nested => {
+                let grown = self.grow_nested(&Small { heap: self, class }, caller);
+                grown.or_else(|| self.engine.borrow(class)).map(Block::into_start)
+            }
             Err(refused) => self.search_small(class, refused, caller),
         }
     }
@@ -352,6 +355,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             .find_map(|()| seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller)))
     }
 
+    /// What a nested caller may ask of the provider: pages, if that is safe while the provider was interrupted.
+    pub(crate) fn grow_nested<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
+        if P::REENTRANT { self.grow(seek, true, caller) } else { None }
+    }
+
     /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
     fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Option<S::Found> {
         let want = seek.want();
@@ -423,7 +431,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let mut result = Err(AddError::Busy);
         for _ in 0..GROW_TRIES {
             // SAFETY: `map` just gave us the whole run, and nobody else knows it.
-            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED) };
+            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED, !caller.nested) };
             match result {
                 Err(AddError::Full) if self.add_table(caller) => {}
                 Err(AddError::Busy) => {}

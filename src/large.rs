@@ -95,7 +95,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let (run, caller) = self.run_once(layout, use_);
         match run {
             Ok(run) => Some(run),
-            Err(_) if C::PINNED && caller.nested => None,
+            Err(_) if C::PINNED && caller.nested => self.grow_nested(&seek, caller),
             Err(refused) => self.search(&seek, refused, caller),
         }
     }
@@ -189,7 +189,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if !taken {
             let whole = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
             // SAFETY: the run is the heap's alone again. If there is no slot for a chunk, it stays so, unused.
-            let _ = unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false) };
+            let _ = unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false, !nested) };
         }
     }
 

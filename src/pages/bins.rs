@@ -10,7 +10,7 @@
 //!   found a bounded number of runs of that bin is looked at.
 //! - *Circular lists.* A list can then be turned in constant time, so that a search which gave up goes on where it
 //!   stopped when it is repeated. Price: none but the test for the way round.
-//! - *Lengths count in KiB*, since chunks with different granules share bins.
+//! - *Lengths count in units of 256 bytes*, since chunks with different granules share bins.
 //!
 //! All zero is the empty state. Every function is called under the pool's lock.
 
@@ -19,12 +19,12 @@ use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// Bins to a doubling of length, as a shift.
 const FINENESS: u32 = 2;
-/// Lengths of this many KiB and more share the last bin.
-const MAX_KIB: usize = (1 << 25) - 1;
-/// One bin for each of 0 to 3 KiB, then four for each doubling up to `MAX_KIB`.
-pub(crate) const BIN_COUNT: usize = 96;
+/// Lengths of this many units and more share the last bin.
+const MAX_UNITS: usize = (1 << 27) - 1;
+/// One bin for each of 0 to 3 units, then four for each doubling up to `MAX_UNITS`.
+pub(crate) const BIN_COUNT: usize = 104;
 
-const _: () = assert!(index(MAX_KIB) == BIN_COUNT - 1, "the last bin ends at MAX_KIB");
+const _: () = assert!(index(MAX_UNITS) == BIN_COUNT - 1, "the last bin ends at MAX_UNITS");
 
 /// See the file's head. Invariants, executed by `Pool::verify`:
 /// - B1: bit `i % 64` of `filled[i / 64]` is set exactly if `heads[i]` is not null.
@@ -36,23 +36,23 @@ pub(crate) struct Bins {
     heads: [AtomicPtr<PageDesc>; BIN_COUNT],
 }
 
-/// The bin of runs of `kib` KiB.
-pub(crate) const fn index(kib: usize) -> usize {
-    let kib = if kib > MAX_KIB { MAX_KIB } else { kib };
-    if kib < 1 << FINENESS {
-        return kib;
+/// The bin of runs of that many units.
+pub(crate) const fn index(units: usize) -> usize {
+    let units = if units > MAX_UNITS { MAX_UNITS } else { units };
+    if units < 1 << FINENESS {
+        return units;
     }
-    let order = kib.ilog2();
-    let fine = (kib >> (order - FINENESS)) & ((1 << FINENESS) - 1);
+    let order = units.ilog2();
+    let fine = (units >> (order - FINENESS)) & ((1 << FINENESS) - 1);
     (((order - FINENESS + 1) as usize) << FINENESS) | fine
 }
 
-/// The first bin all of whose runs have at least `kib` KiB (below `MAX_KIB`; above, the last bin).
-pub(crate) const fn good_index(kib: usize) -> usize {
-    if kib < 1 << FINENESS {
-        return index(kib);
+/// The first bin all of whose runs have at least that many units (below `MAX_UNITS`; above, the last bin).
+pub(crate) const fn good_index(units: usize) -> usize {
+    if units < 1 << FINENESS {
+        return index(units);
     }
-    index(kib.saturating_add((1 << (kib.ilog2() - FINENESS)) - 1))
+    index(units.saturating_add((1 << (units.ilog2() - FINENESS)) - 1))
 }
 
 impl Bins {
@@ -74,8 +74,8 @@ impl Bins {
     }
 
     /// Puts a run first into the bin of its length.
-    pub(crate) fn insert(&self, run: &PageDesc, kib: usize) {
-        let bin = index(kib);
+    pub(crate) fn insert(&self, run: &PageDesc, units: usize) {
+        let bin = index(units);
         let Some(head) = self.heads.get(bin) else { return };
         let first = follow(head).unwrap_or(run);
         let last = follow(&first.prev).filter(|_| !core::ptr::eq(first, run)).unwrap_or(run);
@@ -88,8 +88,8 @@ impl Bins {
     }
 
     /// Takes a run out of the bin of its length, where it is.
-    pub(crate) fn remove(&self, run: &PageDesc, kib: usize) {
-        let bin = index(kib);
+    pub(crate) fn remove(&self, run: &PageDesc, units: usize) {
+        let bin = index(units);
         let Some(head) = self.heads.get(bin) else { return };
         let (Some(next), Some(prev)) = (follow(&run.next), follow(&run.prev)) else {
             return;

@@ -9,9 +9,9 @@
 //! - *Header and descriptors stand at the end*, so that the chunk's start keeps the alignment that the provider
 //!   gave: a block of 2 MiB at a multiple of 2 MiB wastes no second 2 MiB. Price: a chunk is a little longer than
 //!   the power of two it may have been asked for; [`chunk_len_for`] does that sum.
-//! - *The granule is 1 KiB in chunks up to 256 KiB, else 4 KiB.* With it a first chunk of 4 KiB gives 3 KiB,
-//!   one of 100 KiB gives 96 KiB, and the descriptors of a large chunk stay below 1 % of it. Price: run lengths
-//!   of different chunks compare only in bytes (or KiB), so every descriptor's length is shifted by its chunk's.
+//! - *The granule is 256 bytes in chunks up to 16 KiB, 1 KiB up to 256 KiB, else 4 KiB.* With it a first chunk of 4 KiB
+//!   has 14 granules, one of 100 KiB gives 96 KiB, and the descriptors of a large chunk stay below 1 % of it. Price:
+//!   run lengths of different chunks compare only in bytes (or units of 256), so every descriptor's length is shifted by its chunk's.
 //! - *A descriptor leads back to its chunk by its index*, not by a pointer: 4 bytes instead of 8, and a descriptor
 //!   stays half a cache line. Price: that step leaves the reference's provenance, so the chunk's pointer is
 //!   exposed once, when it is created, and [`Chunk::of`] is the only place that picks it up again.
@@ -22,12 +22,12 @@ use super::desc::{Kind, MAX_LEN, PageDesc};
 use crate::provider::PageRun;
 use crate::sync::{AtomicPtr, Ordering};
 
-/// Granule of chunks up to [`FINE_LIMIT`], as a shift.
-const FINE_SHIFT: u32 = 10;
-/// Granule of longer chunks, as a shift.
+/// The finest granule, as a shift: the unit that lengths are compared in.
+pub(crate) const UNIT_SHIFT: u32 = 8;
+/// The longest chunk, in bytes, with each granule but the coarsest, and that granule as a shift.
+const GRANULES: [(usize, u32); 2] = [(16 << 10, UNIT_SHIFT), (256 << 10, 10)];
+/// Granule of all longer chunks, as a shift.
 const COARSE_SHIFT: u32 = 12;
-/// Longest chunk, in bytes, with the fine granule.
-const FINE_LIMIT: usize = 256 << 10;
 
 const HEADER_LEN: usize = size_of::<Chunk>();
 const DESC_LEN: usize = size_of::<PageDesc>();
@@ -55,7 +55,7 @@ pub(crate) struct Chunk {
 
 const _: () = assert!(HEADER_LEN == 64, "one cache line");
 const _: () = assert!(HEADER_LEN % align_of::<PageDesc>() == 0, "the table follows the header at once");
-const _: () = assert!(1 << FINE_SHIFT >= align_of::<Chunk>(), "a header can stand behind any granule");
+const _: () = assert!(1 << UNIT_SHIFT >= align_of::<Chunk>(), "a header can stand behind any granule");
 
 impl Chunk {
     /// Writes header and descriptors at the end of a run, as one run of kind `Leaving` over all granules: nobody
@@ -242,20 +242,36 @@ impl Chunk {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "the loop ends at the table's length")]
 const fn granule_shift(run_len: usize) -> u32 {
-    if run_len <= FINE_LIMIT { FINE_SHIFT } else { COARSE_SHIFT }
+    let mut level = 0;
+    while level < GRANULES.len() {
+        let (limit, shift) = GRANULES[level];
+        if run_len <= limit {
+            return shift;
+        }
+        level += 1;
+    }
+    COARSE_SHIFT
 }
 
 /// The run to ask the provider for, so that its chunk certainly has room for a run of `len` bytes at a multiple
 /// of `align`. `None` if `len` is 0, an argument that should be a power of two is not, or the sum overflows.
+#[expect(clippy::indexing_slicing, reason = "the loop ends at the table's length")]
 pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> Option<PageRun> {
     if len == 0 || !align.is_power_of_two() {
         return None;
     }
-    match chunk_run(len, align, page_len, FINE_SHIFT, 0) {
-        Some(run) if granule_shift(run.len()) == FINE_SHIFT => Some(run),
-        _ => chunk_run(len, align, page_len, COARSE_SHIFT, FINE_LIMIT + 1),
+    let (mut level, mut at_least) = (0, 0);
+    while level < GRANULES.len() {
+        let (limit, shift) = GRANULES[level];
+        match chunk_run(len, align, page_len, shift, at_least) {
+            Some(run) if run.len() <= limit => return Some(run),
+            _ => at_least = limit + 1,
+        }
+        level += 1;
     }
+    chunk_run(len, align, page_len, COARSE_SHIFT, at_least)
 }
 
 /// `at_least`: a run short enough for the fine granule would be given it, and have longer tables.

@@ -306,7 +306,7 @@ impl<const N: usize> Pages<N> {
     /// [`alloc`](Self::alloc) starts at for `shard`, and hands out the wanted run at once, before anybody else can
     /// see the chunk: who asked the provider is served even if the pool's lock cannot be had meanwhile. Only where
     /// the run would be the whole chunk, it is left to [`alloc`](Self::alloc). Takes time in proportion to the number
-    /// of granules, outside of all locks. Waits for the map's lock within the spin limit.
+    /// of granules, outside of all locks. Waits for the map's lock within the spin limit if `wait`.
     ///
     /// # Safety
     /// `start` and `run` are what the provider gave, unused, and if `zeroed` all zeros. Unless this fails they belong
@@ -318,6 +318,7 @@ impl<const N: usize> Pages<N> {
         want: Want,
         shard: usize,
         zeroed: bool,
+        wait: bool,
     ) -> Result<Option<Run<'_>>, AddError> {
         let active = ((self.held_len() + run.len()) / SHARD_LEN + 1).min(N);
         let shard = shard.checked_rem(active).unwrap_or(0);
@@ -329,7 +330,7 @@ impl<const N: usize> Pages<N> {
         else {
             return Err(AddError::TooSmall);
         };
-        self.map.insert(&entry_of(chunk), true)?;
+        self.map.insert(&entry_of(chunk), wait)?;
         self.held_len.fetch_add(run.len(), Relaxed);
         self.release(rest);
         Ok(chunk.desc(0).filter(|_| rest.index() > 0).map(hand_out))

@@ -19,7 +19,7 @@ use core::ptr::NonNull;
 
 use super::Want;
 use super::bins::{self, Bins};
-use super::chunk::Chunk;
+use super::chunk::{Chunk, UNIT_SHIFT};
 use super::desc::{Kind, PageDesc};
 use crate::sync::{AtomicPtr, AtomicUsize, Held, Ordering, TryLock};
 use Ordering::{Acquire, Relaxed, Release};
@@ -53,9 +53,9 @@ pub(crate) enum Use {
 pub(crate) struct Request {
     pub(crate) len: usize,
     align: usize,
-    /// `len` in KiB, rounded up.
-    kib: usize,
-    /// What a run may lose before an aligned start, in KiB.
+    /// `len` in units, rounded up.
+    units: usize,
+    /// What a run may lose before an aligned start, in units.
     slack: usize,
     kind: Kind,
     middle: bool,
@@ -115,13 +115,20 @@ impl Request {
             return None;
         }
         let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
-        let slack = align.saturating_sub(1 << 10) >> 10;
-        Some(Self { len, align, kib: len.div_ceil(1 << 10), slack, kind, middle: plenty && use_ == Use::Grown })
+        let slack = align.saturating_sub(1 << UNIT_SHIFT) >> UNIT_SHIFT;
+        Some(Self {
+            len,
+            align,
+            units: len.div_ceil(1 << UNIT_SHIFT),
+            slack,
+            kind,
+            middle: plenty && use_ == Use::Grown,
+        })
     }
 
     /// How many bins may have runs that fit but are not searched at once.
     pub(crate) fn bins_between(&self) -> usize {
-        bins::good_index(self.kib + self.slack) + 1 - bins::index(self.kib)
+        bins::good_index(self.units + self.slack) + 1 - bins::index(self.units)
     }
 
     /// The place in `run` with the lowest address.
@@ -170,9 +177,9 @@ pub(crate) fn split_new(chunk: &Chunk, want: Want, len: usize) -> Option<&PageDe
     Some(rest)
 }
 
-/// Length of a run of `len` granules in KiB.
-fn kib(chunk: &Chunk, len: usize) -> usize {
-    len << (chunk.shift() - 10)
+/// Length of a run of `len` granules in units.
+fn units(chunk: &Chunk, len: usize) -> usize {
+    len << (chunk.shift() - UNIT_SHIFT)
 }
 
 impl Pool {
@@ -263,7 +270,7 @@ impl<'a> Open<'a> {
         if found.is_some() {
             return found;
         }
-        let bin = bins::index(want.kib) + round % want.bins_between();
+        let bin = bins::index(want.units) + round % want.bins_between();
         let place = self.pool.bins.look(bin, LENGTH_LOOK, |run| want.place(run));
         if place.is_none() {
             self.pool.bins.turn(bin, LENGTH_LOOK);
@@ -273,16 +280,16 @@ impl<'a> Open<'a> {
 
     fn find(&self, want: &Request) -> Option<Place<'a>> {
         let bins = &self.pool.bins;
-        let good = |kib, look| {
-            bins.first_from(bins::good_index(kib)).and_then(|bin| bins.look(bin, look, |run| want.place(run)))
+        let good = |units, look| {
+            bins.first_from(bins::good_index(units)).and_then(|bin| bins.look(bin, look, |run| want.place(run)))
         };
-        let near = |kib| bins.look(bins::index(kib), LENGTH_LOOK, |run| want.place(run));
+        let near = |units| bins.look(bins::index(units), LENGTH_LOOK, |run| want.place(run));
         let middle = if want.middle { self.find_middle(want) } else { None };
         middle
-            .or_else(|| good(want.kib, ALIGNED_LOOK))
-            .or_else(|| if want.slack > 0 { good(want.kib + want.slack, ALIGNED_LOOK) } else { None })
-            .or_else(|| near(want.kib))
-            .or_else(|| if want.slack > 0 { near(want.kib + want.slack) } else { None })
+            .or_else(|| good(want.units, ALIGNED_LOOK))
+            .or_else(|| if want.slack > 0 { good(want.units + want.slack, ALIGNED_LOOK) } else { None })
+            .or_else(|| near(want.units))
+            .or_else(|| if want.slack > 0 { near(want.units + want.slack) } else { None })
     }
 
     /// A place in the middle of a run of the last bin, if more than half of the pool is free.
@@ -424,13 +431,13 @@ impl<'a> Open<'a> {
         };
         tail.set(Kind::Free, len, zeroed);
         head.set(Kind::Free, len, zeroed);
-        self.pool.bins.insert(head, kib(chunk, len));
+        self.pool.bins.insert(head, units(chunk, len));
         add(&self.pool.free_len, len << chunk.shift());
     }
 
     /// Takes a free run out of its bin.
     fn unbin(&self, chunk: &Chunk, head: &PageDesc) {
-        self.pool.bins.remove(head, kib(chunk, head.len()));
+        self.pool.bins.remove(head, units(chunk, head.len()));
         sub(&self.pool.free_len, head.len() << chunk.shift());
     }
 
@@ -508,10 +515,10 @@ impl<'a> Open<'a> {
             check(4, self.pool.bins.is_filled(bin) == head.is_some(), &raw const *self.pool)?;
             let mut next = head;
             while let Some(run) = next {
-                let right = run.kind() == Kind::Free && bins::index(kib(Chunk::of(run), run.len())) == bin;
+                let right = run.kind() == Kind::Free && bins::index(units(Chunk::of(run), run.len())) == bin;
                 check(4, right && is_linked(run), run.as_link())?;
                 count += 1;
-                check(4, count <= self.pool.free_len() >> 10, run.as_link())?;
+                check(4, count <= self.pool.free_len() >> UNIT_SHIFT, run.as_link())?;
                 // SAFETY: just checked to be a link in a ring of this pool's free runs.
                 next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
                 next = next.filter(|next| head.is_some_and(|head| !core::ptr::eq(head, *next)));

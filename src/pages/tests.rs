@@ -46,7 +46,7 @@ impl Given {
         let run = PageRun::new(len, align, KIB).unwrap();
         let start = self.map(run);
         // SAFETY: just given, not zeroed. `Busy` when a thread was preempted in the map's lock.
-        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, false) } {
+        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, false, true) } {
             match refused {
                 AddError::Full => {
                     let run = PageRun::new(pages.next_table_len(), 4096, 4096).unwrap();
@@ -245,18 +245,21 @@ fn random_mixes_keep_every_invariant() {
 
 #[test]
 fn a_small_chunk_has_as_many_granules_as_fit() {
-    for (len, usable) in [(4, 3), (8, 7), (100, 96), (256, 248), (257, 252), (1024, 1016)] {
+    // In units of 256 bytes.
+    for (len, usable) in
+        [(1, 3), (4, 14), (8, 28), (16, 56), (17, 64), (100, 384), (256, 992), (257, 1008), (1024, 4064)]
+    {
         let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
         given.chunk(&pages, len * KIB, 4 * KIB, Use::Large, 0);
-        assert_eq!(pages.free_len(), usable * KIB, "chunk of {len} KiB");
-        assert_eq!(pages.largest_free(), usable * KIB);
-        let block = get(&pages, usable * KIB, 1, Use::Large, 0, 1).unwrap();
+        assert_eq!(pages.free_len(), usable * 256, "chunk of {len} KiB");
+        assert_eq!(pages.largest_free(), usable * 256);
+        let block = get(&pages, usable * 256, 1, Use::Large, 0, 1).unwrap();
         assert_eq!(pages.alloc(1, 1, Use::Slab, 0, true).err(), Some(Refused::Empty));
         give(&pages, block);
     }
-    let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(KIB, KIB, KIB).unwrap());
+    let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(256, KIB, 256).unwrap());
     // SAFETY: just given.
-    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, false) };
+    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, false, true) };
     assert_eq!(refused.err(), Some(AddError::TooSmall));
 }
 
@@ -284,7 +287,7 @@ fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     let start = NonNull::new(unsafe { alloc_zeroed(run.layout()) }).unwrap();
     let pages = Box::new(Pages::<1>::new());
     // SAFETY: just allocated, zeroed.
-    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, true) }.unwrap();
+    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, true, true) }.unwrap();
     let take = |len| {
         let run = pages.alloc(len, 8192, Use::Large, 0, true).unwrap();
         if run.zeroed {
@@ -317,7 +320,7 @@ fn a_run_handed_out_first_may_be_freed_before_its_chunk_arrives() {
     {
         let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
         // SAFETY: just allocated, zeroed.
-        let first = unsafe { pages.add_chunk(start, run, want, 0, true) }.unwrap().unwrap();
+        let first = unsafe { pages.add_chunk(start, run, want, 0, true, true) }.unwrap().unwrap();
         assert!(first.zeroed && first.len == 100 * KIB && first.start == start);
         give(&pages, Block::new(&first, Use::Large, 1));
     }

@@ -92,7 +92,8 @@ pub unsafe trait PageProvider {
     const ZEROED: bool = false;
 
     /// Whether every method may be entered by several contexts at once, and by a context that interrupted the
-    /// same method on the same CPU, without waiting for the other one. The heap then asks without exclusion.
+    /// same method on the same CPU, without waiting for the other one. The heap then asks without exclusion, and in
+    /// nested contexts too; those are then refused only when the provider has nothing.
     const REENTRANT: bool = false;
 
     /// Whether `resize` and `remap` can change a run that this provider gave. Very large blocks

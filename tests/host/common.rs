@@ -11,27 +11,27 @@ use smp_heap::{CpuHint, CpuPin, PageProvider, PageRun};
 
 /// A provider over the host's allocator that knows every run it gave, refuses on demand, and checks what it gets back.
 #[derive(Debug, Default)]
-pub struct Books {
+pub(crate) struct Books {
     runs: Mutex<BTreeMap<usize, PageRun>>,
     /// Bytes that may be out at once; 0: any number.
-    pub limit_len: AtomicUsize,
-    pub held_len: AtomicUsize,
-    pub peak_len: AtomicUsize,
-    pub calls: AtomicU64,
+    pub(crate) limit_len: AtomicUsize,
+    pub(crate) held_len: AtomicUsize,
+    pub(crate) peak_len: AtomicUsize,
+    pub(crate) calls: AtomicU64,
     /// The call of `map` to fail, counted from 1; 0: none.
-    pub failing_call: AtomicU64,
+    pub(crate) failing_call: AtomicU64,
     /// Fail this many of 256 calls at random.
-    pub failing_share: AtomicU64,
+    pub(crate) failing_share: AtomicU64,
     /// Never take anything back.
-    pub keeps: AtomicBool,
+    pub(crate) keeps: AtomicBool,
 }
 
 impl Books {
-    pub fn with_limit(len: usize) -> Self {
+    pub(crate) fn with_limit(len: usize) -> Self {
         Self { limit_len: AtomicUsize::new(len), ..Self::default() }
     }
 
-    pub fn held_len(&self) -> usize {
+    pub(crate) fn held_len(&self) -> usize {
         self.held_len.load(Ordering::Relaxed)
     }
 
@@ -81,9 +81,9 @@ unsafe impl PageProvider for Books {
 /// A provider over the host's address space: zeroed pages, growth in place and by moving pages.
 #[cfg(target_os = "linux")]
 #[derive(Debug, Default)]
-pub struct Mmap {
-    pub held_len: AtomicUsize,
-    pub moves: AtomicU64,
+pub(crate) struct Mmap {
+    pub(crate) held_len: AtomicUsize,
+    pub(crate) moves: AtomicU64,
 }
 
 #[cfg(target_os = "linux")]
@@ -156,13 +156,13 @@ thread_local! {
 }
 
 /// Says which CPU the calling thread plays.
-pub fn play_cpu(index: usize) {
+pub(crate) fn play_cpu(index: usize) {
     CPU.set(index);
 }
 
 /// Threads as CPUs: each knows its number.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ThreadCpu;
+pub(crate) struct ThreadCpu;
 
 impl CpuHint for ThreadCpu {
     fn current_cpu(&self) -> Option<usize> {
@@ -181,24 +181,24 @@ unsafe impl CpuPin for ThreadCpu {
 }
 
 /// Memory for regions, given back when dropped. Drop the heap's use of it first.
-pub struct Memory {
+pub(crate) struct Memory {
     start: NonNull<u8>,
     layout: Layout,
 }
 
 impl Memory {
-    pub fn new(len: usize, align: usize) -> Self {
+    pub(crate) fn new(len: usize, align: usize) -> Self {
         let layout = Layout::from_size_align(len, align).unwrap();
         // SAFETY: tests ask for more than 0 bytes.
         let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).unwrap();
         Self { start, layout }
     }
 
-    pub fn start(&self) -> *mut u8 {
+    pub(crate) fn start(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.layout.size()
     }
 }
