@@ -1,4 +1,7 @@
-//! `cargo demo` with the crate's own heap: pinned caches, interrupts open, one region of memory.
+//! `cargo demo` with the crate's own heap: pinned caches, interrupts open.
+//!
+//! The memory is given in eight parts. The region provider only tries its locks, and a virtual CPU that the host stops
+//! while it holds one would make the others believe that there is no memory; with several regions they go on to the next.
 //!
 //! Nothing is masked around the heap: a timer interrupt that comes in the middle of an allocation allocates in its turn.
 #![no_std]
@@ -15,6 +18,9 @@ use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, test};
 /// The most CPUs that `cargo demo` asks for.
 const CPUS: usize = 8;
 
+/// How many parts the memory is given in.
+const REGIONS: usize = 8;
+
 /// The number of the CPU that runs, from its own area.
 #[derive(Debug)]
 struct Index;
@@ -26,7 +32,7 @@ impl CpuHint for Index {
 }
 
 #[global_allocator]
-static HEAP: Heap<RegionProvider<1>, Pinned<NeverPreempts<Index>>, CPUS> = Heap::new(
+static HEAP: Heap<RegionProvider<REGIONS>, Pinned<NeverPreempts<Index>>, CPUS> = Heap::new(
     RegionProvider::new(),
     // SAFETY: this kernel starts no threads, so a CPU runs one task and what interrupts it, and the area that `Index`
     // reads is the CPU's own; before it is set up, the number is above any CPU count.
@@ -62,10 +68,13 @@ kernel! {
 /// The largest region, as the other heap gets.
 fn give_memory(boot: &Boot) {
     let region = boot.largest_region();
-    // SAFETY: usable memory that nobody else uses, given once.
-    let added = unsafe { HEAP.provider().add_region(region.as_ptr(), region.len) };
-    if let Err(error) = added {
-        test::fail(format_args!("{error}"));
+    let len = region.len / REGIONS;
+    for part in 0..REGIONS {
+        let start = region.as_ptr().wrapping_add(part * len);
+        // SAFETY: usable memory that nobody else uses; the parts do not overlap, and each is given once.
+        if let Err(error) = unsafe { HEAP.provider().add_region(start, len) } {
+            test::fail(format_args!("part {part} of the memory: {error}"));
+        }
     }
 }
 
@@ -77,11 +86,7 @@ fn give_back(when: &str) {
     HEAP.trim(0);
     verify("after trim");
     let left = HEAP.stats().held_len;
-    println!(
-        "@stats everything freed {when}: {} KiB held, {} KiB after trim",
-        held / 1024,
-        left / 1024
-    );
+    println!("@stats everything freed {when}: {} KiB held, {} KiB after trim", held / 1024, left / 1024);
 }
 
 fn verify(when: &str) {

@@ -66,19 +66,12 @@ fn phase(count: usize, slot: u64) {
             if cpu < count {
                 let (units, micros) = laps(work, cpu, count, slot);
                 timer::stop();
-                println!(
-                    "@result cpus={count} work={} cpu={cpu} units={units} micros={micros}",
-                    work.name
-                );
+                println!("@result cpus={count} work={} cpu={cpu} units={units} micros={micros}", work.name);
             }
         });
     }
     let after = ticks();
-    println!(
-        "@ticks cpus={count} count={} refused={}",
-        after.0 - before.0,
-        after.1 - before.1
-    );
+    println!("@ticks cpus={count} count={} refused={}", after.0 - before.0, after.1 - before.1);
 }
 
 /// Goes over a workload's inputs again and again until the time is over, and at least through one of them.
@@ -100,11 +93,7 @@ fn laps(work: &Workload, cpu: usize, count: usize, slot: u64) -> (u64, u64) {
         }
         if cpu == 0 && now - said > PROGRESS_MICROS {
             said = now;
-            println!(
-                "@progress cpus={count} work={} units={all} micros={}",
-                work.name,
-                now - start
-            );
+            println!("@progress cpus={count} work={} units={all} micros={}", work.name, now - start);
         }
     }
     (units, time::micros() - start)
@@ -113,14 +102,8 @@ fn laps(work: &Workload, cpu: usize, count: usize, slot: u64) -> (u64, u64) {
 /// Every kind of work once more on `count` CPUs, the products alive until `report` has looked at the heap.
 fn hold(count: usize, report: impl Fn() + Sync) {
     smp::on_all(|cpu| {
-        let products = if cpu < count {
-            ALL.each_ref().map(|work| work.run(cpu).ok())
-        } else {
-            [const { None }; _]
-        };
-        if cpu < count && products.iter().any(Option::is_none) {
-            fail("a product to hold was wrong");
-        }
+        let product = |work: &Workload| work.run(cpu).unwrap_or_else(|mismatch| fail(mismatch));
+        let products = (cpu < count).then(|| ALL.each_ref().map(product));
         smp::barrier();
         if cpu == 0 {
             report();
