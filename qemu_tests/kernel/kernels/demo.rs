@@ -98,7 +98,7 @@ fn verify(when: &str) {
 /// The statistics, each line of the table marked as such.
 fn say_stats() {
     // `Marked` cannot fail.
-    let _ = write!(Marked::default(), "{}\n", HEAP.stats());
+    let _ = writeln!(Marked::default(), "{}", HEAP.stats());
 }
 
 /// Collects a line, without allocating, and prints it with the mark.
@@ -118,7 +118,7 @@ impl Write for Marked {
         for byte in text.bytes() {
             if byte == b'\n' {
                 let line = self.line.get(..self.len).unwrap_or_default();
-                println!("@stats {}", str::from_utf8(line).unwrap_or("?"));
+                println!("@stats {}", core::str::from_utf8(line).unwrap_or("?"));
                 self.len = 0;
             } else if let Some(place) = self.line.get_mut(self.len) {
                 *place = byte;
