@@ -62,7 +62,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -70,9 +70,9 @@ impl Random {
     }
 
     /// A number below `end`; 0 if `end` is.
-    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below a usize")]
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 16).checked_rem(end as u64).unwrap_or(0) as usize
+        let number = (self.number() >> 16).checked_rem(end as u64).unwrap_or(0);
+        usize::try_from(number).unwrap_or(0)
     }
 }
 

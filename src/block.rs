@@ -75,6 +75,29 @@ impl Chain {
         self.count
     }
 
+    /// # Safety
+    /// `first` to `last` are `count` linked blocks that nobody else can reach.
+    pub(crate) unsafe fn from_raw(first: NonNull<u8>, last: NonNull<u8>, count: u32) -> Self {
+        Self { first, last, count }
+    }
+
+    /// Links `count` blocks of `len` bytes that lie side by side from `start` on.
+    ///
+    /// # Safety
+    /// `count * len` bytes from `start` on are memory of this heap that nobody uses, within one run; `len` and `start` are
+    /// multiples of 8; `count` is not 0.
+    pub(crate) unsafe fn carve(start: NonNull<u8>, len: usize, count: u32) -> Self {
+        let mut last = start;
+        for _ in 1..count {
+            // SAFETY: fewer than `count` steps of `len` bytes stay inside the memory that the contract names.
+            let following = unsafe { last.add(len) };
+            // SAFETY: the contract gives us that block.
+            unsafe { set_next(last, following.as_ptr()) };
+            last = following;
+        }
+        Self { first: start, last, count }
+    }
+
     /// Puts a block before the first one.
     pub(crate) fn push(&mut self, block: Block) {
         // SAFETY: the token `block` proves that the block is ours.
@@ -99,6 +122,10 @@ pub(crate) struct List {
 }
 
 impl List {
+    pub(crate) const fn new() -> Self {
+        Self { head: null_mut(), count: 0 }
+    }
+
     /// # Safety
     /// From `head`, exactly `count` blocks are linked, the last link is null, and nobody else uses them.
     #[inline]
@@ -125,52 +152,27 @@ impl List {
         Some(Block(first))
     }
 
-    /// Links `count` blocks of `len` bytes that lie side by side from `start` on.
-    ///
-    /// # Safety
-    /// `count * len` bytes from `start` on are memory of this heap that nobody uses, within one run; `len` and `start` are
-    /// multiples of 8; `count` is not 0.
-    pub(crate) unsafe fn carve(start: NonNull<u8>, len: usize, count: u32) -> Self {
-        let mut block = start;
-        for _ in 1..count {
-            // SAFETY: fewer than `count` steps of `len` bytes stay inside the memory that the contract names.
-            let following = unsafe { block.add(len) };
-            // SAFETY: the contract gives us that block.
-            unsafe { set_next(block, following.as_ptr()) };
-            block = following;
-        }
-        // SAFETY: as above; this is the last of the `count` blocks.
-        unsafe { set_next(block, null_mut()) };
-        Self { head: start.as_ptr(), count }
+    /// Puts a chain before the first block.
+    pub(crate) fn prepend(&mut self, mut chain: Chain) {
+        chain.set_end(self.head);
+        self.head = chain.first.as_ptr();
+        self.count += chain.count;
     }
+}
 
-    /// Cuts the first `count` blocks off a shared list, reading links only: gives the link behind the last of them and
-    /// that last block.
-    ///
-    /// # Safety
-    /// `head` heads a list of at least `count` blocks, `count` is not 0, and nobody but the caller takes blocks from it meanwhile.
-    pub(crate) unsafe fn peek(head: NonNull<u8>, count: u32) -> (NonNull<u8>, *mut u8) {
-        let mut last = head;
-        for _ in 1..count {
-            // SAFETY: by the contract the list is that long and its links stand still.
-            let Some(following) = NonNull::new(unsafe { next(last) }) else {
-                break;
-            };
-            last = following;
-        }
-        // SAFETY: as above.
-        (last, unsafe { next(last) })
+/// Reads `count` links of a shared list: gives the last of the `count` blocks from `head` on, and the link behind it.
+///
+/// # Safety
+/// `head` heads a list of at least `count` blocks, `count` is not 0, and nobody but the caller takes blocks from it meanwhile.
+pub(crate) unsafe fn peek(head: NonNull<u8>, count: u32) -> (NonNull<u8>, *mut u8) {
+    let mut last = head;
+    for _ in 1..count {
+        // SAFETY: by the contract the list is that long and its links stand still.
+        let Some(following) = NonNull::new(unsafe { next(last) }) else { break };
+        last = following;
     }
-
-    /// Owns what [`peek`](Self::peek) looked at, once it has been cut off.
-    ///
-    /// # Safety
-    /// `head` to `last` are `count` linked blocks that nobody else can reach any more.
-    pub(crate) unsafe fn cut(head: NonNull<u8>, last: NonNull<u8>, count: u32) -> Self {
-        // SAFETY: by the contract the block is ours.
-        unsafe { set_next(last, null_mut()) };
-        Self { head: head.as_ptr(), count }
-    }
+    // SAFETY: as above.
+    (last, unsafe { next(last) })
 }
 
 #[cfg(test)]
@@ -186,8 +188,9 @@ mod tests {
     fn carved_blocks_come_in_order_and_end() {
         let mut memory = memory(8);
         let start = NonNull::new(memory.as_mut_ptr().cast::<u8>()).unwrap();
+        let mut list = List::new();
         // SAFETY: four blocks of 16 bytes fill the eight words exactly.
-        let mut list = unsafe { List::carve(start, 16, 4) };
+        list.prepend(unsafe { Chain::carve(start, 16, 4) });
         for step in 0..4 {
             assert_eq!(list.count(), 4 - step);
             let block = list.pop().unwrap().into_start();
@@ -197,18 +200,22 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_leads_from_the_last_pushed_to_the_first() {
+    fn a_chain_leads_from_the_last_pushed_to_the_first_and_on_to_its_end() {
         let mut memory = memory(3);
         let start = NonNull::new(memory.as_mut_ptr().cast::<u8>()).unwrap();
+        let mut list = List::new();
         // SAFETY: three blocks of 8 bytes fill the three words exactly.
-        let mut list = unsafe { List::carve(start, 8, 3) };
+        list.prepend(unsafe { Chain::carve(start, 8, 3) });
         let mut chain = Chain::new(list.pop().unwrap());
         chain.push(list.pop().unwrap());
-        chain.push(list.pop().unwrap());
-        chain.set_end(null_mut());
-        assert_eq!(chain.count(), 3);
-        // SAFETY: the chain's three blocks, its end set to null; the chain is not used again.
-        let (last, rest) = unsafe { List::peek(chain.first(), 3) };
-        assert_eq!((last, rest), (start, null_mut()));
+        let third = list.pop().unwrap().into_start();
+        chain.set_end(third.as_ptr());
+        assert_eq!(chain.count(), 2);
+        // SAFETY: the chain's two blocks, whose end was just set; nobody else has them.
+        let (last, rest) = unsafe { peek(chain.first(), 2) };
+        assert_eq!((last, rest), (start, third.as_ptr()));
+        list.prepend(chain);
+        assert_eq!(list.count(), 2);
+        assert_eq!([list.pop(), list.pop()].map(|block| block.unwrap().into_start()).into_iter().last(), Some(start));
     }
 }

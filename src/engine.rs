@@ -27,11 +27,14 @@ use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
 const SPARE_SHARDS: usize = 3;
 
-/// All caches together may hold this share of the bytes that the heap holds.
-const CACHED_SHARE: usize = 16;
+/// From this many bytes held on, memory is spent on speed.
+const LARGER_HEAP_LEN: usize = 1 << 20;
 
-/// A slab takes at most this share of the bytes that the heap holds, where it needs no more for one block.
-const SLAB_SHARE: usize = 256;
+/// All caches together may hold this share of the bytes held: of a small heap, of a larger one.
+const CACHED_SHARES: [usize; 2] = [16, 8];
+
+/// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a larger one.
+const SLAB_SHARES: [usize; 2] = [256, 64];
 const MAX_SLAB_LEN: usize = 16 * 1024;
 /// A long block's slab holds this many on a big heap.
 const LONG_BLOCKS: usize = 4;
@@ -213,11 +216,9 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// What a new slab of the class needs.
     pub(crate) fn slab_want(&self, class: SizeClass) -> Want {
         let held_len = self.pages.held_len();
-        let granule = match held_len {
-            ..=TINY_HEAP_LEN => MIN_SLAB_LEN,
-            ..=SMALL_HEAP_LEN => 1024,
-            _ => 4096,
-        };
+        let granules = [(TINY_HEAP_LEN, MIN_SLAB_LEN), (SMALL_HEAP_LEN, 1024)].into_iter();
+        let granule =
+            granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
         Want {
             len: slab_len(class, granule, slab_target(class, held_len).max(granule)),
             least_len: slab_len(class, MIN_SLAB_LEN, 0),
@@ -240,7 +241,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         if !taken.exhausted {
             self.bin(home, class).enlist(slab);
         }
-        Some(taken.list)
+        let mut list = List::new();
+        list.prepend(taken.chain);
+        Some(list)
     }
 
     /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes home by its address.
@@ -354,7 +357,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// What one cache may hold, in bytes.
     fn budget(&self) -> usize {
-        self.pages.held_len() / CACHED_SHARE / self.used_caches.load(Ordering::Relaxed).max(1)
+        share_of(self.pages.held_len(), CACHED_SHARES) / self.used_caches.load(Ordering::Relaxed).max(1)
     }
 
     /// Raises the class's limit, or lowers another one's so that the next attempt succeeds.
@@ -409,5 +412,10 @@ impl<const CPUS: usize> Engine<CPUS> {
 
 /// How long a slab should be.
 fn slab_target(class: SizeClass, held_len: usize) -> usize {
-    (held_len / SLAB_SHARE).min(MAX_SLAB_LEN.max(LONG_BLOCKS * class.block_len()))
+    share_of(held_len, SLAB_SHARES).min(MAX_SLAB_LEN.max(LONG_BLOCKS * class.block_len()))
+}
+
+/// The share of the bytes held that small and larger heaps spend on something.
+fn share_of(held_len: usize, [small, larger]: [usize; 2]) -> usize {
+    held_len / if held_len < LARGER_HEAP_LEN { small } else { larger }
 }

@@ -183,7 +183,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 /// Where a block without bytes is.
 fn dangling(layout: Layout) -> NonNull<u8> {
     // An alignment is a power of two, so never 0.
-    NonNull::without_provenance(core::num::NonZero::new(layout.align()).unwrap_or(core::num::NonZero::<usize>::MIN))
+    NonNull::new(core::ptr::without_provenance_mut(layout.align())).unwrap_or(NonNull::dangling())
 }
 
 fn clear(block: NonNull<[u8]>, len: usize) {
@@ -204,7 +204,8 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
 
     #[inline]
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
-        let Some(start) = NonNull::new(start) else { return };
+        // SAFETY: by the contract of `GlobalAlloc` the block is one that `alloc` gave, so not null.
+        let start = unsafe { NonNull::new_unchecked(start) };
         match SizeClass::of(layout) {
             Some(class) if !may_be_run(class) => {
                 // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.

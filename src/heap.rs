@@ -34,7 +34,7 @@ use crate::slab::home_at;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The shortest chunk worth asking a provider for that has as much.
-const MIN_CHUNK_LEN: usize = 256 * 1024;
+const MIN_CHUNK_LEN: usize = 1024 * 1024;
 const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
 /// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's size.
 const CHUNK_SHARE: usize = 4;
@@ -48,6 +48,10 @@ const GROW_TRIES: u32 = 8;
 /// How often `search` looks again because a lock was busy, before it asks for pages it may not need. Each look waits within the spin limit,
 /// so the sum is about a millisecond: more than any holder takes that runs, less than a time slice of one that does not.
 const BUSY_TRIES: u32 = 16;
+
+/// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the middle of a step, here or in
+/// the provider, or a virtual CPU that its host does not run, hides what it holds for a time slice. Each look waits within the spin limit.
+const LAST_TRIES: u32 = 1024;
 
 /// How often the kernel is asked to relieve the pressure for one allocation.
 const RELIEF_TRIES: u32 = 4;
@@ -88,8 +92,14 @@ impl<P: fmt::Debug, C: fmt::Debug, const CPUS: usize> fmt::Debug for Heap<P, C, 
 /// A cache that this context holds.
 pub(crate) struct Entered<'a, C: CpuMode> {
     pub(crate) cache: &'a CpuCache,
-    pub(crate) caller: Caller,
+    index: usize,
     _guard: C::Guard,
+}
+
+impl<C: CpuMode> Entered<'_, C> {
+    pub(crate) fn caller(&self) -> Caller {
+        Caller { index: self.index, nested: false }
+    }
 }
 
 impl<C: CpuMode> Drop for Entered<'_, C> {
@@ -138,7 +148,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
         let engine = &self.heap.engine;
         match self.heap.enter() {
             Ok(entered) => {
-                let refill = || engine.refill(entered.cache, self.class, entered.caller).ok();
+                let refill = || engine.refill(entered.cache, self.class, entered.caller()).ok();
                 entered.cache.pop(self.class).or_else(refill)
             }
             Err(caller) => engine.obtain_one(self.class, caller).ok(),
@@ -177,7 +187,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if !taken {
             return Err(Caller { index, nested: true });
         }
-        Ok(Entered { cache, caller: Caller { index, nested: false }, _guard: guard })
+        Ok(Entered { cache, index, _guard: guard })
     }
 
     #[inline]
@@ -196,7 +206,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         match self.enter() {
             Ok(entered) => {
                 if class.index() < TINY_COUNT && !self.is_near(&entered, &block) {
-                    return self.free_far(entered, block);
+                    return self.free_tiny(entered, class, block);
                 }
                 if let Err(block) = entered.cache.push(class, block) {
                     self.free_spill(entered, class, block);
@@ -206,12 +216,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Whether a tiny block's slab is at home on this CPU. If not, keeping the block would make two CPUs deal out neighbours in
-    /// one cache line for ever.
+    /// Whether a tiny block's slab is known to be at home on this CPU. If it is not, keeping the block would make two CPUs deal out
+    /// neighbours in one cache line for ever.
     #[inline]
     fn is_near(&self, entered: &Entered<'_, C>, block: &Block) -> bool {
         let desc = self.engine.pages.desc_near(&entered.cache.chunk_hint, block.start());
-        desc.is_some_and(|desc| home_at(desc) == entered.caller.index)
+        desc.is_some_and(|desc| home_at(desc) == entered.index)
     }
 
     // Slow paths: own cache empty or full.
@@ -219,7 +229,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn alloc_refill(&self, entered: Entered<'_, C>, class: SizeClass) -> Option<NonNull<u8>> {
-        let caller = entered.caller;
+        let caller = entered.caller();
         let block = self.engine.refill(entered.cache, class, caller);
         let asked = entered.cache.is_drain_asked();
         drop(entered);
@@ -235,7 +245,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
-        let caller = entered.caller;
+        let caller = entered.caller();
         self.engine.spill(entered.cache, class, block, caller);
         let asked = entered.cache.is_drain_asked();
         drop(entered);
@@ -245,10 +255,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.return_surplus(caller);
     }
 
+    /// A tiny block of another CPU's slab, or in another chunk than the last one.
     #[cold]
     #[inline(never)]
-    fn free_far(&self, entered: Entered<'_, C>, block: Block) {
-        let caller = entered.caller;
+    fn free_tiny(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let caller = entered.caller();
+        let desc = self.engine.pages.desc_far(&entered.cache.chunk_hint, block.start());
+        if desc.is_some_and(|desc| home_at(desc) == caller.index) {
+            if let Err(block) = entered.cache.push(class, block) {
+                self.free_spill(entered, class, block);
+            }
+            return;
+        }
         self.engine.give_back(block, Some(entered.cache), caller);
         drop(entered);
         self.return_surplus(caller);
@@ -333,6 +351,20 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             .or_else(|| self.grow(seek, busy, caller))
             .or_else(|| self.scrape(seek, caller))
             .or_else(|| self.relieve(seek, caller))
+            .or_else(|| self.look_again(seek, caller))
+    }
+
+    /// The last look before giving up, and more of them as long as somebody is seen in the way.
+    fn look_again<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
+        let is_busy = || self.provider.is_busy() || self.engine.pages.is_busy();
+        for _ in 0..LAST_TRIES {
+            let busy = is_busy();
+            let found = self.grow(seek, true, caller).or_else(|| seek.attempt(Depth::Thorough));
+            if found.is_some() || !(busy || is_busy()) {
+                return found;
+            }
+        }
+        None
     }
 
     /// Empties what can be reached. Chunks that are then free as a whole may be had again in another length.
@@ -520,7 +552,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub fn drain_current(&self) {
         for class in SizeClass::all() {
             let Ok(entered) = self.enter() else { return };
-            self.engine.drain_class(entered.cache, class, entered.caller);
+            self.engine.drain_class(entered.cache, class, entered.caller());
             entered.cache.end_drain();
         }
     }
@@ -566,7 +598,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Who runs, without holding anything.
     pub(crate) fn caller(&self) -> Caller {
         match self.enter() {
-            Ok(entered) => entered.caller,
+            Ok(entered) => entered.caller(),
             Err(caller) => caller,
         }
     }

@@ -14,7 +14,7 @@ use core::ptr::NonNull;
 
 use crate::cpu::CpuMode;
 use crate::engine::Caller;
-use crate::heap::{Depth, Heap, Seek};
+use crate::heap::{Depth, Entered, Heap, Seek};
 use crate::pages::{AddError, Kind, PageDesc, Refused, Run, Use, Want};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
@@ -103,7 +103,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// One attempt with the cache held, so that who interrupts it knows.
     fn run_once(&self, layout: Layout, use_: Use) -> (Result<LargeBlock, Refused>, Caller) {
         let entered = self.enter();
-        let caller = entered.as_ref().map_or_else(|caller| *caller, |entered| entered.caller);
+        let caller = entered.as_ref().map_or_else(|caller| *caller, Entered::caller);
         let wait = !(C::PINNED && caller.nested);
         let run = self.engine.pages.alloc(layout.size(), layout.align(), use_, caller.index, wait);
         drop(entered);

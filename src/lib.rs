@@ -1,4 +1,116 @@
 //! A heap for kernels: scales with CPUs, and may be called from every context.
+//!
+//! [`Heap`] takes the idea of Zig's `std.heap.SmpAllocator` (a small set of independently locked states, free lists by
+//! size class, try-lock and *move on* where a state is busy, no lock that everybody needs) and rebuilds it for a kernel:
+//! a cache per CPU instead of per thread, any source of pages instead of `mmap`, and safe in tasks, interrupts, exceptions,
+//! NMIs, and on the first line of boot. Stable Rust, `no_std`, no dependency but those of the features below.
+//!
+//! # Quick start
+//! A heap is made of three things: where pages come from ([`PageProvider`]; [`RegionProvider`] is one), how the running
+//! CPU is known ([`Hint`] or [`Pinned`]), and how many CPUs get a cache.
+//!
+//! ```
+//! # #[cfg(feature = "region")] {
+//! use core::alloc::Layout;
+//! use smp_heap::{CpuHint, Heap, Hint, RegionProvider};
+//!
+//! /// Your kernel's way to tell CPUs apart. Every answer is sound; a good one is fast.
+//! struct ThisCpu;
+//!
+//! impl CpuHint for ThisCpu {
+//!     fn current_cpu(&self) -> Option<usize> {
+//!         None // not known yet
+//!     }
+//! }
+//!
+//! // In a kernel: #[global_allocator]
+//! static HEAP: Heap<RegionProvider<4>, Hint<ThisCpu>, 16> = Heap::new(RegionProvider::new(), Hint(ThisCpu));
+//!
+//! let layout = Layout::new::<[u64; 4]>();
+//! assert!(HEAP.alloc(layout).is_err(), "there is no memory yet: an error, no panic");
+//!
+//! # let memory = Box::leak(vec![0_u8; 64 << 10].into_boxed_slice());
+//! # let (start, len) = (memory.as_mut_ptr(), memory.len());
+//! // SAFETY: nothing else uses these bytes from now on.
+//! unsafe { HEAP.provider().add_region(start, len) }?;
+//! let block = HEAP.alloc(layout).map_err(|_| "no memory")?;
+//! assert!(block.len() >= layout.size());
+//! // SAFETY: the block came from this heap with this Layout, and is used no more.
+//! unsafe { HEAP.free(block.cast(), layout) };
+//! # }
+//! # Ok::<(), Box<dyn core::error::Error>>(())
+//! ```
+//!
+//! # Layers
+//! Each imports only from lines below its own; `tests/host/layers.rs` reads this list and holds it against the sources.
+//!
+//! ```text
+//! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
+//! large                           blocks that are page runs of their own
+//! heap                            fast paths, the lap, the out-of-memory sequence, calls of the provider, drain and trim
+//! engine                          refill, flush, home bins, retiring of slabs, nested callers, cache budgets
+//! cache, partial                  one CPU's bounded lists; one CPU's partial slabs by class
+//! slab, ring                      a run cut into blocks and its word; a list of such runs
+//! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
+//! block, gate                     the only code that reads and writes free blocks; one context at a time with the provider
+//! size_class, provider, cpu       Layout to class; the two contracts and their adapters
+//! sync                            the seam of all atomics, the try-lock
+//! ```
+//!
+//! # Where it comes from
+//!
+//! | `SmpAllocator` | here |
+//! |---|---|
+//! | 128 thread states; the slot is the thread's index, capped by the CPU count | one cache per CPU, their number a const parameter; with [`Hint`] the index is only a guess, with [`Pinned`] a promise |
+//! | try-lock, else the next slot, until one is free | hint: try-lock, else one lap over the other caches from where the last one succeeded; pinned: a plain flag, and no other cache. Then single blocks straight from the slabs |
+//! | a free list per class and state, unbounded | two lists per class and cache, bounded by a limit that follows the bytes held, down to 0 |
+//! | `next_addrs[class]`: fresh memory of a state | fresh blocks are carved from a slab, counted in its word, under its bin's lock |
+//! | one search of another slot before mapping | own bin, then a new slab, other bins only when there are no pages |
+//! | slabs of 64 KiB; classes are powers of two, 8 B to 32 KiB | slabs of 256 B to 16 KiB (longer only for long blocks); 44 classes, four to a doubling above 64 B, up to 32 KiB |
+//! | leftovers of a thread are found by others by chance | surplus goes back to its slab in batches; caches can be drained |
+//! | memory is never given back | whole slabs go to the page heap, empty chunks to the provider |
+//! | `PageAllocator`: map, unmap, realloc | [`PageProvider`]: `map`, `unmap`, `resize`, `remap`, called with nothing of the heap locked |
+//! | `alloc`, `resize`, `remap`, `free` of the `Allocator` vtable | the same four as methods, [`GlobalAlloc`](core::alloc::GlobalAlloc), and with a feature `allocator_api2::alloc::Allocator` |
+//! | null or false | [`AllocError`], `None`, false; never a panic |
+//!
+//! # Words
+//! One meaning each, in names as in comments.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | block | what callers get |
+//! | size class | the sizes that blocks of one length serve |
+//! | slab | a page run cut into blocks of one class |
+//! | chunk | a page run that the provider gave |
+//! | granule | what a chunk is counted in: 256 B, 1 KiB or 4 KiB |
+//! | free list | free blocks, linked through themselves |
+//! | cache | one CPU's free lists |
+//! | partial slab | a slab with blocks to give, in the list of a bin |
+//! | whole | of a slab: no block of it is out |
+//! | bin, shard | the partial slabs of one class at one home; one CPU's bins |
+//! | fresh | never handed out yet |
+//! | large | a block that is a page run; *huge*: one that is a chunk's equal, straight from the provider |
+//! | hint, pin | a guess at the CPU; a promise to stay on it |
+//! | lap | one bounded pass over the caches |
+//! | refill, flush | a batch of blocks down from slabs into a cache; back from a cache to slabs |
+//! | drain, trim | to empty caches; to give empty memory back to the provider |
+//! | resize, remap | never moves; may move but never copies |
+//! | nested | of a context: it interrupted the heap on its own CPU |
+//!
+//! # Contexts
+//! [`alloc`](Heap::alloc), [`resize`](Heap::resize), [`remap`](Heap::remap), [`realloc`](Heap::realloc) and
+//! [`free`](Heap::free) may be called from every context, with interrupts open or masked; so may
+//! [`drain_current`](Heap::drain_current), [`drain`](Heap::drain) and [`stats`](Heap::stats). [`trim`](Heap::trim) calls
+//! the provider and takes time in proportion to the heap; [`verify`](Heap::verify) is for a heap at rest. Every wait of the heap
+//! has a bound: for a lock of its own some thousand looks, for the provider's gate about a million. A nested allocation
+//! under a pin takes what lies at hand and asks the provider only if that is [`REENTRANT`](PageProvider::REENTRANT).
+//!
+//! # Features
+//! - `region` (default): [`RegionProvider`], over `linked_list_allocator` and `spin`.
+//! - `x86_64`: `cpu::x86_64::InterruptsMasked`, over the `x86_64` crate.
+//! - `allocator-api2`: `allocator_api2::alloc::Allocator` for `&Heap`.
+//!
+//! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
 #![no_std]
 
 #[cfg(test)]
@@ -32,3 +144,8 @@ pub use provider::{RegionError, RegionProvider};
 pub use size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
 pub use stats::{ClassStats, CpuStats, RunInfo, RunKind, Stats};
 pub use verify::Violation;
+
+/// The examples of the README, compiled.
+#[cfg(all(doctest, feature = "region"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -19,7 +19,7 @@
 
 use core::ptr::null_mut;
 
-use crate::block::List;
+use crate::block::{Chain, List};
 use crate::pages::{Kind, PageDesc};
 use crate::ring::{Ring, pop_inbox};
 use crate::size_class::{CLASS_COUNT, SizeClass};
@@ -105,7 +105,7 @@ impl Bin {
         }
     }
 
-    /// Takes up to `most` blocks out of one slab. `Err`: there may be blocks, but somebody was in the way, and stayed there within the
+    /// Takes up to `most` blocks out of a few slabs. `Err`: there may be blocks, but somebody was in the way, and stayed there within the
     /// spin limit if `wait`.
     pub(crate) fn take(&self, most: u32, wait: bool) -> Result<Option<List>, Busy> {
         if self.looks_empty() {
@@ -114,28 +114,37 @@ impl Bin {
         let held = if wait { self.lock.lock_bounded() } else { self.lock.try_lock() };
         let held = held.ok_or(Busy)?;
         self.receive(&held);
+        let mut list = List::new();
+        let mut busy = false;
         for _ in 0..TAKE_SLABS {
-            let Some(slab) = self.first(&held) else { return Ok(None) };
-            if let Some(list) = self.take_from(&held, slab, most) {
-                return Ok(Some(list));
+            let Some(slab) = self.first(&held).filter(|_| list.count() < most) else { break };
+            match self.take_from(&held, slab, most - list.count()) {
+                Some(chain) => list.prepend(chain),
+                None => {
+                    busy = true;
+                    self.partial.turn();
+                }
             }
-            self.partial.turn();
         }
-        Err(Busy)
+        match list.count() {
+            0 if busy => Err(Busy),
+            0 => Ok(None),
+            _ => Ok(Some(list)),
+        }
     }
 
-    /// Takes from one slab and leaves it in the list where it belongs afterwards.
-    fn take_from(&self, held: &Held<'_>, slab: Slab<'_>, most: u32) -> Option<List> {
+    /// Takes from one slab and leaves it in the list where it belongs afterwards. `None`: pushers came in between too often.
+    fn take_from(&self, held: &Held<'_>, slab: Slab<'_>, most: u32) -> Option<Chain> {
         let stays = slab.desc().kind() == Kind::SlabPartial && !slab.may_exhaust(most);
         if stays {
-            return slab.take(most).map(|taken| taken.list);
+            return slab.take(most).map(|taken| taken.chain);
         }
         self.unlink(held, slab);
         match slab.take(most) {
-            Some(Taken { list, exhausted: true }) => Some(list),
+            Some(Taken { chain, exhausted: true }) => Some(chain),
             taken => {
                 self.link(held, slab, Kind::SlabPartial);
-                taken.map(|taken| taken.list)
+                taken.map(|taken| taken.chain)
             }
         }
     }

@@ -30,6 +30,7 @@ const TABLE_LEN: usize = 1024;
 pub struct SizeClass(u8);
 
 /// The class of every size up to [`TABLE_LEN`], in steps of 8 bytes.
+#[expect(clippy::indexing_slicing, reason = "at compile time; the loop ends at the table's length")]
 static TABLE: [u8; TABLE_LEN / STEP + 1] = {
     let mut table = [0; TABLE_LEN / STEP + 1];
     let mut step = 0;
@@ -41,6 +42,8 @@ static TABLE: [u8; TABLE_LEN / STEP + 1] = {
 };
 
 /// The block length of every class, in bytes.
+#[expect(clippy::indexing_slicing, reason = "at compile time; the loop ends at the table's length")]
+#[expect(clippy::cast_possible_truncation, reason = "at most MAX_SMALL_LEN, asserted")]
 static LENS: [u16; CLASS_COUNT] = {
     let mut lens = [0; CLASS_COUNT];
     let mut index = 0;
@@ -108,14 +111,18 @@ impl SizeClass {
     /// From 0 to [`CLASS_COUNT`] - 1, by length.
     #[inline]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        let index = self.0 as usize;
+        // SAFETY: `of` and `from_index`, which make every class, give indexes below CLASS_COUNT: the table and `compute_index` by the
+        // assertion on the longest size, `from_index` by its check. Tables by class are then read without a check.
+        unsafe { core::hint::assert_unchecked(index < CLASS_COUNT) };
+        index
     }
 
     /// The length of the class's blocks in bytes: what a caller may use of one.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "an index is below CLASS_COUNT, the table's length")]
     pub const fn block_len(self) -> usize {
-        LENS[self.0 as usize] as usize
+        LENS[self.index()] as usize
     }
 
     /// The alignment that every block of this class has: the largest power of two that divides its length.

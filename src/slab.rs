@@ -32,7 +32,7 @@
 
 use core::ptr::{NonNull, null_mut};
 
-use crate::block::{Chain, List};
+use crate::block::{Chain, peek};
 use crate::pages::{Chunk, Kind, PageDesc};
 use crate::size_class::SizeClass;
 use crate::sync::Ordering;
@@ -54,7 +54,7 @@ pub(crate) const MAX_HOMES: usize = 256;
 
 /// The longest slab in bytes: offsets and counts are 16 bits wide.
 const MAX_SLAB_LEN: usize = 256 * 1024;
-const _: () = assert!(MAX_SLAB_LEN / HEAD_UNIT < FIELD as usize, "an offset plus one fits 16 bits");
+const _: () = assert!(MAX_SLAB_LEN / HEAD_UNIT < u16::MAX as usize, "an offset plus one fits 16 bits");
 
 /// How often a popper tries again when pushers come in between. Each lost try is a push that succeeded.
 const TAKE_TRIES: u32 = 8;
@@ -72,7 +72,7 @@ pub(crate) struct Duty {
 /// What came out of a slab.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    pub(crate) list: List,
+    pub(crate) chain: Chain,
     /// Nothing is left in the slab and it is no longer LISTED. From that moment a pusher may enlist it again, so a taker
     /// unlinks it *before* it takes what [may be](Slab::may_exhaust) all.
     pub(crate) exhausted: bool,
@@ -158,7 +158,6 @@ impl<'a> Slab<'a> {
         home_at(self.desc)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 6 bits")]
     pub(crate) fn class(self) -> SizeClass {
         let index = (self.load().0 >> CLASS_SHIFT) as usize & 0x3f;
         SizeClass::from_index(index).unwrap_or(SizeClass::LONGEST)
@@ -273,7 +272,7 @@ impl<'a> Slab<'a> {
     fn take_freed(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let head = NonNull::new(self.head_of(old))?;
         // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only popper.
-        let (last, rest) = unsafe { List::peek(head, count as u32) };
+        let (last, rest) = unsafe { peek(head, count as u32) };
         let exhausted = count == old.count() && old.carved() == capacity;
         let mut new = Word(old.0 - (count << COUNT_SHIFT)).with_head(self.head_for(rest));
         if exhausted {
@@ -283,8 +282,8 @@ impl<'a> Slab<'a> {
             return None;
         }
         // SAFETY: the exchange unhooked exactly these blocks: `head` had not moved, and behind it nobody else takes.
-        let list = unsafe { List::cut(head, last, count as u32) };
-        Some(Taken { list, exhausted })
+        let chain = unsafe { Chain::from_raw(head, last, count as u32) };
+        Some(Taken { chain, exhausted })
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
@@ -302,8 +301,8 @@ impl<'a> Slab<'a> {
         // SAFETY: `carved + count <= capacity` blocks fit the run, so the offset is inside it.
         let start = unsafe { self.start().add(offset) };
         // SAFETY: blocks from `carved` on were never handed out, and the exchange made `count` of them ours.
-        let list = unsafe { List::carve(start, block_len, count as u32) };
-        Some(Taken { list, exhausted })
+        let chain = unsafe { Chain::carve(start, block_len, count as u32) };
+        Some(Taken { chain, exhausted })
     }
 
     /// Makes a whole slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's lock and saw

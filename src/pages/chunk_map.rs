@@ -135,7 +135,7 @@ pub(crate) struct ChunkMap {
     first_used: AtomicUsize,
     /// Bit `n`: entries of order `n` have been inserted.
     orders: AtomicU64,
-    /// Excludes inserters and whoever changes the chain of tables.
+    /// Excludes those who insert behind table 0 and those who change the chain of tables from each other.
     writer: TryLock,
     next: AtomicPtr<Table>,
     /// Contexts that are looking behind table 0.
@@ -212,18 +212,34 @@ impl ChunkMap {
     /// Enters a chunk under each section it touches. The caller owns it and it stays mapped until the entry has
     /// left. Bounded: two buckets a section and table. Waits within the spin limit if `wait`.
     pub(crate) fn insert(&self, entry: &Entry, wait: bool) -> Result<(), AddError> {
-        let held = if wait { self.writer.lock_bounded() } else { self.writer.try_lock() };
-        let Some(_held) = held else { return Err(AddError::Busy) };
         self.orders.fetch_or(1 << entry.order, Relaxed);
         for (done, section) in entry.sections().enumerate() {
-            if self.each_table(|table| table.put(section, entry)).is_none() {
+            if let Err(error) = self.put(section, entry, wait) {
                 for section in entry.sections().take(done) {
                     self.each_table(|table| table.change(section, entry, Change::Remove));
                 }
-                return Err(AddError::Full);
+                return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// Enters `entry` for a section: into table 0, without a lock, or behind it, where the lock keeps the table from
+    /// being unlinked meanwhile.
+    fn put(&self, section: usize, entry: &Entry, wait: bool) -> Result<(), AddError> {
+        if self.first_view().put(section, entry).is_some() {
+            return Ok(());
+        }
+        if self.next.load(Acquire).is_null() {
+            return Err(AddError::Full);
+        }
+        let held = if wait { self.writer.lock_bounded() } else { self.writer.try_lock() };
+        let Some(_held) = held else { return Err(AddError::Busy) };
+        self.tables().find_map(|table| table.view().put(section, entry)).ok_or(AddError::Full)
+    }
+
+    fn first_view(&self) -> View<'_> {
+        View { buckets: &self.first, used: &self.first_used }
     }
 
     /// Marks or takes out what [`insert`](Self::insert) entered. Lock-free; the caller owns the entry.
@@ -236,7 +252,7 @@ impl ChunkMap {
     /// The first success of `visit` over the tables, table 0 first. A table behind it is visited only between
     /// an addition to and a subtraction from `readers`; see [`take_empty_table`](Self::take_empty_table).
     fn each_table<R>(&self, mut visit: impl FnMut(View<'_>) -> Option<R>) -> Option<R> {
-        let found = visit(View { buckets: &self.first, used: &self.first_used });
+        let found = visit(self.first_view());
         if found.is_some() || self.next.load(Acquire).is_null() {
             return found;
         }
@@ -399,10 +415,10 @@ impl<'a> View<'a> {
         self.slots(section, order).find(|slot| slot.key() == key && slot.value.load(Relaxed) == value)
     }
 
-    /// Enters `entry` for a section, if one of its slots here is free. Under the writer's lock.
+    /// Enters `entry` for a section, if one of its slots here is free. A slot is first taken by marking it as leaving, with no
+    /// start, which no reader takes for anything; so inserters need no lock against each other.
     fn put(self, section: usize, entry: &Entry) -> Option<()> {
-        let slot = self.slots(section, entry.order).find(|slot| slot.key() == 0)?;
-        let reuse = slot.key.load(Relaxed).wrapping_add(REUSE_ONE) & REUSE;
+        let (slot, reuse) = self.slots(section, entry.order).find_map(Slot::take)?;
         self.used.fetch_add(1, Relaxed);
         fence(Release);
         slot.value.store(entry.value, Relaxed);
@@ -464,6 +480,14 @@ struct Slot<'a> {
 }
 
 impl Slot<'_> {
+    /// Takes the slot if it is free; gives the reuse count that its entry will have.
+    fn take(self) -> Option<(Self, usize)> {
+        let old = self.key.load(Relaxed);
+        let reuse = old.wrapping_add(REUSE_ONE) & REUSE;
+        let is_free = old & !REUSE == 0;
+        (is_free && self.key.compare_exchange(old, LEAVING | reuse, Acquire, Relaxed).is_ok()).then_some((self, reuse))
+    }
+
     /// The key without its reuse count; 0 in a free slot.
     fn key(&self) -> usize {
         self.key.load(Acquire) & !REUSE

@@ -156,6 +156,11 @@ impl<const N: usize> Pages<N> {
         self.pools().map(Pool::free_len).sum()
     }
 
+    /// Whether somebody holds a pool's lock. A guess.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.pools().any(Pool::is_busy)
+    }
+
     /// About the longest free run, in bytes; pools whose lock is taken are left out.
     pub(crate) fn largest_free(&self) -> usize {
         self.pools().filter_map(|pool| pool.open(false)).map(|open| open.largest_free()).max().unwrap_or(0)
@@ -287,16 +292,15 @@ impl<const N: usize> Pages<N> {
         unsafe { Chunk::from_link(header.cast()) }
     }
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in, by way of the caller's hint. Fast.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the caller's hint knows. Fast.
     #[inline]
     pub(crate) fn desc_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
-        let removals = self.removals.load(Relaxed);
-        hint.desc(addr, removals).or_else(|| self.desc_far(hint, addr, removals))
+        hint.desc(addr, self.removals.load(Relaxed))
     }
 
-    #[cold]
-    #[inline(never)]
-    fn desc_far(&self, hint: &ChunkHint, addr: NonNull<u8>, removals: usize) -> Option<&PageDesc> {
+    /// The same by looking the chunk up, which the hint then knows.
+    pub(crate) fn desc_far(&self, hint: &ChunkHint, addr: NonNull<u8>) -> Option<&PageDesc> {
+        let removals = self.removals.load(Relaxed);
         let chunk = self.lookup(addr)?;
         hint.set(chunk, removals);
         chunk.desc((addr.as_ptr().addr() - chunk.addr()) >> chunk.shift())

@@ -230,6 +230,10 @@ impl Pool {
         !self.deferred.load(Relaxed).is_null()
     }
 
+    pub(crate) fn is_busy(&self) -> bool {
+        self.lock.is_held()
+    }
+
     pub(crate) fn free_len(&self) -> usize {
         self.free_len.load(Relaxed)
     }

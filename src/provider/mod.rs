@@ -136,6 +136,12 @@ pub unsafe trait PageProvider {
         run
     }
 
+    /// Whether somebody is in the way of a call at this moment, so that a refusal may not be the last word: the heap then asks
+    /// again, within a bound, before it reports that there is no memory. For providers that only try their locks.
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     /// Asked when an allocation would fail, before it does: can the kernel free memory, or add some? True if it
     /// is worth another try. Called with nothing locked; may free, may add a region. `need` is the run that
     /// could not be had.

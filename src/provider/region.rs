@@ -250,6 +250,10 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
 
     /// Whole small regions while they are untouched; else at least 64 KiB and a thirty-second of the region, so that
     /// its list of holes stays short; never more than the region has left, never less than `run`.
+    fn is_busy(&self) -> bool {
+        self.slots.iter().any(|slot| slot.heap.is_locked())
+    }
+
     fn prefer(&self, run: PageRun) -> PageRun {
         // The region that `map` would come to first.
         let Some(region) = self.regions().find(|region| region.free_len() >= run.len() && region.pages().serves(run))

@@ -109,7 +109,9 @@ mod mmap {
             let skip = start.addr().get().wrapping_neg() & (run.align() - 1);
             // SAFETY: `skip <= spare`, so this stays in the mapping.
             let aligned = unsafe { start.add(skip) };
-            for (from, len) in [(start, skip), (unsafe { aligned.add(run.len()) }, spare - skip)] {
+            // SAFETY: `skip + run.len()` is at most the mapping's length.
+            let behind = unsafe { aligned.add(run.len()) };
+            for (from, len) in [(start, skip), (behind, spare - skip)] {
                 if len > 0 {
                     // SAFETY: the pages before and behind the run are in the mapping just made and unused.
                     unsafe { libc::munmap(from.as_ptr().cast(), len) };

@@ -1,5 +1,14 @@
 //! The heap on the host: threads play CPUs, signals play interrupts. One file for each kind of behaviour.
 
+#![expect(
+    clippy::std_instead_of_core,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "these run on a host, and a failed check ends a test, which is what a test is for"
+)]
+
 mod common;
 mod nested;
 mod promises;

@@ -34,11 +34,7 @@ impl Ring {
     /// Nothing held yet; allocates nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            held: [const { Held::nothing() }; HELD_COUNT],
-            ticks: 0,
-            refused: 0,
-        }
+        Self { held: [const { Held::nothing() }; HELD_COUNT], ticks: 0, refused: 0 }
     }
 
     /// One interrupt's work on CPU `cpu`.
@@ -94,18 +90,11 @@ impl Default for Ring {
 
 impl Held {
     const fn nothing() -> Self {
-        Self {
-            word: 0,
-            block: Vec::new(),
-        }
+        Self { word: 0, block: Vec::new() }
     }
 
     fn check(&self) -> Result<(), Overwritten> {
-        if self.block.iter().all(|word| *word == self.word) {
-            Ok(())
-        } else {
-            Err(Overwritten)
-        }
+        if self.block.iter().all(|word| *word == self.word) { Ok(()) } else { Err(Overwritten) }
     }
 }
 
@@ -131,10 +120,7 @@ mod tests {
             assert_eq!(ring.tick(3), Ok(()));
         }
         assert_eq!((ring.ticks(), ring.refused()), (1_000, 0));
-        assert_eq!(
-            ring.held.iter().filter(|held| !held.block.is_empty()).count(),
-            HELD_COUNT
-        );
+        assert_eq!(ring.held.iter().filter(|held| !held.block.is_empty()).count(), HELD_COUNT);
         assert_eq!(ring.release(), Ok(()));
         assert!(ring.held.iter().all(|held| held.block.is_empty()));
     }

@@ -61,9 +61,5 @@ pub(crate) fn make(input: usize) -> Option<Product> {
         }
         sum.bytes(text.as_bytes());
     }
-    Some(Product {
-        units,
-        checksum: sum.get(),
-        keep: Box::new(keep),
-    })
+    Some(Product { units, checksum: sum.get(), keep: Box::new(keep) })
 }

@@ -91,11 +91,7 @@ pub struct Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} of input {}: expected {:#018x}, found ",
-            self.name, self.input, self.expected
-        )?;
+        write!(f, "{} of input {}: expected {:#018x}, found ", self.name, self.input, self.expected)?;
         match self.found {
             Some(sum) => write!(f, "{sum:#018x}"),
             None => f.write_str("no result"),
@@ -130,12 +126,7 @@ impl Workload {
         let product = (self.make)(input);
         match product {
             Some(product) if product.checksum == expected => Ok(product),
-            other => Err(Mismatch {
-                name: self.name,
-                input,
-                expected,
-                found: other.map(|product| product.checksum),
-            }),
+            other => Err(Mismatch { name: self.name, input, expected, found: other.map(|product| product.checksum) }),
         }
     }
 }

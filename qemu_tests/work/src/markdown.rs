@@ -35,26 +35,12 @@ pub(crate) fn make(input: usize) -> Option<Product> {
     let memory = instance.get_memory(&store, "memory")?;
     let at = instance.get_typed_func::<i32, i32>(&store, "input").ok()?;
     let at = at.call(&mut store, i32::try_from(page.len()).ok()?).ok()?;
-    memory
-        .write(&mut store, usize::try_from(at).ok()?, page.as_bytes())
-        .ok()?;
-    let len = instance
-        .get_typed_func::<(), i32>(&store, "render")
-        .ok()?
-        .call(&mut store, ())
-        .ok()?;
-    let from = instance
-        .get_typed_func::<(), i32>(&store, "output")
-        .ok()?
-        .call(&mut store, ())
-        .ok()?;
+    memory.write(&mut store, usize::try_from(at).ok()?, page.as_bytes()).ok()?;
+    let len = instance.get_typed_func::<(), i32>(&store, "render").ok()?.call(&mut store, ()).ok()?;
+    let from = instance.get_typed_func::<(), i32>(&store, "output").ok()?.call(&mut store, ()).ok()?;
     let mut html = vec![0; usize::try_from(len).ok()?];
     memory.read(&store, usize::try_from(from).ok()?, &mut html).ok()?;
     let mut sum = Sum::new();
     sum.bytes(&html);
-    Some(Product {
-        units: page.len() as u64,
-        checksum: sum.get(),
-        keep: Box::new((store, module, html)),
-    })
+    Some(Product { units: page.len() as u64, checksum: sum.get(), keep: Box::new((store, module, html)) })
 }

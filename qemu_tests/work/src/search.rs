@@ -23,12 +23,8 @@ pub(crate) const PATTERNS: [&str; 8] = [
 ];
 
 /// The sums over all matches, per document.
-pub(crate) const GOLDEN: [u64; 4] = [
-    0xd0c6_4e38_a538_f706,
-    0x126b_8715_469b_a6da,
-    0xbe9f_3919_4634_396c,
-    0xb9cf_6ee0_1a18_c158,
-];
+pub(crate) const GOLDEN: [u64; 4] =
+    [0xd0c6_4e38_a538_f706, 0x126b_8715_469b_a6da, 0xbe9f_3919_4634_396c, 0xb9cf_6ee0_1a18_c158];
 
 /// Compiles the patterns and collects all that they match, groups included.
 pub(crate) fn make(input: usize) -> Option<Product> {
@@ -39,13 +35,7 @@ pub(crate) fn make(input: usize) -> Option<Product> {
         let regex = Regex::new(pattern).ok()?;
         let matches: Vec<Vec<String>> = regex
             .captures_iter(document.text)
-            .map(|found| {
-                found
-                    .iter()
-                    .flatten()
-                    .map(|group| String::from(group.as_str()))
-                    .collect()
-            })
+            .map(|found| found.iter().flatten().map(|group| String::from(group.as_str())).collect())
             .collect();
         keep.push((regex, matches));
     }
@@ -55,9 +45,5 @@ pub(crate) fn make(input: usize) -> Option<Product> {
             sum.bytes(group.as_bytes());
         }
     }
-    Some(Product {
-        units: document.text.len() as u64,
-        checksum: sum.get(),
-        keep: Box::new(keep),
-    })
+    Some(Product { units: document.text.len() as u64, checksum: sum.get(), keep: Box::new(keep) })
 }

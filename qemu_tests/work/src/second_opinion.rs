@@ -11,18 +11,14 @@ use std::{
 };
 
 fn workload(name: &str) -> &'static Workload {
-    ALL.iter()
-        .find(|workload| workload.name == name)
-        .expect("a workload of that name")
+    ALL.iter().find(|workload| workload.name == name).expect("a workload of that name")
 }
 
 /// The product of one input, checked against its golden sum, and its live structures.
 fn product<T: 'static>(workload: &Workload, input: usize) -> (Product, T) {
     let mut product = workload.run(input).unwrap_or_else(|mismatch| panic!("{mismatch}"));
     let keep = core::mem::replace(&mut product.keep, std::boxed::Box::new(()));
-    let keep = keep
-        .downcast()
-        .unwrap_or_else(|_| panic!("{} keeps another type", workload.name));
+    let keep = keep.downcast().unwrap_or_else(|_| panic!("{} keeps another type", workload.name));
     (product, *keep)
 }
 
@@ -30,9 +26,7 @@ fn product<T: 'static>(workload: &Workload, input: usize) -> (Product, T) {
 fn every_workload_meets_its_golden_sums_in_any_order() {
     for workload in &ALL {
         for input in (0..workload.golden.len()).rev() {
-            let product = workload
-                .run(input + workload.golden.len())
-                .unwrap_or_else(|mismatch| panic!("{mismatch}"));
+            let product = workload.run(input + workload.golden.len()).unwrap_or_else(|mismatch| panic!("{mismatch}"));
             assert!(product.units > 1_000, "{} does little", workload.name);
         }
     }
@@ -43,15 +37,8 @@ fn a_wrong_sum_is_a_mismatch() {
     let mut workload = *workload("deflate");
     workload.golden = &[1];
     let mismatch = workload.run(7).expect_err("the sum is wrong");
-    assert_eq!(
-        (mismatch.input, mismatch.expected, mismatch.found),
-        (0, 1, Some(deflate::GOLDEN[0]))
-    );
-    assert!(
-        mismatch
-            .to_string()
-            .starts_with("deflate of input 0: expected 0x0000000000000001, found 0x")
-    );
+    assert_eq!((mismatch.input, mismatch.expected, mismatch.found), (0, 1, Some(deflate::GOLDEN[0])));
+    assert!(mismatch.to_string().starts_with("deflate of input 0: expected 0x0000000000000001, found 0x"));
 }
 
 #[test]
@@ -68,11 +55,7 @@ fn json_reads_the_same_to_another_parser() {
             count += 1;
         }
     }
-    assert_eq!(
-        count,
-        crate::documents::QMP_SCHEMA.text.lines().count() + 2,
-        "no part is left out"
-    );
+    assert_eq!(count, crate::documents::QMP_SCHEMA.text.lines().count() + 2, "no part is left out");
 }
 
 #[test]
@@ -80,9 +63,7 @@ fn deflate_is_inflated_by_another_crate() {
     for (input, (document, _)) in deflate::INPUTS.iter().enumerate() {
         let (product, (packed, _)) = product::<(Vec<u8>, Vec<u8>)>(workload("deflate"), input);
         let mut back = String::new();
-        flate2::read::ZlibDecoder::new(packed.as_slice())
-            .read_to_string(&mut back)
-            .expect("a zlib stream");
+        flate2::read::ZlibDecoder::new(packed.as_slice()).read_to_string(&mut back).expect("a zlib stream");
         assert!(back == document.text, "{}", document.name);
         let mut sum = Sum::new();
         sum.bytes(document.text.as_bytes());
@@ -115,12 +96,7 @@ fn the_index_is_the_same_by_another_way() {
             sum.bytes(word.as_bytes());
             lines.iter().for_each(|line| sum.number(u64::from(*line)));
         }
-        assert_eq!(
-            (words, sum.get()),
-            (product.units, product.checksum),
-            "{}",
-            document.name
-        );
+        assert_eq!((words, sum.get()), (product.units, product.checksum), "{}", document.name);
     }
 }
 
@@ -134,10 +110,7 @@ fn searches_match_the_same_in_another_engine() {
             let matches: Vec<_> = regex.captures_iter(document.text).collect();
             sum.number(matches.len() as u64);
             for found in &matches {
-                found
-                    .iter()
-                    .flatten()
-                    .for_each(|group| sum.bytes(group.as_str().as_bytes()));
+                found.iter().flatten().for_each(|group| sum.bytes(group.as_str().as_bytes()));
             }
         }
         assert_eq!(sum.get(), product.checksum, "{}", document.name);
@@ -159,9 +132,5 @@ fn pages_render_the_same_without_the_interpreter() {
         assert_eq!(sum.get(), product.checksum);
         whole += page.len();
     }
-    assert_eq!(
-        whole,
-        crate::documents::RUSTC_ERRORS.text.len(),
-        "the parts are the document"
-    );
+    assert_eq!(whole, crate::documents::RUSTC_ERRORS.text.len(), "the parts are the document");
 }
