@@ -10,6 +10,7 @@
 )]
 
 mod common;
+mod layers;
 mod nested;
 mod promises;
 mod stress;
