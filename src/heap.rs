@@ -394,6 +394,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
     fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Option<S::Found> {
+        const {
+            assert!(
+                P::PAGE_LEN.is_power_of_two() && P::PAGE_LEN >= 1024 && P::PAGE_LEN <= 65536,
+                "see PageProvider::PAGE_LEN"
+            )
+        };
         let want = seek.want();
         let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
         let wish = if tight { 0 } else { (self.engine.pages.held_len() / CHUNK_SHARE).max(MIN_CHUNK_LEN) };
