@@ -1,6 +1,7 @@
 //! Which kernel boots on which machines: one line per kernel makes it a row of `cargo test`.
 
 use core::time::Duration;
+use std::env;
 
 use crate::{Boot, Machine};
 
@@ -40,14 +41,19 @@ impl Kernel {
     }
 
     /// The boot of this kernel on one machine with so many CPUs.
+    ///
+    /// `SMP_HEAP_SOAK=10` in the environment makes every kernel that goes in rounds go ten times as many, and gives it ten
+    /// times as long.
     pub fn boot(&self, machine: Machine, cpus: u32) -> Boot {
         let file = self.name.split_once('+').map_or(self.name, |(file, _)| file);
+        let soak = env::var("SMP_HEAP_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1_u32);
         Boot::new(file)
             .machine(machine)
             .cpus(cpus)
             .memory_mib(self.memory_mib)
-            .time_limit(Duration::from_secs(self.seconds))
+            .time_limit(soak.max(1) * Duration::from_secs(self.seconds))
             .args(self.args.iter().copied())
+            .arg("soak", soak.max(1))
             .qemu_args(self.qemu_args.iter().copied())
     }
 }
@@ -57,4 +63,35 @@ impl Kernel {
 pub const KERNELS: &[Kernel] = &[
     Kernel { machines: &[Microvm, Q35], ..Kernel::new("boot") },
     Kernel::new("tasks"),
+    Kernel::new("collections"),
+    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint") },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned") },
+    Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure") },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned") },
+    Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint") },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned") },
+    Kernel { cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint") },
+    Kernel { cpus: &[1, 2, 4], args: &["mode=pinned", "small"], ..Kernel::new("exhaustion+small_pinned") },
+    Kernel { args: &["mode=hint"], ..Kernel::new("failing_provider+hint") },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned") },
+    Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint") },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned") },
+    Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint") },
+    Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned") },
+    Kernel::new("lying_ids"),
+    Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint") },
+    Kernel { args: &["mode=counted"], ..Kernel::new("migration+counted") },
+    Kernel { args: &["mode=masked"], ..Kernel::new("migration+masked") },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint") },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned") },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked") },
+    Kernel { args: &["mode=hint"], ..Kernel::new("provider_calls_heap+hint") },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned") },
+    Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked") },
+    Kernel { args: &["mode=hint", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_hint") },
+    Kernel { args: &["mode=pinned", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_pinned") },
+    Kernel { args: &["mode=hint"], ..Kernel::new("timer_storm+hint") },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned") },
+    Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted") },
+    Kernel { args: &["mode=masked"], ..Kernel::new("timer_storm+masked") },
 ];

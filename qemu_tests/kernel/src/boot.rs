@@ -79,6 +79,12 @@ impl Boot {
             Err(_) => crate::test::fail(format_args!("{key}={value} is not a number")),
         })
     }
+
+    /// How often a test goes round: `rounds` on the command line or `default`, times `soak` if that is there too.
+    #[must_use]
+    pub fn rounds(&self, default: usize) -> usize {
+        self.number("rounds", default) * self.number("soak", 1)
+    }
 }
 
 impl fmt::Debug for Boot {

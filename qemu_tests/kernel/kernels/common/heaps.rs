@@ -1,0 +1,118 @@
+//! The heap that a kernel tests, behind one interface, whatever its type.
+//!
+//! So interrupt handlers, which are plain functions, and helpers need not be generic. The heap's fast paths are
+//! inlined behind the interface as they would be in a kernel.
+
+use core::alloc::GlobalAlloc;
+use core::fmt;
+
+use smp_heap::cpu::CpuMode;
+use smp_heap::{Heap, PageProvider, RegionProvider, Violation};
+use smp_heap_kernel::{Region, smp, sync::Once, test};
+
+/// The most CPUs that a kernel of these is booted with.
+pub(crate) const CPUS: usize = 8;
+
+/// Where all memory comes from in the end.
+pub(crate) type Regions = RegionProvider<8>;
+
+/// A provider that has its memory from regions.
+pub(crate) trait OverRegions: PageProvider {
+    /// The regions.
+    fn regions(&self) -> &Regions;
+}
+
+impl OverRegions for Regions {
+    fn regions(&self) -> &Regions {
+        self
+    }
+}
+
+/// What tests do with a heap, whatever its type.
+pub(crate) trait AnyHeap: GlobalAlloc + Sync {
+    fn regions(&self) -> &Regions;
+    fn verify(&self) -> Result<(), Violation>;
+    fn drain_current(&self);
+    fn trim(&self);
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+}
+
+impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<P, C, N> {
+    fn regions(&self) -> &Regions {
+        self.provider().regions()
+    }
+
+    fn verify(&self) -> Result<(), Violation> {
+        self.verify()
+    }
+
+    fn drain_current(&self) {
+        self.drain_current();
+    }
+
+    fn trim(&self) {
+        self.trim(0);
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.stats(), f)
+    }
+}
+
+/// A reference to a heap that is always there.
+pub(crate) type HeapRef = &'static dyn AnyHeap;
+
+static CHOSEN: Once<HeapRef> = Once::new();
+
+/// Makes `heap` the chosen one. Once, on CPU 0, before anybody wants it.
+pub(crate) fn set_chosen(heap: HeapRef) {
+    // SAFETY: called once, while CPU 0 is alone or the others wait for a job.
+    unsafe { CHOSEN.set(heap) };
+}
+
+/// The chosen heap.
+pub(crate) fn heap() -> HeapRef {
+    match CHOSEN.get() {
+        Some(heap) => *heap,
+        None => test::fail(format_args!("no heap was chosen")),
+    }
+}
+
+/// Gives the chosen heap memory that nobody else uses. Each byte once.
+pub(crate) fn give(region: Region) {
+    // SAFETY: RAM that the boot code left to this kernel, and that the kernel gives away here.
+    let added = unsafe { heap().regions().add_region(region.as_ptr(), region.len) };
+    if let Err(error) = added {
+        test::fail(format_args!("{region:?}: {error}"));
+    }
+}
+
+/// Checks every invariant of the chosen heap. At rest.
+pub(crate) fn verify() {
+    if let Err(violation) = heap().verify() {
+        test::fail(format_args!("{violation}"));
+    }
+}
+
+/// Everything was freed: checks the heap, has it give its memory back, and checks that at most `len` bytes are left: with 0,
+/// that its provider has every page.
+pub(crate) fn expect_left(len: usize) {
+    verify();
+    smp::on_all(|_| heap().drain_current());
+    heap().trim();
+    verify();
+    let held_len = heap().regions().held_len();
+    if held_len > len {
+        test::fail(format_args!("{held_len} bytes did not come back\n{}", Shown));
+    }
+}
+
+/// The chosen heap's statistics.
+#[derive(Debug)]
+pub(crate) struct Shown;
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        heap().show(f)
+    }
+}

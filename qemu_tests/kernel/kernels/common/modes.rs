@@ -1,0 +1,82 @@
+//! The ways to know a CPU; a kernel names those that it can run with, and the command line chooses one of them.
+
+use smp_heap::cpu::{CpuMode, NeverPreempts, PreemptionCounter, PreemptionPin, x86_64::InterruptsMasked};
+use smp_heap::{CpuHint, Hint, Pinned};
+use smp_heap_kernel::cpu;
+
+/// The index in the CPU's own area: right from the moment it is set up, and above any CPU count before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Index;
+
+impl CpuHint for Index {
+    fn current_cpu(&self) -> Option<usize> {
+        Some(cpu::index())
+    }
+}
+
+/// Preemption as this kernel's scheduler knows it.
+#[derive(Debug)]
+pub(crate) enum Pins {}
+
+// SAFETY: a thread is switched by a timer interrupt that finds no pin on its CPU, or where it yields, and nowhere else; `pin`
+// and `unpin` change the count by one instruction of the CPU they run on, and contain compiler fences.
+unsafe impl PreemptionCounter for Pins {
+    fn disable() {
+        cpu::pin();
+    }
+
+    fn enable() {
+        cpu::unpin();
+    }
+}
+
+/// One of the ways to know a CPU.
+pub(crate) trait Mode: CpuMode + Sync {
+    /// What the command line calls it: `mode=hint`.
+    const NAME: &'static str;
+    /// The one value.
+    const NEW: Self;
+}
+
+impl Mode for Hint<Index> {
+    const NAME: &'static str = "hint";
+    const NEW: Self = Hint(Index);
+}
+
+/// Only for kernels that start no threads.
+impl Mode for Pinned<NeverPreempts<Index>> {
+    const NAME: &'static str = "pinned";
+    // SAFETY: a kernel without threads runs one task on each CPU, and what interrupts it and returns; areas have their own
+    // indices, and before there is one the index is above the heap's CPU count.
+    const NEW: Self = Pinned(unsafe { NeverPreempts::new(Index) });
+}
+
+impl Mode for Pinned<PreemptionPin<Pins, Index>> {
+    const NAME: &'static str = "counted";
+    // SAFETY: areas have their own indices, and before there is one the index is above the heap's CPU count.
+    const NEW: Self = Pinned(unsafe { PreemptionPin::new(Index) });
+}
+
+impl Mode for Pinned<InterruptsMasked<Index>> {
+    const NAME: &'static str = "masked";
+    // SAFETY: NMI and exception handlers return to what they interrupted; the indices as above.
+    const NEW: Self = Pinned(unsafe { InterruptsMasked::new(Index) });
+}
+
+/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode.
+macro_rules! heaps {
+    (over $provider:ty = $new:expr; $($mode:ty),+ $(,)?) => {
+        fn choose(boot: &smp_heap_kernel::Boot) {
+            let name = boot.arg("mode").unwrap_or_default();
+            $(
+                if name == <$mode as modes::Mode>::NAME {
+                    static HEAP: smp_heap::Heap<$provider, $mode, { heaps::CPUS }> =
+                        smp_heap::Heap::new($new, <$mode as modes::Mode>::NEW);
+                    return heaps::set_chosen(&HEAP);
+                }
+            )+
+            smp_heap_kernel::test::fail(format_args!("mode={name} is not a mode of this kernel"));
+        }
+    };
+}
+pub(crate) use heaps;

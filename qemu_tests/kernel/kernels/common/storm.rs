@@ -1,0 +1,142 @@
+//! Tasks that allocate and free on every CPU while something interrupts them that does the same.
+//!
+//! Each CPU has places for blocks that its task and its handlers use alike, so what one of them allocated most often another
+//! frees. A flag says when the task is inside the heap; a handler that finds it set interrupted the heap itself.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, compiler_fence};
+
+use smp_heap::battery::Random;
+use smp_heap_kernel::{cpu, println, test, time};
+
+use crate::block::Block;
+use crate::heaps::{CPUS, HeapRef, heap};
+use crate::sizes::random_size;
+use crate::slots::Slots;
+
+/// What a handler does each time.
+const OPERATIONS: usize = 3;
+/// The heap works on this many blocks of each CPU.
+const PLACES: usize = 64;
+
+struct Cpu {
+    inside: AtomicBool,
+    blocks: Slots<PLACES>,
+    seed: AtomicU64,
+    interrupts: [AtomicU64; 2],
+    allocs: [AtomicU64; 2],
+    refused: [AtomicU64; 2],
+}
+
+impl Cpu {
+    const fn new() -> Self {
+        Self {
+            inside: AtomicBool::new(false),
+            blocks: Slots::new(),
+            seed: AtomicU64::new(0),
+            interrupts: [const { AtomicU64::new(0) }; 2],
+            allocs: [const { AtomicU64::new(0) }; 2],
+            refused: [const { AtomicU64::new(0) }; 2],
+        }
+    }
+}
+
+static STATE: [Cpu; CPUS] = [const { Cpu::new() }; CPUS];
+static ON: AtomicBool = AtomicBool::new(false);
+
+fn state() -> &'static Cpu {
+    match STATE.get(cpu::index()) {
+        Some(cpu) => cpu,
+        None => test::fail(format_args!("CPU {} takes part in a storm", cpu::index())),
+    }
+}
+
+/// Handlers work from now on, or no more.
+pub(crate) fn set_on(on: bool) {
+    ON.store(on, Relaxed);
+}
+
+/// The heap as the task uses it: whoever interrupts a call can tell.
+struct Watched(HeapRef);
+
+impl Watched {
+    fn inside<T>(&self, call: impl FnOnce(HeapRef) -> T) -> T {
+        let cpu = state();
+        cpu.inside.store(true, Relaxed);
+        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        let result = call(self.0);
+        compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        cpu.inside.store(false, Relaxed);
+        result
+    }
+}
+
+// SAFETY: all of it is the heap's doing.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the contract is the same.
+        self.inside(|heap| unsafe { heap.alloc(layout) })
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the contract is the same.
+        self.inside(|heap| unsafe { heap.dealloc(start, layout) });
+    }
+}
+
+/// The task: so many blocks, each left in a place and what was there freed. There is memory for all of them.
+pub(crate) fn work(steps: usize) {
+    let (cpu, heap) = (state(), Watched(heap()));
+    let mut random = Random::new(time::cycles() + cpu::index() as u64);
+    for step in 0..steps {
+        let size = random_size(&mut random);
+        let Some(block) = Block::new(&heap, size, 8, step as u8) else {
+            test::fail(format_args!("no memory for {size} bytes\n{}", crate::heaps::Shown));
+        };
+        if let Some(old) = cpu.blocks.swap(random.below(PLACES), Some(block)) {
+            old.free(&heap);
+        }
+    }
+}
+
+/// The handler: allocates and frees as the task does.
+pub(crate) fn strike() {
+    if !ON.load(Relaxed) {
+        return;
+    }
+    let (cpu, heap) = (state(), heap());
+    let nested = usize::from(cpu.inside.load(Relaxed));
+    let count = |counters: &[AtomicU64; 2]| counters.get(nested).map(|counter| counter.fetch_add(1, Relaxed));
+    count(&cpu.interrupts);
+    let mut random = Random::new(cpu.seed.fetch_add(1, Relaxed) + 1);
+    for _ in 0..OPERATIONS {
+        let block = Block::new(heap, random_size(&mut random), 8, 0xa5);
+        count(&cpu.allocs);
+        if block.is_none() {
+            count(&cpu.refused);
+        }
+        if let Some(old) = cpu.blocks.swap(random.below(PLACES), block) {
+            old.free(heap);
+        }
+    }
+}
+
+/// Frees what is left, tells what happened and judges it: of the handlers' requests at most `most_refused` in a hundred were refused, and of
+/// the interrupts at least `least_inside` in a hundred came while the CPU was inside the heap.
+pub(crate) fn judge(least_inside: u64, most_refused: u64) {
+    STATE.iter().for_each(|cpu| cpu.blocks.free_part(heap(), 0, 1));
+    let sum = |of: fn(&Cpu) -> &[AtomicU64; 2]| {
+        let total =
+            |kind: usize| STATE.iter().filter_map(|cpu| of(cpu).get(kind)).map(|n| n.load(Relaxed)).sum::<u64>();
+        (total(0), total(1))
+    };
+    let (outside, inside) = sum(|cpu| &cpu.interrupts);
+    let (allocs, nested_allocs) = sum(|cpu| &cpu.allocs);
+    let (refused, nested_refused) = sum(|cpu| &cpu.refused);
+    println!("{} interrupts, {inside} of them inside the heap", outside + inside);
+    println!("refused: {refused} of {allocs} requests outside, {nested_refused} of {nested_allocs} inside");
+    assert!(outside + inside > 100, "that was no storm");
+    assert!(100 * inside >= least_inside * (outside + inside), "too few interrupts came inside the heap");
+    let (refused, allocs) = (refused + nested_refused, allocs + nested_allocs);
+    assert!(100 * refused <= most_refused * allocs, "too many requests of handlers were refused");
+}

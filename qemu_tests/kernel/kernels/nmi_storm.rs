@@ -1,0 +1,67 @@
+//! NMIs on every CPU but the first, every 100 us, whose handlers allocate and free.
+//!
+//! No pin and no masking keeps an NMI out of the heap. Would catch breaking: alloc and free never deadlock in any context, and never
+//! wait for what they interrupted; nothing is handed out twice; everything freed comes back.
+#![no_std]
+#![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
+
+#[path = "common/block.rs"]
+mod block;
+#[path = "common/heaps.rs"]
+mod heaps;
+#[path = "common/modes.rs"]
+mod modes;
+#[path = "common/sizes.rs"]
+mod sizes;
+#[path = "common/slots.rs"]
+mod slots;
+#[path = "common/storm.rs"]
+mod storm;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use heaps::{Regions, expect_left, give};
+use modes::{Index, heaps};
+use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
+use smp_heap::{Hint, Pinned};
+use smp_heap_kernel::{Boot, kernel, nmi, smp, time};
+
+heaps! {
+    over Regions = Regions::new();
+    Hint<Index>,
+    Pinned<NeverPreempts<Index>>,
+    Pinned<InterruptsMasked<Index>>,
+}
+
+kernel! {
+    fn main(boot: &Boot) {
+        assert!(boot.cpu_count() > 1, "the CPU that sends the NMIs gets none");
+        choose(boot);
+        give(boot.largest_region());
+        let count = boot.number("nmis", 500);
+        nmi::set_handler(|_| storm::strike());
+        for _ in 0..boot.rounds(8) {
+            let done = AtomicBool::new(false);
+            storm::set_on(true);
+            smp::on_all(|cpu| {
+                if cpu > 0 {
+                    while !done.load(Ordering::Relaxed) {
+                        storm::work(100);
+                    }
+                } else {
+                    for _ in 0..count {
+                        nmi::broadcast();
+                        time::spin(100);
+                    }
+                    storm::set_on(false);
+                    done.store(true, Ordering::Relaxed);
+                }
+                smp::barrier();
+            });
+            heaps::verify();
+        }
+        storm::judge(5, 1);
+        expect_left(0);
+    }
+}

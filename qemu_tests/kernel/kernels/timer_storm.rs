@@ -1,0 +1,61 @@
+//! Timer interrupts every 100 us on every CPU, whose handlers allocate and free, nothing masked around the heap.
+//!
+//! Would catch breaking: alloc and free never deadlock, also in an interrupt that came inside them; nothing is handed out twice (each
+//! block is filled, and checked when it is freed, by the task or by a handler, whoever gets to it); a request that was not nested is
+//! never refused while there is memory, and of nested ones less than one in a hundred; everything freed comes back, also what handlers freed.
+#![no_std]
+#![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
+
+#[path = "common/block.rs"]
+mod block;
+#[path = "common/heaps.rs"]
+mod heaps;
+#[path = "common/modes.rs"]
+mod modes;
+#[path = "common/sizes.rs"]
+mod sizes;
+#[path = "common/slots.rs"]
+mod slots;
+#[path = "common/storm.rs"]
+mod storm;
+
+use heaps::{Regions, expect_left, give};
+use modes::{Index, Pins, heaps};
+use smp_heap::cpu::{NeverPreempts, PreemptionPin, x86_64::InterruptsMasked};
+use smp_heap::{Hint, Pinned};
+use smp_heap_kernel::{Boot, kernel, smp, timer};
+
+heaps! {
+    over Regions = Regions::new();
+    Hint<Index>,
+    Pinned<NeverPreempts<Index>>,
+    Pinned<PreemptionPin<Pins, Index>>,
+    Pinned<InterruptsMasked<Index>>,
+}
+
+kernel! {
+    fn main(boot: &Boot) {
+        choose(boot);
+        give(boot.largest_region());
+        let ticks = boot.number("ticks", 300) as u64;
+        timer::set_handler(|_| storm::strike());
+        for _ in 0..boot.rounds(8) {
+            storm::set_on(true);
+            smp::on_all(|cpu| {
+                let enough = timer::ticks(cpu) + ticks;
+                timer::start(100);
+                smp::barrier();
+                while timer::ticks(cpu) < enough {
+                    storm::work(100);
+                }
+                timer::stop();
+                smp::barrier();
+                storm::set_on(false);
+            });
+            heaps::verify();
+        }
+        storm::judge(5, 1);
+        expect_left(0);
+    }
+}
