@@ -31,11 +31,11 @@
 //!
 //! # let memory = Box::leak(vec![0_u8; 64 << 10].into_boxed_slice());
 //! # let (start, len) = (memory.as_mut_ptr(), memory.len());
-//! // SAFETY: nothing else uses these bytes from now on.
+//! // Sound, since nothing else uses these bytes from now on.
 //! unsafe { HEAP.provider().add_region(start, len) }?;
 //! let block = HEAP.alloc(layout).map_err(|_| "no memory")?;
 //! assert!(block.len() >= layout.size());
-//! // SAFETY: the block came from this heap with this Layout, and is used no more.
+//! // Sound, since the block came from this heap with this Layout, and is used no more.
 //! unsafe { HEAP.free(block.cast(), layout) };
 //! # }
 //! # Ok::<(), Box<dyn core::error::Error>>(())
