@@ -18,7 +18,7 @@ use core::ptr::NonNull;
 
 use crate::block::{Block, Chain, List};
 use crate::cache::{CpuCache, Raise, Tally};
-use crate::pages::{Chunk, Pages, Refused, Run, Use, Want};
+use crate::pages::{Chunk, Pages, Refused, Run, Step, Use, Want};
 use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
@@ -383,30 +383,32 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Gives the reserves of whole slabs to the pages; true if there was one.
-    pub(crate) fn release_reserves(&self) -> bool {
+    /// Gives the reserves of whole slabs to the pages, a slab a step; true if there was one.
+    pub(crate) fn release_reserves(&self, step: Step<'_>) -> bool {
         let mut any = false;
-        for class in SizeClass::all() {
-            for (_, bin) in self.bins(class) {
-                while let Some(slab) = bin.take_whole() {
-                    self.retire(slab);
-                    any = true;
+        for bin in SizeClass::all().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
+            while bin.has_whole() {
+                let mut released = false;
+                step(&mut |_| released = bin.take_whole().map(|slab| self.retire(slab)).is_some());
+                if !released {
+                    break;
                 }
+                any = true;
             }
         }
         any
     }
 
-    /// Finds whole slabs among the partial ones too, and gives all to the pages.
-    pub(crate) fn release_whole(&self) {
-        for class in SizeClass::all() {
-            for (_, bin) in self.bins(class) {
-                let mut left = u32::MAX;
-                while bin.sweep(&mut left) == Sweep::More {}
+    /// Finds whole slabs among the partial ones too, a few a step, and gives all to the pages.
+    pub(crate) fn release_whole(&self, step: Step<'_>) {
+        for bin in SizeClass::all().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
+            let (mut left, mut sweep) = (u32::MAX, Sweep::More);
+            while sweep == Sweep::More && !bin.looks_empty() {
+                step(&mut |_| sweep = bin.sweep(&mut left));
             }
         }
-        self.release_reserves();
-        self.pages.drain_deferred();
+        self.release_reserves(step);
+        self.pages.drain_deferred(step);
     }
 }
 

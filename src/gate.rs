@@ -2,8 +2,9 @@
 //!
 //! A provider may take locks of its own, so it must not be entered by an interrupt handler that interrupted it. CPU ids may lie and
 //! tasks migrate in the middle of a call, so the only exclusion that always holds is one gate for the whole heap. It is held
-//! while nothing else of the heap is. Price: who needs new pages while another context maps waits for it, within a bound; and a context
-//! that finds the gate held *from its own CPU* does not wait at all, since the holder cannot go on before it.
+//! while nothing else of the heap is. Price: who needs new pages while another context maps waits for it, within a bound. A context
+//! that is certain (by a pin) to find the gate held from its own CPU does not wait at all, since the holder cannot go on before it;
+//! one that has only a hint waits the bound out, for an equal hint may be another CPU's.
 //!
 //! A provider that says `REENTRANT` has no gate.
 
@@ -13,14 +14,15 @@ use crate::sync::{AtomicUsize, Ordering};
 
 /// How often a waiter looks. Long enough for several calls of a provider that sends interrupts to all CPUs and
 /// waits for them; the bound is there for callers that interrupted the holder without knowing it.
-const WAIT_LIMIT: u32 = 1 << 20;
+const WAIT_LIMIT: u32 = 1 << 19;
 
 const OPEN: usize = 0;
+const UNKNOWN: usize = 1;
 
 /// One context at a time. All zero is open.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// [`OPEN`], or the holder's CPU index plus 2 (wrapping, so that "no index" is not [`OPEN`] either).
+    /// [`OPEN`], [`UNKNOWN`], or the holder's CPU index plus 2.
     holder: AtomicUsize,
 }
 
@@ -46,12 +48,13 @@ impl Gate {
         Self { holder: AtomicUsize::new(OPEN) }
     }
 
-    /// Goes in, or waits, within the bound, for whoever is inside to leave. Call with nothing of the heap held.
-    pub(crate) fn enter(&self, index: usize) -> Entry<'_> {
-        let me = index.wrapping_add(2).max(1);
+    /// Goes in, or waits, within the bound, for whoever is inside to leave. `own`: the CPU's index, if it is certain. Call with nothing of
+    /// the heap held.
+    pub(crate) fn enter(&self, own: Option<usize>) -> Entry<'_> {
+        let me = own.map_or(UNKNOWN, |index| index.saturating_add(2));
         match self.holder.compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Entry::Inside(Inside { gate: self }),
-            Err(holder) if holder == me => Entry::Closed,
+            Err(holder) if holder == me && me != UNKNOWN => Entry::Closed,
             Err(holder) => self.wait(holder),
         }
     }
@@ -80,25 +83,28 @@ mod tests {
     #[test]
     fn one_at_a_time_and_no_wait_for_the_own_cpu() {
         let gate = Gate::new();
-        let inside = gate.enter(3);
+        let inside = gate.enter(Some(3));
         assert!(matches!(inside, Entry::Inside(_)));
-        assert!(matches!(gate.enter(3), Entry::Closed));
-        assert!(matches!(gate.enter(usize::MAX), Entry::Closed), "the wait has a bound");
+        let start = std::time::Instant::now();
+        assert!(matches!(gate.enter(Some(3)), Entry::Closed));
+        let own = start.elapsed();
+        assert!(matches!(gate.enter(None), Entry::Closed), "the wait has a bound");
+        assert!(start.elapsed() > 10 * own, "who may be another CPU waits");
         drop(inside);
-        assert!(matches!(gate.enter(usize::MAX - 1), Entry::Inside(_)), "an index that wraps is no open gate");
-        assert!(matches!(gate.enter(usize::MAX), Entry::Inside(_)));
+        assert!(matches!(gate.enter(None), Entry::Inside(_)));
+        assert!(matches!(gate.enter(Some(usize::MAX)), Entry::Inside(_)), "a large index is no open gate");
     }
 
     #[test]
     fn who_waited_is_told() {
         let gate = Gate::new();
-        let inside = gate.enter(0);
+        let inside = gate.enter(None);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| matches!(gate.enter(1), Entry::Waited));
+            let waiter = scope.spawn(|| matches!(gate.enter(None), Entry::Waited));
             drop(inside);
             // Whether the waiter came before or after, it is not turned away.
-            let entered = waiter.join().unwrap();
-            assert!(entered || matches!(gate.enter(1), Entry::Inside(_)));
+            let waited = waiter.join().unwrap();
+            assert!(waited || matches!(gate.enter(Some(1)), Entry::Inside(_)));
         });
     }
 }

@@ -27,7 +27,7 @@ use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
 use crate::engine::{Caller, Engine, TINY_COUNT};
 use crate::gate::{Entry, Gate};
-use crate::pages::{AddError, Refused, Run, Want, chunk_len_for};
+use crate::pages::{AddError, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
@@ -224,6 +224,19 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         desc.is_some_and(|desc| home_at(desc) == entered.index)
     }
 
+    /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that it is nested and
+    /// does not wait for them. The caller of the work is this context, nested if the cache is busy.
+    pub(crate) fn held<R>(&self, work: impl FnOnce(Caller) -> R) -> R {
+        let entered = self.enter();
+        let caller = entered.as_ref().map_or_else(|caller| *caller, Entered::caller);
+        work(caller)
+    }
+
+    /// [`held`](Self::held), for work that only asks whether it may wait.
+    pub(crate) fn step(&self, work: &mut dyn FnMut(bool)) {
+        self.held(|caller| work(!(C::PINNED && caller.nested)));
+    }
+
     // Slow paths: own cache empty or full.
 
     #[cold]
@@ -344,7 +357,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
         let busy = refused == Refused::Busy;
         let tries = if busy { BUSY_TRIES } else { 0 };
-        let reserves = || self.engine.release_reserves() | self.engine.pages.drain_deferred();
+        let step: Step<'_> = &|work| self.step(work);
+        let reserves = || self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step);
         (0..tries)
             .find_map(|_| seek.attempt(Depth::Quick))
             .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None })
@@ -370,7 +384,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Empties what can be reached. Chunks that are then free as a whole may be had again in another length.
     fn scrape<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
         self.drain_reachable();
-        self.engine.release_whole();
+        self.engine.release_whole(&|work| self.step(work));
         let found = seek.attempt(Depth::Thorough);
         if found.is_none() && self.return_chunks(0, caller) > 0 {
             return self.grow(seek, false, caller);
@@ -431,7 +445,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if P::REENTRANT {
             return Ok(call(&self.provider));
         }
-        match self.gate.enter(caller.index) {
+        // Only a pin tells for certain that the holder is this very CPU.
+        let own = if C::PINNED && caller.index < CPUS { Some(caller.index) } else { None };
+        match self.gate.enter(own) {
             Entry::Inside(inside) => {
                 let result = call(&self.provider);
                 drop(inside);
@@ -467,9 +483,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         caller: Caller,
     ) -> Result<Option<Run<'_>>, AddError> {
         let mut result = Err(AddError::Busy);
+        let step: Step<'_> = &|work| self.step(work);
         for _ in 0..GROW_TRIES {
             // SAFETY: `map` just gave us the whole run, and nobody else knows it.
-            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED, !caller.nested) };
+            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED, step) };
             match result {
                 Err(AddError::Full) if self.add_table(caller) => {}
                 Err(AddError::Busy) => {}
@@ -511,7 +528,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
         let mut len = 0;
-        while let Some(empty) = self.engine.pages.take_empty(keep) {
+        while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
             let (start, run) = (empty.start, empty.run);
             // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
             if !unsafe { self.unmap(start, run, caller) } {
@@ -582,7 +599,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as long as the heap is large.
     pub fn trim(&self, keep: usize) -> usize {
         self.drain();
-        self.engine.release_whole();
+        self.engine.release_whole(&|work| self.step(work));
         let caller = self.caller();
         self.return_chunks(keep, caller) + self.return_tables(caller)
     }
@@ -601,12 +618,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         len
     }
 
-    /// Who runs, without holding anything.
+    /// Who runs.
     pub(crate) fn caller(&self) -> Caller {
-        match self.enter() {
-            Ok(entered) => entered.caller(),
-            Err(caller) => caller,
-        }
+        self.held(|caller| caller)
     }
 }
 
@@ -625,7 +639,7 @@ impl Calls {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn relieve(&self, provider: &impl PageProvider, need: PageRun) -> bool {
+    pub(crate) fn relieve(&self, provider: &impl PageProvider, need: PageRun) -> bool {
         Self::count(&self.reliefs);
         provider.relieve(need)
     }
@@ -646,7 +660,7 @@ fn map_chunk<P: PageProvider>(
 ) -> Option<(NonNull<u8>, PageRun)> {
     let preferred = provider.prefer(need).len();
     let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
-    let mut len = if wish == 0 { 0 } else { wish.min(MAX_CHUNK_LEN).next_power_of_two().max(preferred) };
+    let mut len = if wish == 0 { 0 } else { ((wish.min(MAX_CHUNK_LEN) + 1).next_power_of_two() / 2).max(preferred) };
     while let Some(run) = longer(len) {
         if let Some(start) = calls.map(provider, run) {
             return Some((start, run));

@@ -7,15 +7,17 @@
 //! - *huge*, a run of its own straight from a provider that can move runs: grows without copying, and goes back when freed.
 //!   Where the provider cannot, there are none.
 //!
-//! The cache of the CPU is held while locks of the page heap are: that is what tells a nested caller that it must not wait for them.
+//! The cache of the CPU is held while locks of the page heap are ([`Heap::held`]): that is what tells a nested caller that it must not wait
+//! for them.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use crate::cpu::CpuMode;
 use crate::engine::Caller;
-use crate::heap::{Depth, Entered, Heap, Seek};
-use crate::pages::{AddError, Kind, PageDesc, Refused, Run, Use, Want};
+use crate::gate::Entry;
+use crate::heap::{Depth, Heap, Seek};
+use crate::pages::{AddError, Kind, PageDesc, Refused, Run, Step, Use, Want};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 
@@ -61,7 +63,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for LargeRun<'_, P, C,
         match depth {
             Depth::Quick => self.heap.run_once(self.layout, self.use_).0.ok(),
             Depth::Thorough => {
-                let run = self.heap.engine.pages.alloc_any(self.layout.size(), self.layout.align(), self.use_, true);
+                let step: Step<'_> = &|work| self.heap.step(work);
+                let run = self.heap.engine.pages.alloc_any(self.layout.size(), self.layout.align(), self.use_, step);
                 run.ok().map(|run| as_block(&run))
             }
         }
@@ -100,35 +103,34 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// One attempt with the cache held, so that who interrupts it knows.
+    /// One attempt.
     fn run_once(&self, layout: Layout, use_: Use) -> (Result<LargeBlock, Refused>, Caller) {
-        let entered = self.enter();
-        let caller = entered.as_ref().map_or_else(|caller| *caller, Entered::caller);
-        let wait = !(C::PINNED && caller.nested);
-        let run = self.engine.pages.alloc(layout.size(), layout.align(), use_, caller.index, wait);
-        drop(entered);
-        (run.map(|run| as_block(&run)), caller)
+        self.held(|caller| {
+            let wait = !(C::PINNED && caller.nested);
+            let run = self.engine.pages.alloc(layout.size(), layout.align(), use_, caller.index, wait);
+            (run.map(|run| as_block(&run)), caller)
+        })
     }
 
     fn alloc_huge(&self, layout: Layout) -> Option<LargeBlock> {
         let run = huge_run::<P>(layout.size(), layout.align())?;
-        let found = self.huge_once(run);
-        if found.is_some() {
-            return found;
-        }
         let caller = self.caller();
-        self.drain();
-        self.engine.release_whole();
-        self.return_chunks(0, caller);
-        self.huge_once(run).or_else(|| if self.provider.relieve(run) { self.huge_once(run) } else { None })
+        self.huge_once(run, caller)
+            .or_else(|| {
+                self.trim(0);
+                self.huge_once(run, caller)
+            })
+            .or_else(|| if self.calls.relieve(&self.provider, run) { self.huge_once(run, caller) } else { None })
     }
 
-    fn huge_once(&self, run: PageRun) -> Option<LargeBlock> {
-        let caller = self.caller();
-        if C::PINNED && caller.nested {
+    /// A run from the provider, noted as one block.
+    fn huge_once(&self, run: PageRun, caller: Caller) -> Option<LargeBlock> {
+        if C::PINNED && caller.nested && !P::REENTRANT {
             return None;
         }
-        let start = self.map(run, caller).ok()??;
+        // Who was waited for was another one's business.
+        let asked = (0..INSERT_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Entry::Waited)));
+        let start = asked?.ok()??;
         if !self.insert_huge(start, run, caller) {
             // SAFETY: the run came from `map` and was not used.
             unsafe { self.unmap(start, run, caller) };
@@ -140,7 +142,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Notes a huge block, in a new table if there is no slot left.
     fn insert_huge(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
         for _ in 0..INSERT_TRIES {
-            match self.engine.pages.insert_huge(start, run, true) {
+            match self.held(|caller| self.engine.pages.insert_huge(start, run, !(C::PINNED && caller.nested))) {
                 Ok(()) => return true,
                 Err(AddError::Full) if self.add_table(caller) => {}
                 Err(AddError::Busy) => {}
@@ -171,7 +173,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return self.free_huge(start, caller);
         }
         match self.run_of(start) {
-            Some(desc) => self.engine.pages.free(desc),
+            Some(desc) => self.held(|_| self.engine.pages.free(desc)),
             None => self.engine.count_stray(),
         }
         self.return_surplus(caller);
@@ -185,11 +187,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let nested = C::PINNED && caller.nested;
         // SAFETY: by the contract of `free_large` the block is unused, and this run of it came from `map`.
         let taken = !nested && unsafe { self.unmap(start, run, caller) };
-        self.engine.pages.huge_gone(start, run);
-        if !taken {
-            let whole = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
-            // SAFETY: the run is the heap's alone again. If there is no slot for a chunk, it stays so, unused.
-            let _ = unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false, !nested) };
+        let whole = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
+        let step: Step<'_> = &|work| self.step(work);
+        // SAFETY: the provider did not take the run, so it is the heap's alone again.
+        let kept =
+            !taken && unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false, step) }.is_ok();
+        if taken || kept {
+            self.engine.pages.huge_gone(start, run);
+        } else {
+            // There is no slot for a chunk: it stays noted, unused.
+            self.engine.pages.huge_stays(start, run);
         }
     }
 
@@ -213,9 +220,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return false;
         }
         let Some(desc) = self.run_of(start) else { return false };
-        let entered = self.enter();
-        let nested = entered.as_ref().is_err_and(|caller| caller.nested);
-        self.engine.pages.resize(desc, new_size, !(C::PINNED && nested))
+        self.held(|caller| self.engine.pages.resize(desc, new_size, !(C::PINNED && caller.nested)))
     }
 
     /// Changes a huge block's length, moving its pages if need be, without a copy.

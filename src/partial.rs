@@ -171,11 +171,13 @@ impl Bin {
         None
     }
 
+    /// Whether the reserve has a slab. A guess.
+    pub(crate) fn has_whole(&self) -> bool {
+        !self.whole.is_empty()
+    }
+
     /// Takes one slab out of the reserve: the caller owns it. Never waits.
     pub(crate) fn take_whole(&self) -> Option<Slab<'_>> {
-        if self.whole.is_empty() {
-            return None;
-        }
         let held = self.lock.try_lock()?;
         let slab = Slab::of(self.whole.first()?)?;
         self.unlink(&held, slab);

@@ -34,7 +34,7 @@
 use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use super::AddError;
+use super::want::AddError;
 use crate::provider::PageRun;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, TryLock, fence};
 

@@ -32,6 +32,7 @@ mod hint;
 mod pool;
 #[cfg(test)]
 mod tests;
+mod want;
 
 use core::ptr::NonNull;
 
@@ -41,7 +42,8 @@ use crate::sync::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHint;
-pub(crate) use pool::{PageFault, Use};
+pub(crate) use pool::PageFault;
+pub(crate) use want::{AddError, Refused, Use, Want};
 
 use chunk_map::{Change, ChunkMap, Entry};
 use pool::{Open, Pool, Request, check};
@@ -53,6 +55,10 @@ const SHARD_LEN: usize = 16 << 20;
 const ROUND_LIMIT: usize = 64;
 /// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
 const DRAIN_HOLDS: usize = 256;
+
+/// Does one bounded piece of work that takes locks, in the way the caller chose: with the CPU's cache held, so that a
+/// context that interrupts it knows. The work is told whether it may wait.
+pub(crate) type Step<'a> = &'a dyn Fn(&mut dyn FnMut(bool));
 
 /// The page heap. All zero is the empty state.
 #[derive(Debug)]
@@ -77,37 +83,6 @@ pub(crate) struct Run<'a> {
     pub(crate) len: usize,
     /// The run holds zeros only.
     pub(crate) zeroed: bool,
-}
-
-/// What new pages are wanted for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Want {
-    /// Bytes.
-    pub(crate) len: usize,
-    /// Bytes that will do.
-    pub(crate) least_len: usize,
-    pub(crate) align: usize,
-    pub(crate) use_: Use,
-}
-
-/// Why there is no run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// A lock could not be had, so there may be memory.
-    Busy,
-    /// All locks were had.
-    Empty,
-}
-
-/// Why something of the provider's could not be taken in; the caller still owns it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AddError {
-    /// The map has no free slot for it: add a table and try again.
-    Full,
-    /// The map's lock could not be had.
-    Busy,
-    /// There is no room for a single granule, or its address or length is no multiple of 1 KiB.
-    TooSmall,
 }
 
 /// An empty chunk on its way to the provider. It belongs to nobody else; after the provider's answer the
@@ -199,9 +174,9 @@ impl<const N: usize> Pages<N> {
     }
 
     /// As [`alloc`](Self::alloc), for when the provider has nothing more: searches every pool of either kind, each
-    /// in up to [`ROUND_LIMIT`] holds or as many as there are bins (96), so that also runs are found that the quick search misses. Waits for each
-    /// lock within the spin limit if `wait`.
-    pub(crate) fn alloc_any(&self, len: usize, align: usize, use_: Use, wait: bool) -> Result<Run<'_>, Refused> {
+    /// in up to [`ROUND_LIMIT`] holds or as many as there are bins, so that also runs are found that the quick search
+    /// misses. Each hold is a step of the caller's, and waits for its lock within the spin limit if the step says so.
+    pub(crate) fn alloc_any(&self, len: usize, align: usize, use_: Use, step: Step<'_>) -> Result<Run<'_>, Refused> {
         let Some(want) = Request::new(len, align, use_, false) else {
             return Err(Refused::Empty);
         };
@@ -210,7 +185,9 @@ impl<const N: usize> Pages<N> {
         let mut refused = Refused::Empty;
         for pool in [own, 1 - own].into_iter().flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind))) {
             for round in 0..rounds {
-                match self.hold(pool, wait, |open| open.alloc_round(&want, round)) {
+                let mut found = None;
+                step(&mut |wait| found = self.hold(pool, wait, |open| open.alloc_round(&want, round)));
+                match found {
                     Some(Some(head)) => return Ok(hand_out(head)),
                     Some(None) if pool.free_len() < len && !pool.has_deferred() => break,
                     Some(None) => {}
@@ -310,7 +287,7 @@ impl<const N: usize> Pages<N> {
     /// [`alloc`](Self::alloc) starts at for `shard`, and hands out the wanted run at once, before anybody else can
     /// see the chunk: who asked the provider is served even if the pool's lock cannot be had meanwhile. Only where
     /// the run would be the whole chunk, it is left to [`alloc`](Self::alloc). Takes time in proportion to the number
-    /// of granules, outside of all locks. Waits for the map's lock within the spin limit if `wait`.
+    /// of granules, outside of all locks; then it is entered, in one step of the caller's.
     ///
     /// # Safety
     /// `start` and `run` are what the provider gave, unused, and if `zeroed` all zeros. Unless this fails they belong
@@ -322,7 +299,7 @@ impl<const N: usize> Pages<N> {
         want: Want,
         shard: usize,
         zeroed: bool,
-        wait: bool,
+        step: Step<'_>,
     ) -> Result<Option<Run<'_>>, AddError> {
         let active = ((self.held_len() + run.len()) / SHARD_LEN + 1).min(N);
         let shard = shard.checked_rem(active).unwrap_or(0);
@@ -334,9 +311,15 @@ impl<const N: usize> Pages<N> {
         else {
             return Err(AddError::TooSmall);
         };
-        self.map.insert(&entry_of(chunk), wait)?;
-        self.held_len.fetch_add(run.len(), Relaxed);
-        self.release(rest);
+        let mut entered = Err(AddError::Busy);
+        step(&mut |wait| {
+            entered = self.map.insert(&entry_of(chunk), wait);
+            if entered.is_ok() {
+                self.held_len.fetch_add(run.len(), Relaxed);
+                self.release(rest);
+            }
+        });
+        entered?;
         Ok(chunk.desc(0).filter(|_| rest.index() > 0).map(hand_out))
     }
 
@@ -389,13 +372,17 @@ impl<const N: usize> Pages<N> {
         self.surplus.load(Relaxed)
     }
 
-    /// Frees deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Waits for each
-    /// pool that has some, within the spin limit: not for nested contexts.
-    pub(crate) fn drain_deferred(&self) -> bool {
+    /// Frees deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Each hold is a step
+    /// of the caller's, and waits for its lock within the spin limit if the step says so.
+    pub(crate) fn drain_deferred(&self, step: Step<'_>) -> bool {
         let mut any = false;
         for pool in self.pools() {
             for _ in 0..DRAIN_HOLDS {
-                if !pool.has_deferred() || self.hold(pool, true, |_| ()).is_none() {
+                let mut drained = false;
+                if pool.has_deferred() {
+                    step(&mut |wait| drained = self.hold(pool, wait, |_| ()).is_some());
+                }
+                if !drained {
                     break;
                 }
                 any = true;
@@ -485,7 +472,7 @@ impl<const N: usize> Pages<N> {
 
     /// Checks invariants P1 to P8, which stand beside the fields of `Pool`. At rest, with no chunk on its way out.
     pub(crate) fn verify(&self) -> Result<(), PageFault> {
-        self.drain_deferred();
+        self.drain_deferred(&|work| work(true));
         let mut held_len = self.map.outside_len();
         for (index, pool) in self.pools().enumerate() {
             let Some(open) = pool.open(true) else {

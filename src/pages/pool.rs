@@ -17,10 +17,10 @@
 
 use core::ptr::NonNull;
 
-use super::Want;
 use super::bins::{self, Bins};
 use super::chunk::{Chunk, UNIT_SHIFT};
 use super::desc::{Kind, PageDesc};
+use super::want::{Use, Want};
 use crate::sync::{AtomicPtr, AtomicUsize, Held, Ordering, TryLock};
 use Ordering::{Acquire, Relaxed, Release};
 
@@ -36,17 +36,6 @@ const POP_LIMIT: usize = 8;
 const EMPTY_LOOK: usize = 8;
 /// A free run must be longer than this many times the block to have the block placed in its middle.
 const MIDDLE_RATIO: usize = 8;
-
-/// What a run is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// To be cut into blocks.
-    Slab,
-    /// A block of its own.
-    Large,
-    /// A block of its own that had to move because it grew.
-    Grown,
-}
 
 /// A request for a run.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,9 @@ const MIB: usize = 1 << 20;
 #[derive(Default)]
 struct Given(Mutex<Vec<(usize, PageRun)>>);
 
+/// A step that holds nothing and may wait.
+const WAITING: Step<'static> = &|work| work(true);
+
 /// A chunk that nothing is to be cut from at once.
 fn nothing(use_: Use) -> Want {
     Want { len: 0, least_len: 0, align: 1, use_ }
@@ -46,7 +49,7 @@ impl Given {
         let run = PageRun::new(len, align, KIB).unwrap();
         let start = self.map(run);
         // SAFETY: just given, not zeroed. `Busy` when a thread was preempted in the map's lock.
-        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, false, true) } {
+        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, false, WAITING) } {
             match refused {
                 AddError::Full => {
                     let run = PageRun::new(pages.next_table_len(), 4096, 4096).unwrap();
@@ -259,7 +262,7 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
     }
     let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(256, KIB, 256).unwrap());
     // SAFETY: just given.
-    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, false, true) };
+    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, false, WAITING) };
     assert_eq!(refused.err(), Some(AddError::TooSmall));
 }
 
@@ -287,7 +290,7 @@ fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     let start = NonNull::new(unsafe { alloc_zeroed(run.layout()) }).unwrap();
     let pages = Box::new(Pages::<1>::new());
     // SAFETY: just allocated, zeroed.
-    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, true, true) }.unwrap();
+    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, true, WAITING) }.unwrap();
     let take = |len| {
         let run = pages.alloc(len, 8192, Use::Large, 0, true).unwrap();
         if run.zeroed {
@@ -320,7 +323,7 @@ fn a_run_handed_out_first_may_be_freed_before_its_chunk_arrives() {
     {
         let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
         // SAFETY: just allocated, zeroed.
-        let first = unsafe { pages.add_chunk(start, run, want, 0, true, true) }.unwrap().unwrap();
+        let first = unsafe { pages.add_chunk(start, run, want, 0, true, WAITING) }.unwrap().unwrap();
         assert!(first.zeroed && first.len == 100 * KIB && first.start == start);
         give(&pages, Block::new(&first, Use::Large, 1));
     }
@@ -350,8 +353,8 @@ fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
         assert_eq!(pages.free_len(), before, "nobody may touch the pool's lists now");
         give(&pages, moved_on);
     }
-    assert!(pages.drain_deferred());
-    assert!(!pages.drain_deferred());
+    assert!(pages.drain_deferred(WAITING));
+    assert!(!pages.drain_deferred(WAITING));
     assert_eq!(pages.verify(), Ok(()));
     assert!(pages.has_surplus() || pages.pools().map(Pool::empty_count).sum::<usize>() == 2);
 }
@@ -469,12 +472,12 @@ fn a_fit_hidden_behind_many_shorter_runs_is_found_under_pressure() {
         give(&pages, block);
     }
     assert_eq!(pages.alloc(150 * KIB, 1, Use::Large, 0, true).err(), Some(Refused::Empty), "the quick search");
-    assert!(pages.alloc_any(150 * KIB, 1, Use::Large, true).is_ok());
+    assert!(pages.alloc_any(150 * KIB, 1, Use::Large, WAITING).is_ok());
     assert_eq!(pages.verify(), Ok(()));
     // A long enough run of a later bin is found at once, however many short ones are in the own bin.
     give(&pages, longer);
     assert!(pages.alloc(150 * KIB, 1, Use::Large, 0, true).is_ok());
-    assert_eq!(pages.alloc_any(200 * KIB, 1, Use::Large, true).err(), Some(Refused::Empty));
+    assert_eq!(pages.alloc_any(200 * KIB, 1, Use::Large, WAITING).err(), Some(Refused::Empty));
 }
 
 #[test]

@@ -250,10 +250,6 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
 
     /// Whole small regions while they are untouched; else at least 64 KiB and a thirty-second of the region, so that
     /// its list of holes stays short; never more than the region has left, never less than `run`.
-    fn is_busy(&self) -> bool {
-        self.slots.iter().any(|slot| slot.heap.is_locked())
-    }
-
     fn prefer(&self, run: PageRun) -> PageRun {
         // The region that `map` would come to first.
         let Some(region) = self.regions().find(|region| region.free_len() >= run.len() && region.pages().serves(run))
@@ -269,6 +265,11 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
             (pages.len() / CHUNK_COUNT).next_power_of_two().max(CHUNK_MIN_LEN).min(left)
         };
         PageRun::new(len.max(run.len()), run.align(), PAGE_LEN).unwrap_or(run)
+    }
+
+    /// Whether some region's lock is held.
+    fn is_busy(&self) -> bool {
+        self.slots.iter().any(|slot| slot.heap.is_locked())
     }
 }
 
