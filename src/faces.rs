@@ -39,7 +39,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Any: task, interrupt, exception, NMI, before CPU ids work. Never waits for a context that it interrupted.
     ///
     /// # Cost
-    /// Up to 32 KiB: some twenty instructions while the CPU's cache has a block; no locked one with a [pin](crate::CpuPin), one
+    /// Up to 32 KiB: a list's first element and some arithmetic, without a loop or a division, while the CPU's cache has a block; no locked instruction with a [pin](crate::CpuPin), one
     /// with a [hint](crate::CpuHint). Longer: one lock and constant time while the page heap has a run.
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         if layout.size() == 0 {
@@ -71,7 +71,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Frees a block. Size 0: nothing to do.
     ///
-    /// Always succeeds, needs no memory, never waits. Callable from any context, on any CPU.
+    /// Always succeeds, needs no memory, and waits for no lock of the heap. Callable from any context, on any CPU. Where it leaves more
+    /// free than the heap wants to keep, it calls the provider's [`unmap`](PageProvider::unmap), but in a nested context never.
     ///
     /// # Safety
     /// `start` came from this heap, for a Layout of the same size and alignment (or was last resized, remapped or reallocated to it), and nobody

@@ -12,9 +12,12 @@ use core::hint::spin_loop;
 
 use crate::sync::{AtomicUsize, Ordering};
 
-/// How often a waiter looks. Long enough for several calls of a provider that sends interrupts to all CPUs and
-/// waits for them; the bound is there for callers that interrupted the holder without knowing it.
-const WAIT_LIMIT: u32 = 1 << 19;
+/// How often a waiter looks that is certain to wait for another CPU: as good as always long enough, about a second.
+const CERTAIN_LIMIT: u32 = 1 << 25;
+
+/// How often one looks that may have interrupted the holder: long enough for several calls of a provider that sends interrupts to all CPUs
+/// and waits for them, or for a time slice that a preempted holder has to wait; about a tenth of a second.
+const UNCERTAIN_LIMIT: u32 = 1 << 22;
 
 const OPEN: usize = 0;
 const UNKNOWN: usize = 1;
@@ -55,12 +58,13 @@ impl Gate {
         match self.holder.compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Entry::Inside(Inside { gate: self }),
             Err(holder) if holder == me && me != UNKNOWN => Entry::Closed,
-            Err(holder) => self.wait(holder),
+            Err(holder) if holder == UNKNOWN || me == UNKNOWN => self.wait(holder, UNCERTAIN_LIMIT),
+            Err(holder) => self.wait(holder, CERTAIN_LIMIT),
         }
     }
 
-    fn wait(&self, holder: usize) -> Entry<'_> {
-        for _ in 0..WAIT_LIMIT {
+    fn wait(&self, holder: usize, limit: u32) -> Entry<'_> {
+        for _ in 0..limit {
             if self.holder.load(Ordering::Acquire) != holder {
                 return Entry::Waited;
             }

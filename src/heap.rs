@@ -9,7 +9,7 @@
 //! free  ─┬─ small: enter ─ push                                    fast, in view below
 //!        │          ├─ spill (engine) ─ return surplus chunks
 //!        │          └─ elsewhere: lap │ straight to the slab       own cache busy: always succeeds
-//!        └─ large: pages (never waits)
+//!        └─ large: pages (waits for no lock) ─ return surplus chunks
 //! ```
 //! An operation reads the CPU's index once, takes one cache at most, and gives it up before anything that may wait. The
 //! provider is called from `search` and from the return of surplus chunks, with nothing held.

@@ -162,7 +162,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if is_huge::<P>(len) { self.engine.pages.huge_run(start) } else { None }
     }
 
-    /// Takes a large block back. Never waits, unless it is huge: then it calls the provider.
+    /// Takes a large block back. Waits for no lock; gives surplus chunks, and huge blocks, to the provider.
     ///
     /// # Safety
     /// `start` is a block of this heap, of that Layout, that nobody uses any more.

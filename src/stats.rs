@@ -103,7 +103,7 @@ pub struct RunInfo {
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// The heap in numbers. Holds nothing; callable from any context, at any time. About 2 KiB of stack, and 40 bytes per CPU.
+    /// The heap in numbers. Tries the page heap's locks one by one, for a moment each, and waits for none; callable from any context, at any time. About 2 KiB of stack, and 40 bytes per CPU.
     pub fn stats(&self) -> Stats<CPUS> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut classes = [ClassStats::default(); CLASS_COUNT];

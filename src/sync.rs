@@ -11,9 +11,9 @@ pub(crate) use core::sync::atomic::{
 
 use core::hint::spin_loop;
 
-/// How often a bounded wait looks at a lock before it gives up. The longest hold of any lock of the heap is a
-/// few hundred instructions, so a holder that runs is gone long before; one that does not run (preempted, or
-/// interrupted by the waiter itself) must not be waited for.
+/// How often a bounded wait looks at a lock before it gives up. Every hold of a lock of the heap touches a constant number of slabs or
+/// runs, so a holder that runs is gone long before; one that does not run (preempted, or interrupted by the waiter
+/// itself) must not be waited for.
 pub(crate) const SPIN_LIMIT: u32 = 2_000;
 
 /// A lock that nobody is forced to wait for.

@@ -74,10 +74,11 @@ impl PageRun {
 /// A source of page runs.
 ///
 /// # Context
-/// Every method is called by the heap with no lock of the heap held, in the interrupt state of the code that
-/// called the heap. Unless [`REENTRANT`](Self::REENTRANT) is set, no method is entered while another context is
-/// inside `map`, `unmap`, `resize` or `remap` for the same heap; so an interrupt handler that allocates while the provider runs
-/// never re-enters it. A method may use this very heap; such an allocation is served from what the heap holds.
+/// Every method is called by the heap with no lock of the heap held, in the interrupt state of the code that called the heap.
+/// Unless [`REENTRANT`](Self::REENTRANT) is set, one context at a time is inside `map`, `unmap`, `resize` and `remap` of one heap;
+/// so an interrupt handler that allocates while the provider runs never re-enters it. [`relieve`](Self::relieve) and
+/// [`is_busy`](Self::is_busy) are outside that rule. A method may use this very heap; such an allocation is served from what
+/// the heap holds.
 ///
 /// # Safety
 /// - A successful [`map`](Self::map) returns the start of `run.len()` bytes at a multiple of `run.align()` that

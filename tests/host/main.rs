@@ -10,6 +10,7 @@
 )]
 
 mod common;
+mod gate;
 mod layers;
 mod nested;
 mod promises;

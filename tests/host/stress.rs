@@ -25,7 +25,7 @@ fn seed() -> u64 {
 }
 
 /// Runs `work` on that many threads at once, each with its number.
-fn on_threads(count: usize, work: impl Fn(usize) + Sync) {
+pub(crate) fn on_threads(count: usize, work: impl Fn(usize) + Sync) {
     let start = Barrier::new(count);
     std::thread::scope(|scope| {
         for index in 0..count {
@@ -40,7 +40,10 @@ fn on_threads(count: usize, work: impl Fn(usize) + Sync) {
 }
 
 /// Verifies, gives everything back, verifies again.
-fn all_back<P: PageProvider + Sync, C: CpuMode + Sync, const N: usize>(heap: &Heap<P, C, N>, threads: usize) {
+pub(crate) fn all_back<P: PageProvider + Sync, C: CpuMode + Sync, const N: usize>(
+    heap: &Heap<P, C, N>,
+    threads: usize,
+) {
     heap.verify().unwrap();
     on_threads(threads, |_| heap.drain_current());
     play_cpu(0);
