@@ -138,7 +138,11 @@ fn work(steps: usize, seed: usize) -> usize {
 }
 
 fn clear() {
-    smp::on_all(|cpu| BLOCKS.iter().for_each(|blocks| blocks.free_part(heap(), cpu, cpu_count())));
+    smp::on_all(|cpu| {
+        for blocks in &BLOCKS {
+            blocks.free_part(heap(), cpu, cpu_count());
+        }
+    });
 }
 
 /// What cannot be given back stays usable, and goes back when it can.

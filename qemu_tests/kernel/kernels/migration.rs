@@ -63,8 +63,8 @@ kernel! {
         let (counts, refused) = (sched::counts(), REFUSED.load(Relaxed));
         println!("{counts:?}, {refused} requests refused");
         assert_eq!(DONE.load(Relaxed), rounds * THREADS);
-        assert!(boot.cpu_count() == 1 || counts.migrations > 100, "no thread came to another CPU");
-        assert!(counts.preemptions > 50, "threads were not preempted");
+        assert!(boot.cpu_count() == 1 || counts.migrations > 20, "no thread came to another CPU");
+        assert!(counts.preemptions > 20, "threads were not preempted");
         // Waits have bounds, and who holds a lock may be off its CPU for longer.
         let asked = rounds * THREADS * STEPS.load(Relaxed);
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");

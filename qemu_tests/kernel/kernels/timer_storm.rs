@@ -38,7 +38,7 @@ kernel! {
     fn main(boot: &Boot) {
         choose(boot);
         give(boot.largest_region());
-        let ticks = boot.number("ticks", 300) as u64;
+        let ticks = boot.number("ticks", 100) as u64;
         timer::set_handler(|_| storm::strike());
         for _ in 0..boot.rounds(8) {
             storm::set_on(true);

@@ -24,12 +24,9 @@ impl<const COUNT: usize> Slots<COUNT> {
         NonNull::new(slot.swap(new, Ordering::AcqRel)).map(|start| unsafe { Block::from_start(start) })
     }
 
-    /// Frees what is in every `parts`-th place from `part` on.
-    pub(crate) fn free_part(&self, heap: &(impl GlobalAlloc + ?Sized), part: usize, parts: usize) {
-        for place in (part..COUNT).step_by(parts) {
-            if let Some(block) = self.swap(place, None) {
-                block.free(heap);
-            }
-        }
+    /// Frees what is in every `parts`-th place from `part` on; gives the number of blocks.
+    pub(crate) fn free_part(&self, heap: &(impl GlobalAlloc + ?Sized), part: usize, parts: usize) -> usize {
+        let blocks = (part..COUNT).step_by(parts).filter_map(|place| self.swap(place, None));
+        blocks.map(|block| block.free(heap)).count()
     }
 }

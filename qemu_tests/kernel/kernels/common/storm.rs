@@ -124,7 +124,9 @@ pub(crate) fn strike() {
 /// Frees what is left, tells what happened and judges it: of the handlers' requests at most `most_refused` in a hundred were refused, and of
 /// the interrupts at least `least_inside` in a hundred came while the CPU was inside the heap.
 pub(crate) fn judge(least_inside: u64, most_refused: u64) {
-    STATE.iter().for_each(|cpu| cpu.blocks.free_part(heap(), 0, 1));
+    for cpu in &STATE {
+        cpu.blocks.free_part(heap(), 0, 1);
+    }
     let sum = |of: fn(&Cpu) -> &[AtomicU64; 2]| {
         let total =
             |kind: usize| STATE.iter().filter_map(|cpu| of(cpu).get(kind)).map(|n| n.load(Relaxed)).sum::<u64>();
@@ -135,7 +137,7 @@ pub(crate) fn judge(least_inside: u64, most_refused: u64) {
     let (refused, nested_refused) = sum(|cpu| &cpu.refused);
     println!("{} interrupts, {inside} of them inside the heap", outside + inside);
     println!("refused: {refused} of {allocs} requests outside, {nested_refused} of {nested_allocs} inside");
-    assert!(outside + inside > 100, "that was no storm");
+    assert!(outside + inside > 50, "that was no storm");
     assert!(100 * inside >= least_inside * (outside + inside), "too few interrupts came inside the heap");
     let (refused, allocs) = (refused + nested_refused, allocs + nested_allocs);
     assert!(100 * refused <= most_refused * allocs, "too many requests of handlers were refused");
