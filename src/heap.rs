@@ -31,7 +31,7 @@ use crate::pages::{AddError, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
@@ -65,6 +65,8 @@ pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) engine: Engine<CPUS>,
     pub(crate) gate: Gate,
     pub(crate) calls: Calls,
+    /// Contexts that carry a chunk between provider and heap: neither has it meanwhile.
+    moving: AtomicUsize,
     pub(crate) provider: P,
     pub(crate) mode: C,
 }
@@ -106,6 +108,15 @@ impl<C: CpuMode> Drop for Entered<'_, C> {
     #[inline]
     fn drop(&mut self) {
         if C::PINNED { self.cache.unmark() } else { self.cache.unlock() }
+    }
+}
+
+/// Counts itself out when dropped.
+struct Moving<'a>(&'a AtomicUsize);
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -163,7 +174,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
 impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
     /// A heap without memory: `alloc` fails until the provider gives some. Usable in a `static`.
     pub const fn new(provider: P, mode: C) -> Self {
-        Self { engine: Engine::new(), gate: Gate::new(), calls: Calls::new(), provider, mode }
+        Self {
+            engine: Engine::new(),
+            gate: Gate::new(),
+            calls: Calls::new(),
+            moving: AtomicUsize::new(0),
+            provider,
+            mode,
+        }
     }
 
     /// The provider.
@@ -368,9 +386,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             .or_else(|| self.look_again(seek, caller))
     }
 
-    /// The last look before giving up, and more of them as long as somebody is seen in the way.
+    /// The last look before giving up, and more of them as long as somebody is seen in the way, or memory on its way.
     fn look_again<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        let is_busy = || self.provider.is_busy() || self.engine.pages.is_busy();
+        let moving = || self.moving.load(Ordering::Relaxed) > 0;
+        let is_busy = || moving() || self.provider.is_busy() || self.engine.pages.is_busy();
         for _ in 0..LAST_TRIES {
             let busy = is_busy();
             let found = self.grow(seek, true, caller).or_else(|| seek.attempt(Depth::Thorough));
@@ -420,6 +439,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         for _ in 0..GROW_TRIES {
             match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish)) {
                 Ok(Some((start, run))) => {
+                    let _moving = self.begin_moving();
                     let run = self.add_chunk(start, run, want, caller).ok()?;
                     return match run {
                         Some(run) => seek.adopt(run, caller),
@@ -500,6 +520,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         result
     }
 
+    /// Counts this context among those that carry chunks, until the result is dropped.
+    fn begin_moving(&self) -> Moving<'_> {
+        self.moving.fetch_add(1, Ordering::Relaxed);
+        Moving(&self.moving)
+    }
+
     /// Gets memory for a further table of chunks.
     pub(crate) fn add_table(&self, caller: Caller) -> bool {
         let Some(run) = PageRun::new(self.engine.pages.next_table_len(), P::PAGE_LEN, P::PAGE_LEN) else {
@@ -529,6 +555,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
         let mut len = 0;
         while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
+            let _moving = self.begin_moving();
             let (start, run) = (empty.start, empty.run);
             // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
             if !unsafe { self.unmap(start, run, caller) } {

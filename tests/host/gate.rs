@@ -13,6 +13,7 @@ use smp_heap::cpu::CpuMode;
 use smp_heap::{Heap, Hint, PageProvider, PageRun, Pinned};
 
 const THREADS: usize = 4;
+const TURNS: usize = 8;
 
 /// Not re-entrant, and slow: others run while it works.
 #[derive(Default)]
@@ -20,6 +21,7 @@ struct Slow {
     books: Books,
     inside: AtomicBool,
     collisions: AtomicUsize,
+    refused: AtomicUsize,
 }
 
 impl Slow {
@@ -52,10 +54,18 @@ unsafe impl PageProvider for Slow {
 fn all_want_pages<C: CpuMode + Sync>(heap: &Heap<Slow, C, THREADS>, size: usize) {
     on_threads(THREADS, |index| {
         let layout = Layout::from_size_align(size, 8).unwrap();
-        let allocate = |seed| Filled::new(heap, layout, seed).unwrap().expect("the provider refuses nothing");
-        let blocks: Vec<_> = (0..4).map(|turn| allocate((index + turn) as u8)).collect();
-        blocks.into_iter().for_each(|block| block.free(heap).unwrap());
+        let blocks: Vec<_> = (0..TURNS).map(|turn| Filled::new(heap, layout, (index + turn) as u8).unwrap()).collect();
+        let refused = blocks.iter().filter(|block| block.is_none()).count();
+        heap.provider().refused.fetch_add(refused, Ordering::Relaxed);
+        blocks.into_iter().flatten().for_each(|block| block.free(heap).unwrap());
     });
+    // A wait has a bound, which a host that runs much else may exceed once or twice; who does not wait is refused nearly always.
+    let refused = heap.provider().refused.load(Ordering::Relaxed);
+    assert!(
+        4 * refused <= THREADS * TURNS,
+        "{refused} of {} refused, though the provider refuses nothing",
+        THREADS * TURNS
+    );
     assert_eq!(heap.provider().collisions.load(Ordering::Relaxed), 0, "entered twice at once");
     all_back(heap, THREADS);
 }

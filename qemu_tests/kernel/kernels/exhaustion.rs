@@ -37,7 +37,7 @@ const SMALL_LEN: usize = 100 << 10;
 
 /// Sizes, and how many percent of the region they must be able to fill.
 const SIZES: [(usize, usize); 9] =
-    [(64, 90), (1024, 90), (16, 90), (40_960, 85), (5120, 90), (1 << 20, 50), (256, 90), (32_768, 85), (200, 80)];
+    [(64, 90), (1024, 90), (16, 90), (40_960, 80), (5120, 90), (1 << 20, 50), (256, 90), (32_768, 85), (200, 80)];
 
 /// As many as the region can have of the smallest size.
 static BLOCKS: Slots<{ LEN / 16 }> = Slots::new();
