@@ -119,3 +119,74 @@ impl Ring {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn descs() -> Vec<PageDesc> {
+        (0..4).map(PageDesc::new).collect()
+    }
+
+    fn order(ring: &Ring) -> Vec<usize> {
+        let mut order = Vec::new();
+        assert!(ring.verify(|desc| {
+            order.push(desc.index());
+            true
+        }));
+        order
+    }
+
+    #[test]
+    fn push_turn_and_remove_keep_the_order() {
+        let (ring, descs) = (Ring::new(), descs());
+        assert!(ring.is_empty() && ring.verify(|_| false));
+        for (count, desc) in descs.iter().enumerate() {
+            assert_eq!(ring.count() as usize, count);
+            ring.push(desc);
+        }
+        assert_eq!(order(&ring), [3, 2, 1, 0]);
+        ring.turn();
+        assert_eq!(order(&ring), [2, 1, 0, 3]);
+        // The first, one in the middle, the last, the only one.
+        for (gone, left) in [(2, [1, 0, 3].as_slice()), (0, &[1, 3]), (3, &[1]), (1, &[])] {
+            ring.remove(&descs[gone]);
+            assert_eq!(order(&ring), left);
+        }
+        assert!(ring.is_empty() && ring.count() == 0 && ring.first().is_none());
+        ring.turn();
+        ring.push(&descs[2]);
+        assert_eq!(order(&ring), [2]);
+    }
+
+    #[test]
+    fn an_inbox_gives_the_newest_first() {
+        let (inbox, descs) = (AtomicPtr::new(null_mut()), descs());
+        for desc in &descs {
+            desc.next.store(inbox.load(Ordering::Relaxed), Ordering::Relaxed);
+            inbox.store(desc.as_link(), Ordering::Relaxed);
+        }
+        let popped: Vec<_> = core::iter::from_fn(|| pop_inbox(&inbox)).map(PageDesc::index).collect();
+        assert_eq!(popped, [3, 2, 1, 0]);
+    }
+
+    /// B1 and what the bin asks of each, broken by hand.
+    #[test]
+    fn verify_sees_each_rule_broken() {
+        let broken = |hurt: &dyn Fn(&Ring, &[PageDesc]), good: &dyn Fn(&PageDesc) -> bool| {
+            let (ring, descs) = (Ring::new(), descs());
+            descs.iter().take(3).for_each(|desc| ring.push(desc));
+            assert!(ring.verify(|_| true));
+            hurt(&ring, &descs);
+            !ring.verify(good)
+        };
+        let all = |_: &PageDesc| true;
+        assert!(broken(&|_, descs| descs[2].prev.store(descs[2].as_link(), Ordering::Relaxed), &all));
+        assert!(broken(&|_, descs| descs[1].next.store(null_mut(), Ordering::Relaxed), &all));
+        assert!(broken(&|ring, _| ring.add(1), &all), "counted twice");
+        assert!(broken(&|ring, _| ring.add(u32::MAX), &all), "not counted");
+        assert!(broken(&|ring, _| ring.first.store(null_mut(), Ordering::Relaxed), &all), "counted, but not there");
+        assert!(broken(&|_, _| (), &|desc| desc.index() != 0), "one that does not belong");
+    }
+}

@@ -108,3 +108,141 @@ impl Sums {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Hint;
+    use crate::block::{Block, List};
+    use crate::cpu::UnknownCpu;
+    use crate::engine::Caller;
+    use crate::provider::PageRun;
+    use core::alloc::Layout;
+    use core::ptr::NonNull;
+    use std::boxed::Box;
+
+    /// The host's memory; what is not given back is leaked.
+    struct Host;
+
+    // SAFETY: runs come from the host's allocator and are nobody else's.
+    unsafe impl PageProvider for Host {
+        fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+            // SAFETY: a run's length is not 0.
+            NonNull::new(unsafe { std::alloc::alloc(run.layout()) })
+        }
+
+        unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+            // SAFETY: it came from `map` with this layout.
+            unsafe { std::alloc::dealloc(start.as_ptr(), run.layout()) };
+            true
+        }
+    }
+
+    type Tested = Heap<Host, Hint<UnknownCpu>, 2>;
+
+    const LISTED: u64 = 1 << 62;
+    const CLAIMED: u64 = 1 << 63;
+    const COUNT_ONE: u64 = 1 << 16;
+
+    fn class() -> SizeClass {
+        SizeClass::of(Layout::new::<[u64; 12]>()).unwrap()
+    }
+
+    /// A heap with blocks in use, in a cache, in a partial slab and in a large run, and then damaged.
+    fn broken(hurt: impl FnOnce(&Tested)) -> Option<(char, u8)> {
+        let heap = Tested::new(Host, Hint(UnknownCpu));
+        let blocks: [_; 40] = core::array::from_fn(|_| heap.alloc(Layout::new::<[u64; 12]>()).unwrap());
+        heap.alloc(Layout::new::<[u64; 9000]>()).unwrap();
+        let caller = Caller { index: 0, nested: false };
+        for (index, block) in blocks.into_iter().take(30).enumerate() {
+            // SAFETY: just allocated for that class, and used no more.
+            let block = unsafe { Block::new(block.cast()) };
+            // Some straight to their slabs, so that one is partial.
+            if index % 3 == 0 { heap.engine.give_back(block, None, caller) } else { heap.free_small(block, class()) }
+        }
+        heap.verify().unwrap();
+        hurt(&heap);
+        heap.verify().err().map(|violation| (violation.layer, violation.rule))
+    }
+
+    /// Does `work` with the word of each partial slab of [`class`].
+    fn words(heap: &Tested, work: impl Fn(Slab<'_>, u64) -> u64) {
+        let mut count = 0;
+        heap.engine.pages.for_each_run(&mut |run| {
+            if let Some(slab) = Slab::of(run.desc).filter(|slab| slab.is_listed() && slab.class() == class()) {
+                let word = &slab.desc().word;
+                word.store(work(slab, word.load(Ordering::Relaxed)), Ordering::Relaxed);
+                count += 1;
+            }
+        });
+        assert!(count > 0, "there is a partial slab");
+    }
+
+    /// The same with the descriptor of the large run.
+    fn large(heap: &Tested, work: impl Fn(&crate::pages::PageDesc)) {
+        heap.engine.pages.for_each_run(&mut |run| {
+            if run.kind == Kind::Large {
+                work(run.desc);
+            }
+        });
+    }
+
+    #[test]
+    fn a_sound_heap_has_no_violation() {
+        assert_eq!(broken(|_| ()), None);
+    }
+
+    /// Each identity between layers, and each layer's own check, broken by hand.
+    #[test]
+    fn every_rule_broken_is_named() {
+        assert_eq!(broken(|heap| heap.engine.caches()[0].count_taken(class(), 1)), Some(('E', 1)));
+        assert_eq!(broken(|heap| heap.engine.caches()[1].count_pushed(class(), 1)), Some(('E', 1)));
+        let longer = |heap: &Tested| _ = heap.engine.slab_len(class()).fetch_add(1, Ordering::Relaxed);
+        assert_eq!(broken(longer), Some(('E', 2)));
+        assert_eq!(broken(|heap| words(heap, |_, word| word | CLAIMED)), Some(('E', 3)), "claimed");
+        assert_eq!(broken(|heap| words(heap, |_, word| word & !LISTED)), Some(('E', 3)), "linked, but not LISTED");
+        assert_eq!(broken(|heap| words(heap, |_, word| word + COUNT_ONE)), Some(('E', 3)), "its own rules");
+        let nothing_left = |slab: Slab<'_>, word: u64| {
+            let carved = (slab.capacity() as u64) << 32;
+            word & !0xffff_ffff_ffff | carved
+        };
+        assert_eq!(broken(|heap| words(heap, nothing_left)), Some(('E', 3)), "linked, but with nothing to give");
+        assert_eq!(
+            broken(|heap| large(heap, |desc| desc.set(Kind::Large, 3, false))).map(|(layer, _)| layer),
+            Some('P')
+        );
+        let lost = |heap: &Tested| {
+            let cache = heap.engine.cache(0).unwrap();
+            assert!(cache.count(class()) > 1);
+            // SAFETY: a list of no blocks.
+            cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1) });
+        };
+        assert_eq!(broken(lost), Some(('C', 0)));
+        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 48)), Some(('B', 0)), "of another home");
+    }
+
+    #[test]
+    fn more_cached_than_ever_left_the_slabs_is_seen() {
+        let heap = Tested::new(Host, Hint(UnknownCpu));
+        let cache = heap.engine.cache(0).unwrap();
+        let _ = cache.raise_limit(class(), 1 << 20);
+        let memory = Box::leak(Box::new([0_u64; 12]));
+        // SAFETY: memory of that length which nobody else uses, ever.
+        cache.push(class(), unsafe { Block::new(NonNull::from(memory).cast()) }).unwrap();
+        assert_eq!(heap.verify().err().map(|violation| (violation.layer, violation.rule)), Some(('E', 4)));
+    }
+
+    #[test]
+    fn many_slabs_on_their_way_are_linked_before_they_are_judged() {
+        let heap = Tested::new(Host, Hint(UnknownCpu));
+        let layout = Layout::new::<[u64; 12]>();
+        let blocks: std::vec::Vec<_> = (0..2000).map(|_| heap.alloc(layout).unwrap()).collect();
+        let caller = Caller { index: 0, nested: false };
+        for block in blocks.iter().step_by(7) {
+            // SAFETY: just allocated with this Layout, and used no more.
+            let block = unsafe { Block::new(block.cast()) };
+            heap.engine.give_back(block, None, caller);
+        }
+        assert_eq!(heap.verify(), Ok(()));
+    }
+}

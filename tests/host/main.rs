@@ -14,4 +14,5 @@ mod gate;
 mod layers;
 mod nested;
 mod promises;
+mod regressions;
 mod stress;
