@@ -51,13 +51,13 @@ impl Gate {
         Self { holder: AtomicUsize::new(OPEN) }
     }
 
-    /// Goes in, or waits, within the bound, for whoever is inside to leave. `own`: the CPU's index, if it is certain. Call with nothing of
+    /// Goes in, or, if `wait`, waits within the bound for whoever is inside to leave. `own`: the CPU's index, if it is certain. Call with nothing of
     /// the heap held.
-    pub(crate) fn enter(&self, own: Option<usize>) -> Entry<'_> {
+    pub(crate) fn enter(&self, own: Option<usize>, wait: bool) -> Entry<'_> {
         let me = own.map_or(UNKNOWN, |index| index.saturating_add(2));
         match self.holder.compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Entry::Inside(Inside { gate: self }),
-            Err(holder) if holder == me && me != UNKNOWN => Entry::Closed,
+            Err(holder) if !wait || holder == me && me != UNKNOWN => Entry::Closed,
             Err(holder) if holder == UNKNOWN || me == UNKNOWN => self.wait(holder, UNCERTAIN_LIMIT),
             Err(holder) => self.wait(holder, CERTAIN_LIMIT),
         }
@@ -87,28 +87,28 @@ mod tests {
     #[test]
     fn one_at_a_time_and_no_wait_for_the_own_cpu() {
         let gate = Gate::new();
-        let inside = gate.enter(Some(3));
+        let inside = gate.enter(Some(3), true);
         assert!(matches!(inside, Entry::Inside(_)));
         let start = std::time::Instant::now();
-        assert!(matches!(gate.enter(Some(3)), Entry::Closed));
+        assert!(matches!(gate.enter(Some(3), true), Entry::Closed));
         let own = start.elapsed();
-        assert!(matches!(gate.enter(None), Entry::Closed), "the wait has a bound");
+        assert!(matches!(gate.enter(None, true), Entry::Closed), "the wait has a bound");
         assert!(start.elapsed() > 10 * own, "who may be another CPU waits");
         drop(inside);
-        assert!(matches!(gate.enter(None), Entry::Inside(_)));
-        assert!(matches!(gate.enter(Some(usize::MAX)), Entry::Inside(_)), "a large index is no open gate");
+        assert!(matches!(gate.enter(None, true), Entry::Inside(_)));
+        assert!(matches!(gate.enter(Some(usize::MAX), true), Entry::Inside(_)), "a large index is no open gate");
     }
 
     #[test]
     fn who_waited_is_told() {
         let gate = Gate::new();
-        let inside = gate.enter(None);
+        let inside = gate.enter(None, true);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| matches!(gate.enter(None), Entry::Waited));
+            let waiter = scope.spawn(|| matches!(gate.enter(None, true), Entry::Waited));
             drop(inside);
             // Whether the waiter came before or after, it is not turned away.
             let waited = waiter.join().unwrap();
-            assert!(waited || matches!(gate.enter(Some(1)), Entry::Inside(_)));
+            assert!(waited || matches!(gate.enter(Some(1), true), Entry::Inside(_)));
         });
     }
 }

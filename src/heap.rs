@@ -31,6 +31,7 @@ use crate::pages::{AddError, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
+use crate::stranded::Stranded;
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// The shortest chunk worth asking a provider for that has as much.
@@ -67,6 +68,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) calls: Calls,
     /// Contexts that carry a chunk between provider and heap: neither has it meanwhile.
     moving: AtomicUsize,
+    stranded: Stranded,
     pub(crate) provider: P,
     pub(crate) mode: C,
 }
@@ -110,6 +112,9 @@ impl<C: CpuMode> Drop for Entered<'_, C> {
         if C::PINNED { self.cache.unmark() } else { self.cache.unlock() }
     }
 }
+
+/// Somebody was with the provider, and stayed there as long as this caller may wait.
+struct Closed;
 
 /// Counts itself out when dropped.
 struct Moving<'a>(&'a AtomicUsize);
@@ -179,6 +184,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             gate: Gate::new(),
             calls: Calls::new(),
             moving: AtomicUsize::new(0),
+            stranded: Stranded::new(),
             provider,
             mode,
         }
@@ -252,7 +258,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// [`held`](Self::held), for work that only asks whether it may wait.
     pub(crate) fn step(&self, work: &mut dyn FnMut(bool)) {
-        self.held(|caller| work(!(C::PINNED && caller.nested)));
+        let wait = self.mode.may_wait();
+        self.held(|caller| work(wait && !(C::PINNED && caller.nested)));
     }
 
     // Slow paths: own cache empty or full.
@@ -374,16 +381,25 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// pages, everything that is reachable, what the kernel can do. Called with nothing held.
     pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
         let busy = refused == Refused::Busy;
-        let tries = if busy { BUSY_TRIES } else { 0 };
+        let may_wait = self.mode.may_wait();
+        let tries = if busy && may_wait { BUSY_TRIES } else { 0 };
         let step: Step<'_> = &|work| self.step(work);
         let reserves = || self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step);
-        (0..tries)
+        let at_hand = (0..tries)
             .find_map(|_| seek.attempt(Depth::Quick))
-            .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None })
-            .or_else(|| self.grow(seek, busy, caller))
-            .or_else(|| self.scrape(seek, caller))
-            .or_else(|| self.relieve(seek, caller))
-            .or_else(|| self.look_again(seek, caller))
+            .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None });
+        if at_hand.is_some() {
+            return at_hand;
+        }
+        match self.grow(seek, busy, caller) {
+            Ok(Some(found)) => Some(found),
+            Ok(None) => self
+                .scrape(seek, caller)
+                .or_else(|| self.relieve(seek, caller))
+                .or_else(|| if may_wait { self.look_again(seek, caller) } else { None }),
+            // Whoever is with the provider may be waiting for us, or may be us: then there is what there is.
+            Err(Closed) => self.gather(seek),
+        }
     }
 
     /// The last look before giving up, and more of them as long as somebody is seen in the way, or memory on its way.
@@ -392,21 +408,28 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let is_busy = || moving() || self.provider.is_busy() || self.engine.pages.is_busy();
         for _ in 0..LAST_TRIES {
             let busy = is_busy();
-            let found = self.grow(seek, true, caller).or_else(|| seek.attempt(Depth::Thorough));
-            if found.is_some() || !(busy || is_busy()) {
+            let grown = self.grow(seek, true, caller);
+            let closed = grown.is_err();
+            let found = grown.ok().flatten().or_else(|| seek.attempt(Depth::Thorough));
+            if found.is_some() || closed || !(busy || is_busy()) {
                 return found;
             }
         }
         None
     }
 
-    /// Empties what can be reached. Chunks that are then free as a whole may be had again in another length.
-    fn scrape<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
+    /// Empties what can be reached, and looks there.
+    fn gather<S: Seek>(&self, seek: &S) -> Option<S::Found> {
         self.drain_reachable();
         self.engine.release_whole(&|work| self.step(work));
-        let found = seek.attempt(Depth::Thorough);
+        seek.attempt(Depth::Thorough)
+    }
+
+    /// [`gather`](Self::gather); and chunks that are then free as a whole may be had again in another length.
+    fn scrape<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
+        let found = self.gather(seek);
         if found.is_none() && self.return_chunks(0, caller) > 0 {
-            return self.grow(seek, false, caller);
+            return self.grow(seek, false, caller).ok().flatten();
         }
         found
     }
@@ -417,16 +440,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
         (0..RELIEF_TRIES)
             .map_while(|_| self.calls.relieve(&self.provider, need).then_some(()))
-            .find_map(|()| seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller)))
+            .find_map(|()| seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller).ok().flatten()))
     }
 
     /// What a nested caller may ask of the provider: pages, if that is safe while the provider was interrupted.
     pub(crate) fn grow_nested<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        if P::REENTRANT { self.grow(seek, true, caller) } else { None }
+        if P::REENTRANT { self.grow(seek, true, caller).ok().flatten() } else { None }
     }
 
     /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
-    fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Option<S::Found> {
+    fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Result<Option<S::Found>, Closed> {
         const {
             assert!(
                 P::PAGE_LEN.is_power_of_two() && P::PAGE_LEN >= 1024 && P::PAGE_LEN <= 65536,
@@ -434,28 +457,49 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             )
         };
         let want = seek.want();
-        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
+        let Some(need) = chunk_len_for(want.least_len, want.align, P::PAGE_LEN) else { return Ok(None) };
         let wish = if tight { 0 } else { (self.engine.pages.held_len() / CHUNK_SHARE).max(MIN_CHUNK_LEN) };
+        let wait = !(C::PINNED && caller.nested) && self.mode.may_wait();
+        self.offer_stranded(caller);
         for _ in 0..GROW_TRIES {
-            match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish)) {
+            match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish, wait)) {
                 Ok(Some((start, run))) => {
                     let _moving = self.begin_moving();
-                    let run = self.add_chunk(start, run, want, caller).ok()?;
-                    return match run {
-                        Some(run) => seek.adopt(run, caller),
+                    let run = self.add_chunk(start, run, want, caller);
+                    return Ok(run.ok().and_then(|run| match run {
+                        Some(run) => seek.adopt(run, Caller { nested: !wait, ..caller }),
                         None => seek.attempt(Depth::Quick),
-                    };
+                    }));
                 }
-                Ok(None) | Err(Entry::Closed) => return None,
+                Ok(None) => return Ok(None),
+                Err(Entry::Closed) => return Err(Closed),
                 Err(_) => {}
             }
             // Somebody else was with the provider and may have got enough for both.
             let found = seek.attempt(Depth::Quick);
             if found.is_some() {
-                return found;
+                return Ok(found);
             }
         }
-        None
+        Ok(None)
+    }
+
+    /// Offers the provider again what it did not take.
+    fn offer_stranded(&self, caller: Caller) {
+        // SAFETY: `take_all` makes each run ours, and it came from `map` as it is.
+        self.stranded.take_all(|start, run| unsafe { self.give_back(start, run, caller) });
+    }
+
+    /// Gives a run that the heap does not use to the provider, now or later.
+    ///
+    /// # Safety
+    /// The run came from `map` as it is, and is the caller's alone.
+    pub(crate) unsafe fn give_back(&self, start: NonNull<u8>, run: PageRun, caller: Caller) {
+        // SAFETY: the contract is the same.
+        if !unsafe { self.unmap(start, run, caller) } {
+            // SAFETY: the provider did not take it, so it still is the caller's.
+            unsafe { self.stranded.push(start, run) };
+        }
     }
 
     // The provider.
@@ -467,7 +511,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         // Only a pin tells for certain that the holder is this very CPU.
         let own = if C::PINNED && caller.index < CPUS { Some(caller.index) } else { None };
-        match self.gate.enter(own) {
+        match self.gate.enter(own, self.mode.may_wait()) {
             Entry::Inside(inside) => {
                 let result = call(&self.provider);
                 drop(inside);
@@ -479,7 +523,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// A run from the provider.
     pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<NonNull<u8>>, Entry<'_>> {
-        self.with_provider(caller, |provider| self.calls.map(provider, run))
+        let wait = !(C::PINNED && caller.nested) && self.mode.may_wait();
+        self.with_provider(caller, |provider| self.calls.map(provider, run, wait))
     }
 
     /// A run back to the provider. False: it is still the heap's.
@@ -515,7 +560,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         if result.is_err() {
             // SAFETY: the run came from `map` and was not used.
-            unsafe { self.unmap(start, run, caller) };
+            unsafe { self.give_back(start, run, caller) };
         }
         result
     }
@@ -539,14 +584,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return true;
         }
         // SAFETY: the run came from `map` and was not used.
-        unsafe { self.unmap(start, run, caller) };
+        unsafe { self.give_back(start, run, caller) };
         false
     }
 
     /// Gives free chunks back while more than a share of the heap is free. Called after frees, with nothing held.
     #[inline]
     pub(crate) fn return_surplus(&self, caller: Caller) {
-        if !caller.nested && self.engine.pages.has_surplus() {
+        if !caller.nested && self.engine.pages.has_surplus() && self.mode.may_wait() {
             self.return_chunks(self.engine.pages.held_len() / KEPT_SHARE, caller);
         }
     }
@@ -628,6 +673,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.drain();
         self.engine.release_whole(&|work| self.step(work));
         let caller = self.caller();
+        self.offer_stranded(caller);
         self.return_chunks(keep, caller) + self.return_tables(caller)
     }
 
@@ -637,7 +683,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the table's memory came from `map` as it is, and no reader is in it any more.
             if !unsafe { self.unmap(start, run, caller) } {
                 // SAFETY: the run is still ours alone.
-                let _ = unsafe { self.engine.pages.add_table(start, run) };
+                if unsafe { self.engine.pages.add_table(start, run) }.is_err() {
+                    // SAFETY: as before; it was not taken in.
+                    unsafe { self.stranded.push(start, run) };
+                }
                 break;
             }
             len += run.len();
@@ -671,8 +720,8 @@ impl Calls {
         provider.relieve(need)
     }
 
-    fn map(&self, provider: &impl PageProvider, run: PageRun) -> Option<NonNull<u8>> {
-        let start = provider.map(run);
+    fn map(&self, provider: &impl PageProvider, run: PageRun, wait: bool) -> Option<NonNull<u8>> {
+        let start = if wait { provider.map(run) } else { provider.try_map(run) };
         Self::count(if start.is_some() { &self.maps } else { &self.failed_maps });
         start
     }
@@ -684,18 +733,19 @@ fn map_chunk<P: PageProvider>(
     calls: &Calls,
     need: PageRun,
     wish: usize,
+    wait: bool,
 ) -> Option<(NonNull<u8>, PageRun)> {
     let preferred = provider.prefer(need).len();
     let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
     let mut len = if wish == 0 { 0 } else { ((wish.min(MAX_CHUNK_LEN) + 1).next_power_of_two() / 2).max(preferred) };
     while let Some(run) = longer(len) {
-        if let Some(start) = calls.map(provider, run) {
+        if let Some(start) = calls.map(provider, run, wait) {
             return Some((start, run));
         }
         let shorter = run.len().next_power_of_two() / 2;
         len = if (shorter..run.len()).contains(&preferred) { preferred } else { shorter };
     }
-    calls.map(provider, need).map(|start| (start, need))
+    calls.map(provider, need, wait).map(|start| (start, need))
 }
 
 #[cfg(test)]

@@ -133,7 +133,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let start = asked?.ok()??;
         if !self.insert_huge(start, run, caller) {
             // SAFETY: the run came from `map` and was not used.
-            unsafe { self.unmap(start, run, caller) };
+            unsafe { self.give_back(start, run, caller) };
             return None;
         }
         Some(LargeBlock { block: NonNull::slice_from_raw_parts(start, run.len()), zeroed: P::ZEROED })

@@ -52,7 +52,7 @@
 //! cache, partial                  one CPU's bounded lists; one CPU's partial slabs by class
 //! slab, ring                      a run cut into blocks and its word; a list of such runs
 //! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
-//! block, gate                     the only code that reads and writes free blocks; one context at a time with the provider
+//! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
 //! size_class, provider, cpu       Layout to class; the two contracts and their adapters
 //! sync                            the seam of all atomics, the try-lock
 //! ```
@@ -132,6 +132,7 @@ mod ring;
 mod size_class;
 mod slab;
 mod stats;
+mod stranded;
 mod sync;
 mod verify;
 

@@ -32,6 +32,13 @@ pub trait CpuHint {
     /// A number that tends to be the same for the same CPU and different for different ones, small by
     /// preference; `None` if nothing is known yet. Any answer is sound.
     fn current_cpu(&self) -> Option<usize>;
+
+    /// Whether the running code may wait a moment for others: not in a handler of an interrupt, an exception or an NMI, since the
+    /// one it waits for may be the one that it interrupted, nor with interrupts masked, since that one may be waiting for this CPU.
+    /// Asked by slow paths only. Any answer is sound: a wrong yes costs time, a wrong no may cost the request.
+    fn may_wait(&self) -> bool {
+        true
+    }
 }
 
 /// A promise that the CPU stays ours.
@@ -54,6 +61,11 @@ pub unsafe trait CpuPin {
 
     /// The index of this CPU. An index at or above the heap's CPU count is allowed, and slow: such a CPU has no cache.
     fn index(&self, guard: &Self::Guard) -> usize;
+
+    /// As [`CpuHint::may_wait`]; asked while no guard lives.
+    fn may_wait(&self) -> bool {
+        true
+    }
 }
 
 /// CPU identity by [hint](CpuHint): right or wrong, always sound.

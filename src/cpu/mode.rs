@@ -18,6 +18,9 @@ pub trait CpuMode: sealed::Sealed {
 
     /// Reads the CPU's index, once for each operation.
     fn enter(&self) -> (Self::Guard, usize);
+
+    /// Whether the caller may wait for others; asked with nothing held.
+    fn may_wait(&self) -> bool;
 }
 
 impl<H: CpuHint> CpuMode for Hint<H> {
@@ -27,6 +30,10 @@ impl<H: CpuHint> CpuMode for Hint<H> {
     #[inline]
     fn enter(&self) -> ((), usize) {
         ((), self.0.current_cpu().unwrap_or(0))
+    }
+
+    fn may_wait(&self) -> bool {
+        self.0.may_wait()
     }
 }
 
@@ -39,5 +46,9 @@ impl<P: CpuPin> CpuMode for Pinned<P> {
         let guard = self.0.pin();
         let index = self.0.index(&guard);
         (guard, index)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.0.may_wait()
     }
 }

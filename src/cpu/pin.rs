@@ -74,6 +74,10 @@ unsafe impl<I: CpuHint> CpuPin for NeverPreempts<I> {
     fn index(&self, guard: &PinnedIndex) -> usize {
         guard.get()
     }
+
+    fn may_wait(&self) -> bool {
+        self.id.may_wait()
+    }
 }
 
 /// The kernel's way to forbid preemption on the running CPU for a short while.
@@ -154,6 +158,10 @@ unsafe impl<C: PreemptionCounter, I: CpuHint> CpuPin for PreemptionPin<C, I> {
     #[inline]
     fn index(&self, guard: &PreemptionGuard<C>) -> usize {
         guard.index.get()
+    }
+
+    fn may_wait(&self) -> bool {
+        self.id.may_wait()
     }
 }
 

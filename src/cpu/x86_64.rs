@@ -224,6 +224,11 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
     fn index(&self, guard: &MaskGuard) -> usize {
         guard.index.get()
     }
+
+    /// Not where interrupts were masked before: whoever is waited for may be waiting for this CPU.
+    fn may_wait(&self) -> bool {
+        ::x86_64::instructions::interrupts::are_enabled() && self.id.may_wait()
+    }
 }
 
 #[cfg(test)]

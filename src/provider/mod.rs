@@ -104,6 +104,12 @@ pub unsafe trait PageProvider {
     /// Gives a new run of pages, or `None` if there is none now.
     fn map(&self, run: PageRun) -> Option<NonNull<u8>>;
 
+    /// As [`map`](Self::map), asked of a [`REENTRANT`](Self::REENTRANT) provider by a context that must not wait: it may have interrupted a
+    /// call of this provider. The default is `map`, for providers that never wait.
+    fn try_map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        self.map(run)
+    }
+
     /// Takes a run back. False: it cannot be taken (now, or ever); the heap keeps it and uses it again.
     ///
     /// # Safety

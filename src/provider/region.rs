@@ -182,8 +182,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         self.regions().map(Region::free_len).sum()
     }
 
-    /// `map`, with what to do between two looks at a lock.
-    fn map_with(&self, run: PageRun, relax: &mut impl FnMut()) -> Option<NonNull<u8>> {
+    /// `map`, with how often to look again at locks that are held, and what to do between two looks.
+    fn map_with(&self, run: PageRun, looks: u32, relax: &mut impl FnMut()) -> Option<NonNull<u8>> {
         let run = own(run)?;
         // The first lap takes what is open. Only if a region was busy and none gave is it worth a second one with
         // patience, of which the whole call has no more than one lock's share.
@@ -197,10 +197,10 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
                     Answer::Busy => busy = true,
                 }
             }
-            if !busy {
+            if !busy || looks == 0 {
                 return None;
             }
-            patience = SPIN_LIMIT;
+            patience = looks;
         }
         None
     }
@@ -236,7 +236,11 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
     const REENTRANT: bool = true;
 
     fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.map_with(run, &mut spin_loop)
+        self.map_with(run, SPIN_LIMIT, &mut spin_loop)
+    }
+
+    fn try_map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        self.map_with(run, SPIN_LIMIT / 32, &mut spin_loop)
     }
 
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
@@ -700,12 +704,12 @@ mod tests {
         let mut looks = 0;
         // An open region serves at once, whoever holds the others.
         let guards = [lock(0), lock(1)];
-        let start = provider.map_with(run(1, 1), &mut || looks += 1).unwrap();
+        let start = provider.map_with(run(1, 1), SPIN_LIMIT, &mut || looks += 1).unwrap();
         Mapped { start, run: run(1, 1), tag: held.tag }.unmap_untouched(&provider);
         assert_eq!(looks, 0);
         // Three held ones cost no more than one, and an open one is not forgotten because of them.
         let mut guard = lock(2);
-        assert_eq!(provider.map_with(run(1, 1), &mut || looks += 1), None);
+        assert_eq!(provider.map_with(run(1, 1), SPIN_LIMIT, &mut || looks += 1), None);
         assert_eq!(looks, SPIN_LIMIT);
         looks = 0;
         let mut open_late = || {
@@ -714,7 +718,7 @@ mod tests {
                 guard = None;
             }
         };
-        let start = provider.map_with(run(1, 1), &mut open_late).unwrap();
+        let start = provider.map_with(run(1, 1), SPIN_LIMIT, &mut open_late).unwrap();
         Mapped { start, run: run(1, 1), tag: held.tag }.unmap_untouched(&provider);
         // Giving back waits as long, then refuses.
         looks = 0;

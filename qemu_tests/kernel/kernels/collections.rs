@@ -24,7 +24,7 @@ use heaps::{CPUS, Regions, expect_left, give};
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, Heap, Pinned};
-use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, timer};
+use smp_heap_kernel::{Boot, Hooks, cpu, interrupts, kernel, println, smp, timer};
 
 #[derive(Debug)]
 struct Index;
@@ -32,6 +32,10 @@ struct Index;
 impl CpuHint for Index {
     fn current_cpu(&self) -> Option<usize> {
         Some(cpu::index())
+    }
+
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
     }
 }
 

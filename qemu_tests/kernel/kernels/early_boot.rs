@@ -29,7 +29,7 @@ use slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, Hint, Pinned};
-use smp_heap_kernel::{Boot, Hooks, Region, cpu, kernel, println, smp, test};
+use smp_heap_kernel::{Boot, Hooks, Region, cpu, interrupts, kernel, println, smp, test};
 
 /// The CPU's index once it is known; before that nothing, or garbage.
 #[derive(Debug)]
@@ -44,6 +44,10 @@ impl CpuHint for Unsure {
             usize::MAX => Some(asked.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             index => Some(index),
         }
+    }
+
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
     }
 }
 

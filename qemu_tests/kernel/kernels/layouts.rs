@@ -20,7 +20,7 @@ use heaps::{CPUS, HeapRef, Regions, expect_left, give};
 use slots::Slots;
 use smp_heap::cpu::{CpuMode, NeverPreempts};
 use smp_heap::{CpuHint, Heap, Hint, Pinned, battery};
-use smp_heap_kernel::{Boot, cpu, kernel, smp, test};
+use smp_heap_kernel::{Boot, cpu, interrupts, kernel, smp, test};
 
 #[derive(Debug)]
 struct Index;
@@ -28,6 +28,10 @@ struct Index;
 impl CpuHint for Index {
     fn current_cpu(&self) -> Option<usize> {
         Some(cpu::index())
+    }
+
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
     }
 }
 

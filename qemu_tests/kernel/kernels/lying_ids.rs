@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use heaps::{CPUS, Regions, expect_left, give};
 use smp_heap::{CpuHint, Heap, Hint};
-use smp_heap_kernel::{Boot, cpu, kernel, println, smp, time, timer};
+use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, time, timer};
 
 /// Its name, and what it tells.
 type Lie = (&'static str, fn() -> Option<usize>);
@@ -51,6 +51,10 @@ impl CpuHint for Liar {
     fn current_cpu(&self) -> Option<usize> {
         let lie = LIES.get(LIE.load(Relaxed)).or_else(|| LIES.get((random() >> 7) as usize % LIES.len()));
         lie.and_then(|(_, lie)| lie())
+    }
+
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
     }
 }
 

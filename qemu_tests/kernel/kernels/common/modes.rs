@@ -2,7 +2,7 @@
 
 use smp_heap::cpu::{CpuMode, NeverPreempts, PreemptionCounter, PreemptionPin, x86_64::InterruptsMasked};
 use smp_heap::{CpuHint, Hint, Pinned};
-use smp_heap_kernel::cpu;
+use smp_heap_kernel::{cpu, interrupts};
 
 /// The index in the CPU's own area: right from the moment it is set up, and above any CPU count before.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,10 @@ pub(crate) struct Index;
 impl CpuHint for Index {
     fn current_cpu(&self) -> Option<usize> {
         Some(cpu::index())
+    }
+
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
     }
 }
 
