@@ -337,7 +337,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
         let slab_len = Chunk::run_len(slab.desc());
-        (self.pages.held_len() / RESERVE_SHARE / slab_len).max(1) as u32
+        (self.pages.held_len() / RESERVE_SHARE / slab_len.max(1)).max(1) as u32
     }
 
     /// Counts a free of what this heap never gave; nothing else happens to it.

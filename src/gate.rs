@@ -12,12 +12,12 @@ use core::hint::spin_loop;
 
 use crate::sync::{AtomicUsize, Ordering};
 
-/// How often a waiter looks that is certain to wait for another CPU. Some ten milliseconds: more than several calls of a provider that sends
-/// interrupts to all CPUs take, and no more, for the provider may be waiting for this very CPU, whose interrupts are masked.
-const CERTAIN_LIMIT: u32 = 1 << 20;
+/// How often a waiter looks that is certain to wait for another CPU: some tenth of a second, more than several calls of a provider take that
+/// sends interrupts to all CPUs and waits for them. Only who says that it [may wait](crate::CpuHint::may_wait) comes here.
+const CERTAIN_LIMIT: u32 = 1 << 23;
 
 /// How often one looks that may have interrupted the holder.
-const UNCERTAIN_LIMIT: u32 = 1 << 19;
+const UNCERTAIN_LIMIT: u32 = 1 << 22;
 
 const OPEN: usize = 0;
 const UNKNOWN: usize = 1;

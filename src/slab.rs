@@ -113,15 +113,20 @@ impl Word {
 /// with at most an eighth left over behind the last block if a few blocks more can achieve that.
 pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize) -> usize {
     let block_len = class.block_len();
-    let mut count = (target / block_len).max(1);
+    let mut count = target.checked_div(block_len).unwrap_or(0).max(1);
     for _ in 0..8 {
-        let len = (count * block_len).next_multiple_of(granule);
+        let len = round_up(count * block_len, granule);
         if (len - count * block_len) * 8 <= len {
             break;
         }
         count += 1;
     }
-    (count * block_len).next_multiple_of(granule).min(MAX_SLAB_LEN)
+    round_up(count * block_len, granule).min(MAX_SLAB_LEN)
+}
+
+/// `len` rounded up to a multiple of `granule`, a power of two.
+fn round_up(len: usize, granule: usize) -> usize {
+    len.wrapping_add(granule.wrapping_sub(1)) & granule.wrapping_neg()
 }
 
 /// The home of the slab that a granule belongs to: any granule's descriptor will do.

@@ -263,7 +263,7 @@ impl<'a> Open<'a> {
         if found.is_some() {
             return found;
         }
-        let bin = bins::index(want.units) + round % want.bins_between();
+        let bin = bins::index(want.units) + round % want.bins_between().max(1);
         let place = self.pool.bins.look(bin, LENGTH_LOOK, |run| want.place(run));
         if place.is_none() {
             self.pool.bins.turn(bin, LENGTH_LOOK);

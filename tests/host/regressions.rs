@@ -528,7 +528,6 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 /// Promise 7: built as a kernel would, optimised, no code of `core` that panics is linked in.
 #[test]
-#[ignore = "three divisions are left that the compiler cannot prove safe: `reserve_count`, `slab_len`, `alloc_round`"]
 fn nothing_of_the_heap_can_panic() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("no_panic_{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
