@@ -358,3 +358,20 @@ struct Link {
     older: Option<NonNull<Link>>,
     check: usize,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_out_of_place_or_too_short_is_seen() {
+        let layout = Layout::from_size_align(24, 16).unwrap_or(Layout::new::<u8>());
+        let place = |addr: usize, len: usize| {
+            let start = NonNull::new(core::ptr::without_provenance_mut::<u8>(addr)).unwrap_or(NonNull::dangling());
+            check_place(NonNull::slice_from_raw_parts(start, len), layout)
+        };
+        let misplaced = |addr| Err(Failure::Misplaced { addr, size: 24, align: 16 });
+        assert_eq!([place(4096, 24), place(4112, 32)], [Ok(()), Ok(())]);
+        assert_eq!([place(4104, 24), place(4096, 23)], [misplaced(4104), misplaced(4096)]);
+    }
+}

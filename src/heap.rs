@@ -510,8 +510,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return Ok(call(&self.provider));
         }
         // Only a pin tells for certain that the holder is this very CPU.
-        let own = if C::PINNED && caller.index < CPUS { Some(caller.index) } else { None };
-        match self.gate.enter(own, self.mode.may_wait()) {
+        let certain = C::PINNED && caller.index < CPUS;
+        match self.gate.enter(caller.index, certain, self.mode.may_wait()) {
             Entry::Inside(inside) => {
                 let result = call(&self.provider);
                 drop(inside);
@@ -920,15 +920,89 @@ mod tests {
         all_back(&heap);
     }
 
-    /// Hole 10: what nested frees made whole is still listed as partial, and found.
     #[test]
-    fn slabs_that_nested_frees_emptied_go_back_too() {
+    fn work_that_takes_locks_is_done_with_the_cache_held() {
         let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
-        let blocks: Vec<_> = (0..3000).map(|_| filled(&heap, 600).unwrap()).collect();
+        heap.held(|caller| {
+            assert!(!caller.nested);
+            assert!(heap.enter().is_err_and(|caller| caller.nested), "who interrupts here knows");
+            heap.held(|caller| assert!(caller.nested));
+        });
+        assert!(heap.enter().is_ok());
+        heap.step(&mut |may_wait| {
+            assert!(may_wait);
+            heap.step(&mut |may_wait| assert!(!may_wait));
+        });
+    }
+
+    #[test]
+    fn a_nested_context_with_nothing_at_hand_is_refused_at_once() {
+        let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
         let interrupted = heap.enter().unwrap();
-        blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+        for size in [8, 200, 9000, 50_000] {
+            assert!(filled(&heap, size).is_none());
+        }
         drop(interrupted);
+        assert_eq!((heap.provider().calls(), heap.stats().relief_count), (0, 0));
+        filled(&heap, 200).unwrap().free(&heap).unwrap();
         all_back(&heap);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "times are not those of a machine")]
+    fn a_nested_context_does_not_wait_for_the_lock_of_pages() {
+        let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+        filled(&heap, 200).unwrap().free(&heap).unwrap();
+        let shortest = |work: &dyn Fn() -> bool| {
+            let time = |_| {
+                let start = std::time::Instant::now();
+                assert!(work(), "the lock is held");
+                start.elapsed()
+            };
+            (0..20).map(time).min().unwrap()
+        };
+        let pages = &heap.engine.pages;
+        let mut times = None;
+        pages.for_each_run(&mut |_| {
+            if times.is_none() {
+                let ordinary = shortest(&|| pages.alloc(50_000, 8, crate::pages::Use::Large, 0, true).is_err());
+                let interrupted = heap.enter().unwrap();
+                times = Some((ordinary, shortest(&|| heap.alloc(layout(50_000)).is_err())));
+                drop(interrupted);
+            }
+        });
+        let (ordinary, nested) = times.unwrap();
+        assert!(nested * 4 < ordinary, "a nested caller took {nested:?}, another one {ordinary:?}");
+    }
+
+    /// Hole 10: what nested frees made whole is still listed as partial, and found, by who needs pages and by who trims.
+    #[test]
+    fn slabs_that_nested_frees_emptied_are_found() {
+        for needs_pages in [true, false] {
+            let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+            let blocks: Vec<_> = (0..6000).map(|_| filled(&heap, 600).unwrap()).collect();
+            let (early, late): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
+            early.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
+            heap.drain_current();
+            heap.verify().unwrap();
+            let interrupted = heap.enter().unwrap();
+            late.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
+            drop(interrupted);
+            if needs_pages {
+                let free_len = heap.stats().free_len;
+                heap.provider().limit_len.store(heap.provider().held_len(), Ordering::Relaxed);
+                let all = fill(&heap, 40_000);
+                assert!(
+                    all.len() * 45_000 > heap.provider().held_len(),
+                    "{} blocks, {free_len} bytes were free",
+                    all.len()
+                );
+                all.into_iter().for_each(|block| block.free(&heap).unwrap());
+            }
+            heap.trim(0);
+            assert_eq!(heap.provider().held_len(), 0);
+            all_back(&heap);
+        }
     }
 
     #[test]
@@ -1088,7 +1162,7 @@ mod tests {
         let blocks = fill(&heap, 900_000);
         assert!(blocks.len() > 4);
         blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
-        let block = filled(&heap, 7 << 20).expect("after chunks went back");
+        let block = filled(&heap, 8 << 20).expect("after all chunks went back");
         assert!(filled(&heap, 7 << 20).is_none());
         heap.provider().relief_len.store(8 << 20, Ordering::Relaxed);
         let more = filled(&heap, 7 << 20).expect("after relief");

@@ -57,3 +57,41 @@ impl ChunkHint {
         self.removals.store(removals, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Pages, Use, Want};
+    use super::*;
+    use crate::provider::PageRun;
+
+    const LEN: usize = 256 << 10;
+
+    #[test]
+    fn a_hint_knows_every_granule_of_its_chunk_and_none_of_one_that_left() {
+        let pages = std::boxed::Box::new(Pages::<1>::new());
+        let run = PageRun::new(LEN, 4096, 4096).unwrap();
+        // SAFETY: the run's length is not 0.
+        let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
+        let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
+        // SAFETY: just allocated, not zeroed; freed when the chunk has left.
+        unsafe { pages.add_chunk(memory, run, nothing, 0, false, &|work| work(true)) }.unwrap();
+        let hint = ChunkHint::new();
+        let chunk = pages.lookup(memory).unwrap();
+        // SAFETY: inside the run, or just behind the granules.
+        let at = |offset: usize| unsafe { memory.add(offset) };
+        assert!(pages.desc_near(&hint, memory).is_none(), "nothing known yet");
+        assert!(pages.desc_far(&hint, memory).is_some());
+        for offset in [0, 1, 1023, 1024, 100_000, chunk.len() - 1] {
+            let found = pages.desc_near(&hint, at(offset)).unwrap();
+            assert_eq!(found.index(), offset >> chunk.shift());
+        }
+        assert!(pages.desc_near(&hint, at(chunk.len())).is_none());
+        assert!(hint.desc(memory, 1).is_none(), "a chunk has left since");
+        let gone = pages.take_empty(0).unwrap();
+        assert!(pages.desc_near(&hint, memory).is_none(), "it may be this one");
+        pages.chunk_gone(gone);
+        assert!(pages.desc_near(&hint, memory).is_none());
+        // SAFETY: allocated above with this layout, and out of the page heap.
+        unsafe { std::alloc::dealloc(memory.as_ptr(), run.layout()) };
+    }
+}
