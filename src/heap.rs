@@ -510,8 +510,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return Ok(call(&self.provider));
         }
         // Only a pin tells for certain that the holder is this very CPU.
-        let certain = C::PINNED && caller.index < CPUS;
-        match self.gate.enter(caller.index, certain, self.mode.may_wait()) {
+        let own = if C::PINNED && caller.index < CPUS { Some(caller.index) } else { None };
+        match self.gate.enter(own, self.mode.may_wait()) {
             Entry::Inside(inside) => {
                 let result = call(&self.provider);
                 drop(inside);
