@@ -12,20 +12,19 @@ use core::hint::spin_loop;
 
 use crate::sync::{AtomicUsize, Ordering};
 
-/// How often a waiter looks that is certain to wait for another CPU: some tenth of a second, more than several calls of a provider take that
-/// sends interrupts to all CPUs and waits for them. Only who says that it [may wait](crate::CpuHint::may_wait) comes here.
-const CERTAIN_LIMIT: u32 = 1 << 23;
+/// How often a waiter looks while another CPU is inside: some tenths of a second, more than several calls of a provider take that sends
+/// interrupts to all CPUs and waits for them. Only who says that it [may wait](crate::CpuHint::may_wait) comes here.
+const WAIT_LIMIT: u32 = 1 << 24;
 
-/// How often one looks that may have interrupted the holder.
-const UNCERTAIN_LIMIT: u32 = 1 << 22;
+/// How often one looks whose hint is the holder's too: it may be inside itself, or have interrupted the holder.
+const EQUAL_LIMIT: u32 = 1 << 20;
 
 const OPEN: usize = 0;
-const UNKNOWN: usize = 1;
 
 /// One context at a time. All zero is open.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// [`OPEN`], [`UNKNOWN`], or the holder's CPU index plus 2.
+    /// [`OPEN`], or the holder's CPU index plus 1.
     holder: AtomicUsize,
 }
 
@@ -51,15 +50,14 @@ impl Gate {
         Self { holder: AtomicUsize::new(OPEN) }
     }
 
-    /// Goes in, or, if `wait`, waits within the bound for whoever is inside to leave. `own`: the CPU's index, if it is certain. Call with nothing of
-    /// the heap held.
-    pub(crate) fn enter(&self, own: Option<usize>, wait: bool) -> Entry<'_> {
-        let me = own.map_or(UNKNOWN, |index| index.saturating_add(2));
+    /// Goes in, or, if `wait`, waits within the bound for whoever is inside to leave. `index` is the CPU's, and `certain` if it is
+    /// no other one's. Call with nothing of the heap held.
+    pub(crate) fn enter(&self, index: usize, certain: bool, wait: bool) -> Entry<'_> {
+        let me = index.saturating_add(1);
         match self.holder.compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Entry::Inside(Inside { gate: self }),
-            Err(holder) if !wait || holder == me && me != UNKNOWN => Entry::Closed,
-            Err(holder) if holder == UNKNOWN || me == UNKNOWN => self.wait(holder, UNCERTAIN_LIMIT),
-            Err(holder) => self.wait(holder, CERTAIN_LIMIT),
+            Err(holder) if !wait || certain && holder == me => Entry::Closed,
+            Err(holder) => self.wait(holder, if holder == me { EQUAL_LIMIT } else { WAIT_LIMIT }),
         }
     }
 
@@ -87,28 +85,29 @@ mod tests {
     #[test]
     fn one_at_a_time_and_no_wait_for_the_own_cpu() {
         let gate = Gate::new();
-        let inside = gate.enter(Some(3), true);
+        let inside = gate.enter(3, true, true);
         assert!(matches!(inside, Entry::Inside(_)));
         let start = std::time::Instant::now();
-        assert!(matches!(gate.enter(Some(3), true), Entry::Closed));
-        let own = start.elapsed();
-        assert!(matches!(gate.enter(None, true), Entry::Closed), "the wait has a bound");
-        assert!(start.elapsed() > 10 * own, "who may be another CPU waits");
+        assert!(matches!(gate.enter(3, true, true), Entry::Closed));
+        assert!(matches!(gate.enter(4, true, false), Entry::Closed));
+        let at_once = start.elapsed();
+        assert!(matches!(gate.enter(3, false, true), Entry::Closed), "the wait has a bound");
+        assert!(start.elapsed() > 10 * at_once, "who may be another CPU waits");
         drop(inside);
-        assert!(matches!(gate.enter(None, true), Entry::Inside(_)));
-        assert!(matches!(gate.enter(Some(usize::MAX), true), Entry::Inside(_)), "a large index is no open gate");
+        assert!(matches!(gate.enter(usize::MAX, false, true), Entry::Inside(_)), "no index is an index too");
+        assert!(matches!(gate.enter(0, true, true), Entry::Inside(_)));
     }
 
     #[test]
     fn who_waited_is_told() {
         let gate = Gate::new();
-        let inside = gate.enter(None, true);
+        let inside = gate.enter(0, false, true);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| matches!(gate.enter(None, true), Entry::Waited));
+            let waiter = scope.spawn(|| matches!(gate.enter(1, false, true), Entry::Waited));
             drop(inside);
             // Whether the waiter came before or after, it is not turned away.
             let waited = waiter.join().unwrap();
-            assert!(waited || matches!(gate.enter(Some(1), true), Entry::Inside(_)));
+            assert!(waited || matches!(gate.enter(2, false, true), Entry::Inside(_)));
         });
     }
 }

@@ -20,6 +20,7 @@
 //! whose gate excludes what must be excluded.
 
 use core::fmt;
+use core::hint::spin_loop;
 use core::ptr::NonNull;
 
 use crate::block::Block;
@@ -32,7 +33,7 @@ use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
 use crate::stranded::Stranded;
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering, SPIN_LIMIT};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
@@ -408,6 +409,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let is_busy = || moving() || self.provider.is_busy() || self.engine.pages.is_busy();
         for _ in 0..LAST_TRIES {
             let busy = is_busy();
+            // Give whoever it is a moment.
+            let _ = (0..SPIN_LIMIT).take_while(|_| is_busy()).map(|_| spin_loop()).count();
             let grown = self.grow(seek, true, caller);
             let closed = grown.is_err();
             let found = grown.ok().flatten().or_else(|| seek.attempt(Depth::Thorough));
@@ -510,8 +513,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return Ok(call(&self.provider));
         }
         // Only a pin tells for certain that the holder is this very CPU.
-        let own = if C::PINNED && caller.index < CPUS { Some(caller.index) } else { None };
-        match self.gate.enter(own, self.mode.may_wait()) {
+        let certain = C::PINNED && caller.index < CPUS;
+        match self.gate.enter(caller.index, certain, self.mode.may_wait()) {
             Entry::Inside(inside) => {
                 let result = call(&self.provider);
                 drop(inside);

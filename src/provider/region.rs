@@ -36,6 +36,9 @@ use crate::sync::{AtomicUsize, Ordering, SPIN_LIMIT, TryLock};
 /// Small, so that a region of 4 KiB at an odd address still has three pages.
 const PAGE_LEN: usize = 1024;
 
+/// How often one who adds a region waits, within the spin limit, for another one to be done: it has time.
+const ADD_TRIES: u32 = 64;
+
 /// Up to this length an untouched region is preferred whole: small heaps are one chunk.
 const WHOLE_LIMIT: usize = 256 << 10;
 
@@ -146,7 +149,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         let end = start.addr().checked_add(len).ok_or(RegionError::Wraps)?;
         let pages = Span::of_pages(start.addr(), end).ok_or(RegionError::TooSmall)?;
 
-        let _adding = self.adding.lock_bounded().ok_or(RegionError::Busy)?;
+        let adding = (0..ADD_TRIES).find_map(|_| self.adding.lock_bounded());
+        let _adding = adding.ok_or(RegionError::Busy)?;
         if self.regions().any(|region| region.pages().overlaps(pages)) {
             return Err(RegionError::Overlaps);
         }
