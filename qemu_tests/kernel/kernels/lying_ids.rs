@@ -83,7 +83,7 @@ kernel! {
             }
             println!("{name}: {} us", time::micros() - start);
         }
-        storm::judge(0, 1);
+        storm::judge(0, 10);
         expect_left(0);
     }
 }

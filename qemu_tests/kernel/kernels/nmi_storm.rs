@@ -61,7 +61,7 @@ kernel! {
             });
             heaps::verify();
         }
-        storm::judge(5, 1);
+        storm::judge(5, 10);
         expect_left(0);
     }
 }

@@ -55,7 +55,7 @@ kernel! {
             });
             heaps::verify();
         }
-        storm::judge(5, 1);
+        storm::judge(5, 10);
         expect_left(0);
     }
 }

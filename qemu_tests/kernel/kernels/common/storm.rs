@@ -123,6 +123,9 @@ pub(crate) fn strike() {
 
 /// Frees what is left, tells what happened and judges it: of the handlers' requests at most `most_refused` in a hundred were refused, and of
 /// the interrupts at least `least_inside` in a hundred came while the CPU was inside the heap.
+///
+/// Some are refused by right: a handler that interrupted the holder of the provider's lock gets nothing, and while the host has stopped the
+/// virtual CPU of a holder, nobody's handlers do. A heap that does not serve nested callers refuses several times ten in a hundred.
 pub(crate) fn judge(least_inside: u64, most_refused: u64) {
     for cpu in &STATE {
         cpu.blocks.free_part(heap(), 0, 1);
