@@ -21,7 +21,7 @@ use core::ptr::{NonNull, null_mut};
 
 use crate::block::{Block, List};
 use crate::pages::ChunkHint;
-use crate::size_class::{CLASS_COUNT, SizeClass};
+use crate::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 /// The most blocks in one list: what one flush walks while the cache is held.
@@ -41,6 +41,8 @@ struct Hot {
     room: AtomicU32,
     limit: AtomicU32,
 }
+
+const _: () = assert!(size_of::<Hot>() == ENTRY_LEN, "a class is its entry's offset");
 
 /// What only slow paths touch.
 #[derive(Debug)]

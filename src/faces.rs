@@ -81,15 +81,76 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if layout.size() == 0 {
             return;
         }
-        match SizeClass::of(layout) {
-            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => {
-                // SAFETY: by the contract the block is unused, and its Layout has a class, so it is at least 8 bytes long.
-                let block = unsafe { Block::new(start) };
-                self.free_small(block, class);
-            }
+        // SAFETY: the contract is the same.
+        unsafe { self.free_sized(start, layout) };
+    }
+
+    /// [`free`](Self::free) of a block, short ones in line.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free); the size is not 0.
+    #[inline]
+    unsafe fn free_sized(&self, start: NonNull<u8>, layout: Layout) {
+        match SizeClass::of_short(layout) {
+            // SAFETY: the contract is the same, and this is the class that served the Layout.
+            Some(class) => unsafe { self.free_classed(start, class) },
+            // SAFETY: the contract is the same.
+            None => unsafe { self.free_long(start, layout) },
+        }
+    }
+
+    /// Frees a block out of a slab.
+    ///
+    /// # Safety
+    /// `start` is a block that a slab gave for this class, and nobody uses it any more.
+    #[inline]
+    unsafe fn free_classed(&self, start: NonNull<u8>, class: SizeClass) {
+        // SAFETY: by the contract the block is unused; a class's blocks are at least 8 bytes long.
+        let block = unsafe { Block::new(start) };
+        self.free_small(block, class);
+    }
+
+    /// [`free_sized`](Self::free_sized) of what is not short. Out of line, as are the three behind it, so that the path in front of each saves no
+    /// registers.
+    ///
+    /// # Safety
+    /// As for [`free_sized`](Self::free_sized).
+    #[inline(never)]
+    unsafe fn free_long(&self, start: NonNull<u8>, layout: Layout) {
+        match SizeClass::of_long(layout) {
+            // SAFETY: the contract is the same, and a block of that class is in a slab.
+            Some(class) if !may_be_run(class) => unsafe { self.free_classed(start, class) },
+            // SAFETY: the contract is the same.
+            _ => unsafe { self.free_by_kind(start, layout) },
+        }
+    }
+
+    /// Frees what may be a page run.
+    ///
+    /// # Safety
+    /// As for [`free_sized`](Self::free_sized); the Layout is not short.
+    #[inline(never)]
+    unsafe fn free_by_kind(&self, start: NonNull<u8>, layout: Layout) {
+        match SizeClass::of_long(layout) {
+            // SAFETY: the contract is the same, and what has a class and is no run is in a slab.
+            Some(class) if self.run_of(start).is_none() => unsafe { self.free_classed(start, class) },
             // SAFETY: the contract is the same.
             _ => unsafe { self.free_large(start, layout) },
         }
+    }
+
+    /// `alloc` of what is not short.
+    #[inline(never)]
+    fn alloc_long(&self, layout: Layout) -> Option<NonNull<u8>> {
+        match SizeClass::of_long(layout) {
+            Some(class) => self.alloc_small(class),
+            None => self.alloc_pages(layout),
+        }
+    }
+
+    #[inline(never)]
+    fn alloc_pages(&self, layout: Layout) -> Option<NonNull<u8>> {
+        self.alloc_large(layout).map(|large| large.block.cast())
     }
 
     /// Changes a block's size where it stands, growing or shrinking. False: unchanged.
@@ -197,9 +258,9 @@ fn clear(block: NonNull<[u8]>, len: usize) {
 unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap<P, C, CPUS> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match SizeClass::of(layout) {
+        match SizeClass::of_short(layout) {
             Some(class) => or_null(self.alloc_small(class)),
-            None => or_null(self.alloc_large(layout).map(|large| large.block.cast())),
+            None => or_null(self.alloc_long(layout)),
         }
     }
 
@@ -207,15 +268,8 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
         // SAFETY: by the contract of `GlobalAlloc` the block is one that `alloc` gave, so not null.
         let start = unsafe { NonNull::new_unchecked(start) };
-        match SizeClass::of(layout) {
-            Some(class) if !may_be_run(class) => {
-                // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
-                let block = unsafe { Block::new(start) };
-                self.free_small(block, class);
-            }
-            // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
-            _ => unsafe { self.free(start, layout) },
-        }
+        // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused, and the size is not 0.
+        unsafe { self.free_sized(start, layout) };
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {

@@ -10,6 +10,7 @@
 //! the blocks inherit the alignment.
 
 use core::alloc::Layout;
+use core::num::NonZeroU16;
 
 /// The number of size classes.
 pub const CLASS_COUNT: usize = 44;
@@ -22,53 +23,68 @@ const LINEAR_LEN: usize = 64;
 const STEP: usize = 8;
 const LINEAR_COUNT: usize = LINEAR_LEN / STEP;
 
-/// Sizes up to this are looked up; longer ones are computed.
-const TABLE_LEN: usize = 1024;
+/// Sizes from 1 to this are *short*: looked up in steps of 8 bytes, longer ones in steps of [`LONG_STEP`].
+const SHORT_LEN: usize = 1024;
+const LONG_STEP: usize = 256;
+
+/// Bytes of a class's entry in the tables that the fast paths index: a class is kept as its entry's offset.
+pub(crate) const ENTRY_LEN: usize = 16;
 
 /// A size class: the set of block sizes that blocks of one length serve.
+///
+/// Inside, its index times [`ENTRY_LEN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SizeClass(u8);
+pub struct SizeClass(u16);
 
-/// The class of every size up to [`TABLE_LEN`], in steps of 8 bytes.
+/// The class of every size up to [`SHORT_LEN`], by (size - 1) / 8.
+static SHORT: [SizeClass; SHORT_LEN / STEP] = table(STEP);
+
+/// The class of every size up to [`MAX_SMALL_LEN`], by (size - 1) / 256; right above [`SHORT_LEN`].
+static LONG: [SizeClass; MAX_SMALL_LEN / LONG_STEP] = table(LONG_STEP);
+
+const _: () = assert!(SHORT_LEN / LONG_STEP >= 4, "four classes a doubling: above, every class ends at a step");
+
+/// The classes of `step`, `2 * step` and so on.
 #[expect(clippy::indexing_slicing, reason = "at compile time; the loop ends at the table's length")]
-static TABLE: [u8; TABLE_LEN / STEP + 1] = {
-    let mut table = [0; TABLE_LEN / STEP + 1];
-    let mut step = 0;
-    while step < table.len() {
-        table[step] = compute_index(step * STEP);
-        step += 1;
+const fn table<const LEN: usize>(step: usize) -> [SizeClass; LEN] {
+    let mut table = [SizeClass(0); LEN];
+    let mut index = 0;
+    while index < LEN {
+        table[index] = SizeClass::with_index(compute_index((index + 1) * step));
+        index += 1;
     }
     table
-};
+}
 
-/// The block length of every class, in bytes.
+/// The block length of every class, in bytes. Not zero by type, so that a division by it cannot panic.
 #[expect(clippy::indexing_slicing, reason = "at compile time; the loop ends at the table's length")]
 #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SMALL_LEN, asserted")]
-static LENS: [u16; CLASS_COUNT] = {
-    let mut lens = [0; CLASS_COUNT];
+static LENS: [NonZeroU16; CLASS_COUNT] = {
+    let mut lens = [NonZeroU16::MAX; CLASS_COUNT];
     let mut index = 0;
     while index < CLASS_COUNT {
         let len = compute_len(index);
         assert!(len <= MAX_SMALL_LEN, "fits u16");
-        lens[index] = len as u16;
+        if let Some(len) = NonZeroU16::new(len as u16) {
+            lens[index] = len;
+        }
         index += 1;
     }
     lens
 };
 
 /// The index of the smallest class of at least `size` bytes.
-#[expect(clippy::cast_possible_truncation, reason = "at most CLASS_COUNT, checked below for the longest size")]
-const fn compute_index(size: usize) -> u8 {
+const fn compute_index(size: usize) -> usize {
     if size <= LINEAR_LEN {
-        return size.saturating_sub(1).wrapping_div(STEP) as u8;
+        return size.saturating_sub(1).wrapping_div(STEP);
     }
     let last = size - 1;
     let doubling = last.ilog2();
     let quarter = (last >> (doubling - 2)) & 3;
-    (LINEAR_COUNT + (doubling as usize - LINEAR_LEN.ilog2() as usize) * 4 + quarter) as u8
+    LINEAR_COUNT + (doubling as usize - LINEAR_LEN.ilog2() as usize) * 4 + quarter
 }
 
-const _: () = assert!(compute_index(MAX_SMALL_LEN) as usize == CLASS_COUNT - 1, "the last class is the longest");
+const _: () = assert!(compute_index(MAX_SMALL_LEN) == CLASS_COUNT - 1, "the last class is the longest");
 
 /// The block length of the class with that index, in bytes.
 const fn compute_len(index: usize) -> usize {
@@ -79,28 +95,52 @@ const fn compute_len(index: usize) -> usize {
     doubling + doubling / 4 * ((index - LINEAR_COUNT) % 4 + 1)
 }
 
+/// The offset of the last byte of a block with the layout's size, rounded up to its alignment: one less than that. Size 0: `usize::MAX`.
+#[inline]
+const fn last_byte(layout: Layout) -> usize {
+    layout.size().wrapping_sub(1) | (layout.align() - 1)
+}
+
 impl SizeClass {
     /// The class of the longest blocks.
-    pub const LONGEST: Self = Self(compute_index(MAX_SMALL_LEN));
+    pub const LONGEST: Self = Self::with_index(CLASS_COUNT - 1);
 
-    /// The class that serves `layout`, or `None` if it takes a page run of its own. A Layout
-    /// of size 0 needs no block; the answer then says nothing about alignment.
+    /// The class that serves `layout`, or `None` if it takes a page run of its own, or no block at all: size 0.
     ///
     /// Constant time, no division; usable in `const`.
     #[inline]
-    #[expect(clippy::indexing_slicing, reason = "padded / 8 is at most TABLE_LEN / 8, the table's last index")]
     pub const fn of(layout: Layout) -> Option<Self> {
-        let padded = layout.size().wrapping_add(layout.align() - 1) & !(layout.align() - 1);
-        if padded <= TABLE_LEN {
-            return Some(Self(TABLE[(padded + (STEP - 1)) >> STEP.trailing_zeros()]));
+        match Self::of_short(layout) {
+            None => Self::of_long(layout),
+            short => short,
         }
-        if padded <= MAX_SMALL_LEN { Some(Self(compute_index(padded))) } else { None }
+    }
+
+    /// The class that serves `layout`, if that is short: takes 1 byte to 1 KiB with its alignment. What the fast paths ask.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "the longest short size's last byte is in the table's last step")]
+    pub(crate) const fn of_short(layout: Layout) -> Option<Self> {
+        let last = last_byte(layout);
+        if last < SHORT_LEN { Some(SHORT[last / STEP]) } else { None }
+    }
+
+    /// The class that serves `layout`, which is not short; `None` as for [`of`](Self::of).
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "the longest size's last byte is in the table's last step")]
+    pub(crate) const fn of_long(layout: Layout) -> Option<Self> {
+        let last = last_byte(layout);
+        if last < MAX_SMALL_LEN { Some(LONG[last / LONG_STEP]) } else { None }
     }
 
     /// The class with that index, `None` from [`CLASS_COUNT`] on.
-    #[expect(clippy::cast_possible_truncation, reason = "below CLASS_COUNT")]
     pub const fn from_index(index: usize) -> Option<Self> {
-        if index < CLASS_COUNT { Some(Self(index as u8)) } else { None }
+        if index < CLASS_COUNT { Some(Self::with_index(index)) } else { None }
+    }
+
+    /// The class with an index that is known to be below [`CLASS_COUNT`].
+    #[expect(clippy::cast_possible_truncation, reason = "an index is below CLASS_COUNT")]
+    const fn with_index(index: usize) -> Self {
+        Self((index * ENTRY_LEN) as u16)
     }
 
     /// Every class, shortest first.
@@ -111,9 +151,12 @@ impl SizeClass {
     /// From 0 to [`CLASS_COUNT`] - 1, by length.
     #[inline]
     pub const fn index(self) -> usize {
-        let index = self.0 as usize;
-        // SAFETY: `of` and `from_index`, which make every class, give indexes below CLASS_COUNT: the table and `compute_index` by the
-        // assertion on the longest size, `from_index` by its check. Tables by class are then read without a check.
+        let offset = self.0 as usize;
+        // SAFETY: every class is made by `with_index`, as a multiple of ENTRY_LEN. An entry's offset is then the class as it is.
+        unsafe { core::hint::assert_unchecked(offset % ENTRY_LEN == 0) };
+        let index = offset / ENTRY_LEN;
+        // SAFETY: `with_index` is given indexes below CLASS_COUNT: by the tables from `compute_index`, by the assertion on the longest size, and
+        // by `from_index` after its check. Tables by class are then read without a check.
         unsafe { core::hint::assert_unchecked(index < CLASS_COUNT) };
         index
     }
@@ -122,7 +165,7 @@ impl SizeClass {
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "an index is below CLASS_COUNT, the table's length")]
     pub const fn block_len(self) -> usize {
-        LENS[self.index()] as usize
+        LENS[self.index()].get() as usize
     }
 
     /// The alignment that every block of this class has: the largest power of two that divides its length.
@@ -170,6 +213,7 @@ mod tests {
     fn what_is_longer_or_more_aligned_is_large() {
         assert_eq!(SizeClass::of(layout(MAX_SMALL_LEN + 1, 1)), None);
         assert_eq!(SizeClass::of(layout(1, 2 * MAX_SMALL_LEN)), None);
+        assert_eq!((SizeClass::of(layout(0, 1)), SizeClass::of(layout(0, 4096))), (None, None), "no block at all");
         assert_eq!(SizeClass::of(layout(isize::MAX as usize, 1)), None);
         assert_eq!(SizeClass::of(layout(64, 4096)).unwrap().block_len(), 4096);
         assert_eq!(SizeClass::from_index(CLASS_COUNT), None);
