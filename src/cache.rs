@@ -166,6 +166,11 @@ impl CpuCache {
         self.busy.store(false, Ordering::Relaxed);
     }
 
+    /// Makes the cache look busy for good, whoever has it: after a panic. Its owner may open it again.
+    pub(crate) fn close(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn ask_drain(&self) {
         self.drain_asked.store(true, Ordering::Relaxed);
     }

@@ -8,7 +8,9 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use crate::block::Block;
+use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
+use crate::emergency::GAP_LEN;
 use crate::heap::Heap;
 use crate::large::may_be_run;
 use crate::provider::PageProvider;
@@ -226,6 +228,34 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         self.alloc(new)
+    }
+
+    /// Sets memory aside for [`enter_panic_mode`](Self::enter_panic_mode): about `len` bytes, in use from now on and for good. Once, when there is
+    /// memory; 64 KiB are plenty for a report.
+    ///
+    /// # Errors
+    /// [`AllocError`] if the heap has not so much, or some was set aside before.
+    pub fn reserve_for_panic(&self, len: usize) -> Result<(), AllocError> {
+        let layout = len.checked_add(GAP_LEN).and_then(|len| Layout::from_size_align(len, GAP_LEN).ok());
+        let block = self.alloc_alone(layout.ok_or(AllocError)?).ok_or(AllocError)?;
+        self.emergency.provide(block).map_err(|block| {
+            if let Some(desc) = self.run_of(block.cast()) {
+                self.held(|_| self.engine.pages.free(desc));
+            }
+            AllocError
+        })
+    }
+
+    /// From now on, and for good, memory comes from what was [set aside](Self::reserve_for_panic), in whatever state the heap is: call it first
+    /// thing in a panic handler, which may have interrupted the heap in the middle of a step. Blocks are handed out one after the other and
+    /// not used again; when all are out, there is what a nested context gets. No wait is longer than for one lock, and the provider is not called any more.
+    ///
+    /// Other CPUs may go on with their own caches; a heap in panic mode is whole as long as the panic left it whole.
+    ///
+    /// Callable from any context; touches each cache's flag.
+    pub fn enter_panic_mode(&self) {
+        self.emergency.begin();
+        self.engine.caches().iter().for_each(CpuCache::close);
     }
 
     /// How many bytes of a block may be used.

@@ -26,6 +26,7 @@ use core::ptr::NonNull;
 use crate::block::Block;
 use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
+use crate::emergency::Emergency;
 use crate::engine::{Caller, Engine, TINY_COUNT};
 use crate::gate::{Entry, Gate};
 use crate::pages::{AddError, Refused, Run, Step, Want, chunk_len_for};
@@ -70,6 +71,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     /// Contexts that carry a chunk between provider and heap: neither has it meanwhile.
     moving: AtomicUsize,
     stranded: Stranded,
+    pub(crate) emergency: Emergency,
     pub(crate) provider: P,
     pub(crate) mode: C,
 }
@@ -186,6 +188,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             calls: Calls::new(),
             moving: AtomicUsize::new(0),
             stranded: Stranded::new(),
+            emergency: Emergency::new(),
             provider,
             mode,
         }
@@ -316,6 +319,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn alloc_elsewhere(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
+        if self.emergency.is_on() {
+            let block = self.emergency.take(class.block_len(), class.block_align()).map(NonNull::cast);
+            return block.or_else(|| self.engine.obtain_one(class, caller).ok().map(Block::into_start));
+        }
         let lapped =
             self.lap(caller, |cache| cache.pop(class).or_else(|| self.engine.refill(cache, class, caller).ok()));
         if let Some(block) = lapped.flatten() {
@@ -334,6 +341,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn free_elsewhere(&self, class: SizeClass, block: Block, caller: Caller) {
+        if self.emergency.owns(block.start()) {
+            return;
+        }
         let mut block = Some(block);
         self.lap(caller, |cache| {
             let kept = block.take().and_then(|block| cache.push(class, block).err());

@@ -17,7 +17,7 @@ use crate::cpu::CpuMode;
 use crate::engine::Caller;
 use crate::gate::Entry;
 use crate::heap::{Depth, Heap, Seek};
-use crate::pages::{AddError, Kind, PageDesc, Refused, Run, Step, Use, Want};
+use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 
@@ -79,6 +79,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// A block that no slab serves. Not a fast path, but a short one: constant time while the page heap has a run.
     #[cold]
     pub(crate) fn alloc_large(&self, layout: Layout) -> Option<LargeBlock> {
+        if self.emergency.is_on() {
+            return self.alloc_in_panic(layout);
+        }
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
         }
@@ -87,10 +90,29 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// A page run for a block that has to move because it grew.
     pub(crate) fn alloc_grown(&self, layout: Layout) -> Option<LargeBlock> {
+        if self.emergency.is_on() {
+            return self.alloc_in_panic(layout);
+        }
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
         }
         self.alloc_run(layout, Use::Grown)
+    }
+
+    /// A block in panic mode: of what was set aside, else a run that lies at hand.
+    #[cold]
+    fn alloc_in_panic(&self, layout: Layout) -> Option<LargeBlock> {
+        let block = self.emergency.take(layout.size(), layout.align());
+        block.map(|block| LargeBlock { block, zeroed: false }).or_else(|| self.run_once(layout, Use::Large).0.ok())
+    }
+
+    /// A run in a chunk, whatever its length, in which no granule but the first tells of a block.
+    pub(crate) fn alloc_alone(&self, layout: Layout) -> Option<NonNull<[u8]>> {
+        let block = self.alloc_run(layout, Use::Large)?.block;
+        let desc = self.run_of(block.cast())?;
+        let inside = Chunk::of(desc).descs_of(desc).skip(1).filter(|desc| desc.kind() != Kind::Tail);
+        inside.for_each(|desc| desc.set(Kind::Inside, 0, false));
+        Some(block)
     }
 
     fn alloc_run(&self, layout: Layout, use_: Use) -> Option<LargeBlock> {
@@ -174,6 +196,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         match self.run_of(start) {
             Some(desc) => self.held(|_| self.engine.pages.free(desc)),
+            None if self.emergency.owns(start) => {}
             None => self.engine.count_stray(),
         }
         self.return_surplus(caller);

@@ -45,6 +45,7 @@
 //! Each imports only from lines below its own; `tests/host/layers.rs` reads this list and holds it against the sources.
 //!
 //! ```text
+//! reserve                         blocks set aside for contexts that must not fail
 //! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
 //! large                           blocks that are page runs of their own
 //! heap                            fast paths, the lap, the out-of-memory sequence, calls of the provider, drain and trim
@@ -53,6 +54,7 @@
 //! slab, ring                      a run cut into blocks and its word; a list of such runs
 //! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
 //! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
+//! emergency                       memory for the time after a panic
 //! size_class, provider, cpu       Layout to class; the two contracts and their adapters
 //! sync                            the seam of all atomics, the try-lock
 //! ```
@@ -120,6 +122,7 @@ pub mod battery;
 mod block;
 mod cache;
 pub mod cpu;
+mod emergency;
 mod engine;
 mod faces;
 mod gate;
@@ -128,6 +131,7 @@ mod large;
 mod pages;
 mod partial;
 pub mod provider;
+mod reserve;
 mod ring;
 mod size_class;
 mod slab;
@@ -142,6 +146,7 @@ pub use heap::Heap;
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]
 pub use provider::{RegionError, RegionProvider};
+pub use reserve::Reserve;
 pub use size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
 pub use stats::{ClassStats, CpuStats, RunInfo, RunKind, Stats};
 pub use verify::Violation;

@@ -15,4 +15,5 @@ mod layers;
 mod nested;
 mod promises;
 mod regressions;
+mod set_aside;
 mod stress;
