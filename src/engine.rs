@@ -274,8 +274,8 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// Gives one block back to its slab. Callable from any context, always succeeds.
-    pub(crate) fn give_back(&self, block: Block, cache: Option<&CpuCache>, caller: Caller) {
-        match self.slab_of(block.start(), &mut None) {
+    pub(crate) fn give_back<'a>(&'a self, block: Block, cache: Option<&'a CpuCache>, caller: Caller) {
+        match self.slab_of(block.start(), cache) {
             Some(slab) => self.send_home(Group { slab, chain: Chain::new(block) }, cache, caller),
             None => self.count_stray(),
         }
@@ -283,11 +283,10 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Gives a list of blocks back to their slabs, each group of one slab by one push.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
-    pub(crate) fn flush(&self, mut list: List, cache: Option<&CpuCache>, caller: Caller) {
+    pub(crate) fn flush<'a>(&'a self, mut list: List, cache: Option<&'a CpuCache>, caller: Caller) {
         let mut groups: [Option<Group<'_>>; GROUPS] = [const { None }; GROUPS];
-        let mut chunk = None;
         while let Some(block) = list.pop() {
-            let Some(slab) = self.slab_of(block.start(), &mut chunk) else {
+            let Some(slab) = self.slab_of(block.start(), cache) else {
                 self.count_stray();
                 continue;
             };
@@ -345,12 +344,14 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.stray_count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The slab that a block lies in; `chunk` remembers where the last one was found.
-    fn slab_of<'a>(&'a self, block: NonNull<u8>, chunk: &mut Option<&'a Chunk>) -> Option<Slab<'a>> {
-        if !chunk.is_some_and(|chunk| chunk.contains(block)) {
-            *chunk = self.pages.lookup(block);
-        }
-        Slab::of(chunk.as_ref()?.head_of(block)?)
+    /// The slab that a block lies in; `cache`, which the caller holds, remembers in which chunk the last one was.
+    #[inline]
+    fn slab_of<'a>(&'a self, block: NonNull<u8>, cache: Option<&'a CpuCache>) -> Option<Slab<'a>> {
+        let head = match cache {
+            Some(cache) => Chunk::head(self.pages.desc(&cache.chunk_hint, block)?),
+            None => self.pages.lookup(block)?.head_of(block),
+        };
+        Slab::of(head?)
     }
 
     // Limits.

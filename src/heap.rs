@@ -29,7 +29,7 @@ use crate::cpu::CpuMode;
 use crate::emergency::Emergency;
 use crate::engine::{Caller, Engine, TINY_COUNT};
 use crate::gate::{Entry, Gate};
-use crate::pages::{AddError, Refused, Run, Step, Want, chunk_len_for};
+use crate::pages::{AddError, PageDesc, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
@@ -233,8 +233,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn free_small(&self, block: Block, class: SizeClass) {
         match self.enter() {
             Ok(entered) => {
-                if class.index() < TINY_COUNT && !self.is_near(&entered, &block) {
-                    return self.free_tiny(entered, class, block);
+                if class.index() < TINY_COUNT {
+                    let near = self.engine.pages.desc_near(&entered.cache.chunk_hint, block.start());
+                    if near.is_none_or(|desc| home_at(desc) != entered.index) {
+                        return self.free_tiny(entered, class, block, near);
+                    }
                 }
                 if let Err(block) = entered.cache.push(class, block) {
                     self.free_spill(entered, class, block);
@@ -244,12 +247,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Whether a tiny block's slab is known to be at home on this CPU. If it is not, keeping the block would make two CPUs deal out
-    /// neighbours in one cache line for ever.
+    /// The descriptor of the granule that a live block starts in, remembered by the own cache if that is free.
     #[inline]
-    fn is_near(&self, entered: &Entered<'_, C>, block: &Block) -> bool {
-        let desc = self.engine.pages.desc_near(&entered.cache.chunk_hint, block.start());
-        desc.is_some_and(|desc| home_at(desc) == entered.index)
+    pub(crate) fn desc_at(&self, start: NonNull<u8>) -> Option<&PageDesc> {
+        match self.enter() {
+            Ok(entered) => self.engine.pages.desc(&entered.cache.chunk_hint, start),
+            Err(_) => self.engine.pages.lookup(start)?.head_of(start),
+        }
     }
 
     /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that it is nested and
@@ -297,13 +301,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.return_surplus(caller);
     }
 
-    /// A tiny block of another CPU's slab, or in another chunk than the last one.
+    /// A tiny block of another CPU's slab, or (`near` is `None`) in another chunk than the last one. Keeping another one's block would make two CPUs
+    /// deal out neighbours in one cache line for ever.
     #[cold]
     #[inline(never)]
-    fn free_tiny(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+    fn free_tiny(&self, entered: Entered<'_, C>, class: SizeClass, block: Block, near: Option<&PageDesc>) {
         let caller = entered.caller();
-        let desc = self.engine.pages.desc_far(&entered.cache.chunk_hint, block.start());
-        if desc.is_some_and(|desc| home_at(desc) == caller.index) {
+        let far = || self.engine.pages.desc_far(&entered.cache.chunk_hint, block.start());
+        if near.or_else(far).is_some_and(|desc| home_at(desc) == caller.index) {
             if let Err(block) = entered.cache.push(class, block) {
                 self.free_spill(entered, class, block);
             }

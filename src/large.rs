@@ -176,7 +176,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// The page run that a block is, or `None` if it is a slab's block or huge.
     pub(crate) fn run_of(&self, start: NonNull<u8>) -> Option<&PageDesc> {
-        self.engine.pages.lookup(start)?.head_of(start).filter(|desc| desc.kind() == Kind::Large)
+        self.desc_at(start).filter(|desc| desc.kind() == Kind::Large)
     }
 
     /// The run of a huge block; asked only for what is long enough to be one.

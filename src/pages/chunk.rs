@@ -127,6 +127,7 @@ impl Chunk {
     }
 
     /// This chunk as a list link.
+    #[inline]
     pub(crate) fn as_link(&self) -> *mut Chunk {
         core::ptr::from_ref(self).cast_mut()
     }
@@ -154,6 +155,7 @@ impl Chunk {
     }
 
     /// Bytes in all granules.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.count() << self.shift()
     }
@@ -181,13 +183,8 @@ impl Chunk {
         self.table
     }
 
-    /// Whether an address lies in one of the granules.
-    #[inline]
-    pub(crate) fn contains(&self, addr: NonNull<u8>) -> bool {
-        addr.as_ptr().addr().wrapping_sub(self.addr()) < self.len()
-    }
-
     /// Bytes in the run whose first descriptor this is.
+    #[inline]
     pub(crate) fn run_len(desc: &PageDesc) -> usize {
         desc.len() << Self::of(desc).shift()
     }
@@ -211,8 +208,17 @@ impl Chunk {
     #[inline]
     pub(crate) fn head_of(&self, addr: NonNull<u8>) -> Option<&PageDesc> {
         let index = addr.as_ptr().addr().checked_sub(self.addr())? >> self.shift();
-        let desc = self.desc(index)?;
-        if desc.kind() == Kind::SlabRest { self.desc(index.checked_sub(desc.len())?) } else { Some(desc) }
+        Self::head(self.desc(index)?)
+    }
+
+    /// The descriptor that tells of the whole slab, if `desc` is one of any of its granules; else `desc`.
+    #[inline]
+    pub(crate) fn head(desc: &PageDesc) -> Option<&PageDesc> {
+        if desc.kind() == Kind::SlabRest {
+            Self::of(desc).desc(desc.index().checked_sub(desc.len())?)
+        } else {
+            Some(desc)
+        }
     }
 
     /// Puts the chunk at the head of a list. The list's lock is held.

@@ -76,10 +76,12 @@ impl PageDesc {
     }
 
     /// Position in the chunk's table.
+    #[inline]
     pub(crate) fn index(&self) -> usize {
         self.index as usize
     }
 
+    #[inline]
     pub(crate) fn kind(&self) -> Kind {
         match self.tag.load(Ordering::Relaxed) >> KIND_SHIFT {
             1 => Kind::Free,
@@ -96,16 +98,19 @@ impl PageDesc {
     }
 
     /// Granules: the run's length, or the distance to the slab's first granule.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         (self.tag.load(Ordering::Relaxed) & LEN_MASK) as usize
     }
 
     /// Whether the run's pages are known to hold zeros only (first granule of a run).
+    #[inline]
     pub(crate) fn is_zeroed(&self) -> bool {
         self.tag.load(Ordering::Relaxed) & ZEROED != 0
     }
 
     /// Writes kind, length in granules and zeroed flag.
+    #[inline]
     pub(crate) fn set(&self, kind: Kind, len: usize, zeroed: bool) {
         debug_assert!(len <= MAX_LEN);
         #[expect(
@@ -118,11 +123,13 @@ impl PageDesc {
     }
 
     /// Changes the kind alone.
+    #[inline]
     pub(crate) fn set_kind(&self, kind: Kind) {
         self.set(kind, self.len(), self.is_zeroed());
     }
 
     /// This descriptor as a list link.
+    #[inline]
     pub(crate) fn as_link(&self) -> *mut PageDesc {
         core::ptr::from_ref(self).cast_mut()
     }
@@ -132,6 +139,7 @@ impl PageDesc {
     /// # Safety
     /// `link` is null or came from [`as_link`](Self::as_link) of a descriptor whose chunk stays with the heap
     /// for all of `'a`.
+    #[inline]
     pub(crate) unsafe fn from_link<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
         // SAFETY: `link` is null or points to a descriptor that lives for `'a` (caller); descriptors are shared
         // by reference only, and everything in them that changes is atomic.

@@ -275,7 +275,14 @@ impl<const N: usize> Pages<N> {
         hint.desc(addr, self.removals.load(Relaxed))
     }
 
-    /// The same by looking the chunk up, which the hint then knows.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in. The caller holds the cache that the hint is part of.
+    #[inline]
+    pub(crate) fn desc<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
+        self.desc_near(hint, addr).or_else(|| self.desc_far(hint, addr))
+    }
+
+    /// [`desc_near`](Self::desc_near) by looking the chunk up, which the hint then knows.
+    #[cold]
     pub(crate) fn desc_far(&self, hint: &ChunkHint, addr: NonNull<u8>) -> Option<&PageDesc> {
         let removals = self.removals.load(Relaxed);
         let chunk = self.lookup(addr)?;
