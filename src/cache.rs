@@ -9,9 +9,9 @@
 //! The fields are atomics, accessed relaxed, so that statistics may read them meanwhile. All zero is the valid empty state:
 //! no room, so the first free of a class takes the slow path, which grants a limit.
 //!
-//! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up to 64 KiB and
+//! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up to 256 KiB and
 //! [`MAX_BLOCKS`], as long as the cache's sum stays within its budget, a share of the bytes the heap holds. When
-//! the budget is spent, another class, in turn, gives up half of its limit. So a heap of 100 KiB keeps next to nothing
+//! the budget is spent, the classes in turn are asked for half of their limits, and those that were busy lately pass. So a heap of 100 KiB keeps next to nothing
 //! in caches, and a big one batches. Price: a slow path now and then hands another class's blocks back.
 //!
 //! Invariants (executed by `verify`): C1 `room <= limit`, and the list from `head` has `limit - room` blocks; C2 the list from `spare` has
@@ -28,10 +28,14 @@ use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Orde
 pub(crate) const MAX_BLOCKS: u32 = 256;
 
 /// The most bytes in one list.
-const MAX_LIST_LEN: usize = 64 * 1024;
+const MAX_LIST_LEN: usize = 256 * 1024;
 
 /// A list's first limit in bytes: a cache line's worth.
 const FIRST_LIST_LEN: usize = 64;
+
+/// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take room from each other at
+/// every slow path; with more, room stays longer where it is not needed any more.
+const HEAT: u32 = 3;
 
 /// One class's list. 16 bytes, four to a cache line.
 #[derive(Debug)]
@@ -49,7 +53,20 @@ const _: () = assert!(size_of::<Hot>() == ENTRY_LEN, "a class is its entry's off
 struct Cold {
     spare: AtomicPtr<u8>,
     spare_count: AtomicU32,
+    /// How often the class whose turn it is may pass before it gives up half its limit; [`HEAT`] at each slow path.
+    heat: AtomicU32,
     tally: Tally,
+}
+
+impl Cold {
+    const fn new() -> Self {
+        Self {
+            spare: AtomicPtr::new(null_mut()),
+            spare_count: AtomicU32::new(0),
+            heat: AtomicU32::new(0),
+            tally: Tally::new(),
+        }
+    }
 }
 
 /// Blocks that went from slabs to users or caches, and back. Counted by the class of the slab.
@@ -129,8 +146,7 @@ impl CpuCache {
             chunk_hint: ChunkHint::new(),
             hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
                 CLASS_COUNT],
-            cold: [const { Cold { spare: AtomicPtr::new(null_mut()), spare_count: AtomicU32::new(0), tally: Tally::new() } };
-                CLASS_COUNT],
+            cold: [const { Cold::new() }; CLASS_COUNT],
         }
     }
 
@@ -321,8 +337,14 @@ impl CpuCache {
         Raise::Done
     }
 
-    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up. Looks at every class at most once.
-    pub(crate) fn lower_limit(&self, but: SizeClass) -> Option<[List; 2]> {
+    /// Notes that the class took a slow path.
+    pub(crate) fn heat(&self, class: SizeClass) {
+        self.cold(class).heat.store(HEAT, Ordering::Relaxed);
+    }
+
+    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up, unless it was busy lately; or, if `all`, in any
+    /// case. Looks at every class at most once.
+    pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<[List; 2]> {
         for _ in 0..CLASS_COUNT {
             let turn = self.victim.load(Ordering::Relaxed);
             let next = if turn as usize + 1 < CLASS_COUNT { turn + 1 } else { 0 };
@@ -330,8 +352,16 @@ impl CpuCache {
             let Some(class) = SizeClass::from_index(turn as usize) else {
                 continue;
             };
-            if class != but && self.limit(class) > 0 {
-                return Some(self.lower(class, self.limit(class) / 2));
+            if class == but || self.limit(class) == 0 {
+                continue;
+            }
+            let heat = &self.cold(class).heat;
+            match heat.load(Ordering::Relaxed).checked_sub(1) {
+                Some(less) if !all => {
+                    heat.store(less, Ordering::Relaxed);
+                    return None;
+                }
+                _ => return Some(self.lower(class, self.limit(class) / 2)),
             }
         }
         None
@@ -538,7 +568,7 @@ mod tests {
                     Raise::Longest => assert_eq!(cache.limit(class), before),
                     Raise::Spent => {
                         assert_eq!(cache.limit(class), before);
-                        assert!(cache.lower_limit(class).is_some(), "others have what it would need");
+                        assert!(cache.lower_limit(class, false).is_some(), "others have what it would need");
                         assert_eq!(cache.limit(class), before, "and they give it up");
                     }
                 }
@@ -549,9 +579,36 @@ mod tests {
         assert!(sum * 2 > BUDGET, "{sum} of {BUDGET} used");
         assert!(cache.is_over(BUDGET / 4) && cache.is_over(sum - 1) && !cache.is_over(sum));
         for _ in 0..1000 {
-            let _ = cache.lower_limit(SizeClass::LONGEST);
+            let _ = cache.lower_limit(SizeClass::LONGEST, true);
         }
-        assert!(cache.lower_limit(SizeClass::LONGEST).is_none() && cache.verify());
+        assert!(cache.lower_limit(SizeClass::LONGEST, true).is_none() && cache.verify());
+    }
+
+    /// Classes that are all busy leave each other their room; one that is not gives up its own, and all do if the cache holds too much.
+    #[test]
+    fn who_was_busy_lately_keeps_its_room() {
+        let (cache, _) = cache();
+        let [idle, busy, wants] = [3, 5, 7].map(|index| SizeClass::from_index(index).unwrap());
+        for class in [idle, busy] {
+            while cache.raise_limit(class, 1 << 20) == Raise::Done {}
+        }
+        let (idle_limit, busy_limit) = (cache.limit(idle), cache.limit(busy));
+        (0..10).for_each(|_| {
+            cache.heat(busy);
+            let _ = cache.lower_limit(wants, false);
+        });
+        assert!(cache.limit(idle) < idle_limit && cache.limit(busy) == busy_limit);
+        let turns = (0..40).take_while(|_| {
+            let _ = cache.lower_limit(wants, false);
+            cache.limit(busy) == busy_limit
+        });
+        assert!(turns.count() < 40, "lately has an end");
+        let limit = cache.limit(busy);
+        (0..4).for_each(|_| {
+            cache.heat(busy);
+            let _ = cache.lower_limit(wants, true);
+        });
+        assert!(cache.limit(busy) < limit && cache.verify());
     }
 
     #[test]

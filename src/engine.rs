@@ -22,7 +22,7 @@ use crate::pages::{Chunk, Pages, Refused, Run, Step, Use, Want};
 use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
 const SPARE_SHARDS: usize = 3;
@@ -33,9 +33,16 @@ const LARGER_HEAP_LEN: usize = 1 << 20;
 /// All caches together may hold this share of the bytes held: of a small heap, of a larger one.
 const CACHED_SHARES: [usize; 2] = [16, 8];
 
+/// A cache may hold up to this many bytes, within half of the bytes held, while there is more to be had: blocks that wait in caches are
+/// then nobody's loss, and a cache that is too short for what its CPU works with is the heap's greatest cost.
+const AMPLE_CACHE_LEN: usize = 1 << 20;
+
 /// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a larger one.
 const SLAB_SHARES: [usize; 2] = [256, 64];
 const MAX_SLAB_LEN: usize = 16 * 1024;
+/// On big heaps slabs are up to four times as long: this share of the bytes held, divided among the CPUs, which each have slabs of their own.
+const LONG_SLAB_SHARE: usize = 512;
+const MAX_LONG_SLAB_LEN: usize = 64 * 1024;
 /// A long block's slab holds this many on a big heap.
 const LONG_BLOCKS: usize = 4;
 
@@ -79,6 +86,8 @@ pub(crate) struct Engine<const CPUS: usize> {
     slab_lens: [AtomicUsize; CLASS_COUNT],
     /// Caches ever used: what the budget is divided by.
     used_caches: AtomicUsize,
+    /// The provider last gave as much as the heap wished for.
+    ample: AtomicBool,
     /// Frees of what this heap never gave.
     stray_count: AtomicU64,
 }
@@ -100,6 +109,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             loose: [const { Tally::new() }; CLASS_COUNT],
             slab_lens: [const { AtomicUsize::new(0) }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),
+            ample: AtomicBool::new(false),
             stray_count: AtomicU64::new(0),
         }
     }
@@ -220,7 +230,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let granule =
             granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
         Want {
-            len: slab_len(class, granule, slab_target(class, held_len).max(granule)),
+            len: slab_len(class, granule, slab_target(class, held_len, self.used_count()).max(granule)),
             least_len: slab_len(class, MIN_SLAB_LEN, 0),
             align: class.block_align(),
             use_: Use::Slab,
@@ -356,20 +366,40 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Limits.
 
-    /// What one cache may hold, in bytes.
-    fn budget(&self) -> usize {
-        share_of(self.pages.held_len(), CACHED_SHARES) / self.used_caches.load(Ordering::Relaxed).max(1)
+    fn used_count(&self) -> usize {
+        self.used_caches.load(Ordering::Relaxed).max(1)
     }
 
-    /// Raises the class's limit, or lowers another one's so that the next attempt succeeds.
+    pub(crate) fn is_ample(&self) -> bool {
+        self.ample.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the provider last gave what the heap wished for.
+    pub(crate) fn set_ample(&self, ample: bool) {
+        if self.is_ample() != ample {
+            self.ample.store(ample, Ordering::Relaxed);
+        }
+    }
+
+    /// What one cache may hold, in bytes.
+    fn budget(&self) -> usize {
+        let (held_len, used_count) = (self.pages.held_len(), self.used_count());
+        let share = share_of(held_len, CACHED_SHARES) / used_count;
+        let ample = self.is_ample() && held_len >= LARGER_HEAP_LEN;
+        if ample { share.max(AMPLE_CACHE_LEN.min(held_len / 2 / used_count)) } else { share }
+    }
+
+    /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds.
     fn tune(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
         if cache.is_new() {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
         }
         let budget = self.budget();
         let raise = cache.raise_limit(class, budget);
-        if raise == Raise::Spent || cache.is_over(budget) {
-            for list in cache.lower_limit(class).into_iter().flatten() {
+        cache.heat(class);
+        let is_over = cache.is_over(budget);
+        if raise == Raise::Spent || is_over {
+            for list in cache.lower_limit(class, is_over).into_iter().flatten() {
                 self.flush(list, Some(cache), caller);
             }
         }
@@ -414,8 +444,9 @@ impl<const CPUS: usize> Engine<CPUS> {
 }
 
 /// How long a slab should be.
-fn slab_target(class: SizeClass, held_len: usize) -> usize {
-    share_of(held_len, SLAB_SHARES).min(MAX_SLAB_LEN.max(LONG_BLOCKS * class.block_len()))
+fn slab_target(class: SizeClass, held_len: usize, cpus: usize) -> usize {
+    let longest = (held_len / LONG_SLAB_SHARE / cpus).clamp(MAX_SLAB_LEN, MAX_LONG_SLAB_LEN);
+    share_of(held_len, SLAB_SHARES).min(longest.max(LONG_BLOCKS * class.block_len()))
 }
 
 /// The share of the bytes held that small and larger heaps spend on something.

@@ -476,12 +476,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         };
         let want = seek.want();
         let Some(need) = chunk_len_for(want.least_len, want.align, P::PAGE_LEN) else { return Ok(None) };
-        let wish = if tight { 0 } else { (self.engine.pages.held_len() / CHUNK_SHARE).max(MIN_CHUNK_LEN) };
+        let wish = if tight { 0 } else { wished_len(self.engine.pages.held_len()) };
         let wait = !(C::PINNED && caller.nested) && self.mode.may_wait();
         self.offer_stranded(caller);
         for _ in 0..GROW_TRIES {
             match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish, wait)) {
                 Ok(Some((start, run))) => {
+                    self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
                     let _moving = self.begin_moving();
                     let run = self.add_chunk(start, run, want, caller);
                     return Ok(run.ok().and_then(|run| match run {
@@ -489,7 +490,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                         None => seek.attempt(Depth::Quick),
                     }));
                 }
-                Ok(None) => return Ok(None),
+                Ok(None) => {
+                    self.engine.set_ample(false);
+                    return Ok(None);
+                }
                 Err(Entry::Closed) => return Err(Closed),
                 Err(_) => {}
             }
@@ -745,6 +749,12 @@ impl Calls {
     }
 }
 
+/// How long the next chunk should be: a share of the bytes held, as a power of two.
+fn wished_len(held_len: usize) -> usize {
+    let share = (held_len / CHUNK_SHARE).clamp(MIN_CHUNK_LEN, MAX_CHUNK_LEN);
+    (share + 1).next_power_of_two() / 2
+}
+
 /// Asks for a chunk of `wish` bytes, then of what the provider prefers, then for ever shorter ones down to `need`.
 fn map_chunk<P: PageProvider>(
     provider: &P,
@@ -755,7 +765,7 @@ fn map_chunk<P: PageProvider>(
 ) -> Option<(NonNull<u8>, PageRun)> {
     let preferred = provider.prefer(need).len();
     let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
-    let mut len = if wish == 0 { 0 } else { ((wish.min(MAX_CHUNK_LEN) + 1).next_power_of_two() / 2).max(preferred) };
+    let mut len = if wish == 0 { 0 } else { wish.max(preferred) };
     while let Some(run) = longer(len) {
         if let Some(start) = calls.map(provider, run, wait) {
             return Some((start, run));
