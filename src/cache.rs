@@ -102,6 +102,84 @@ impl Tally {
     }
 }
 
+/// What was done at a cache besides pops and pushes, ever. The holder counts plainly; who passes the cache by does not hold it, and adds.
+///
+/// It stands outside of [`CpuCache`], whose length is what an index is multiplied by on every fast path.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Counts {
+    refills: AtomicU64,
+    flushes: AtomicU64,
+    laps: AtomicU64,
+    nested_allocs: AtomicU64,
+    nested_frees: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) const fn new() -> Self {
+        Self {
+            refills: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            laps: AtomicU64::new(0),
+            nested_allocs: AtomicU64::new(0),
+            nested_frees: AtomicU64::new(0),
+        }
+    }
+
+    fn read(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Batches from slabs, by the cache's holder.
+    pub(crate) fn refill(&self) {
+        Tally::add_own(&self.refills, 1);
+    }
+
+    pub(crate) fn refills(&self) -> u64 {
+        Self::read(&self.refills)
+    }
+
+    /// Batches to slabs, by the cache's holder.
+    pub(crate) fn flush(&self) {
+        Tally::add_own(&self.flushes, 1);
+    }
+
+    pub(crate) fn flushes(&self) -> u64 {
+        Self::read(&self.flushes)
+    }
+
+    /// Laps over the other caches.
+    pub(crate) fn lap(&self) {
+        Self::add(&self.laps);
+    }
+
+    pub(crate) fn laps(&self) -> u64 {
+        Self::read(&self.laps)
+    }
+
+    /// Allocations that found the cache busy.
+    pub(crate) fn nested_alloc(&self) {
+        Self::add(&self.nested_allocs);
+    }
+
+    pub(crate) fn nested_allocs(&self) -> u64 {
+        Self::read(&self.nested_allocs)
+    }
+
+    /// Frees that found the cache busy.
+    pub(crate) fn nested_free(&self) {
+        Self::add(&self.nested_frees);
+    }
+
+    pub(crate) fn nested_frees(&self) -> u64 {
+        Self::read(&self.nested_frees)
+    }
+}
+
 /// What became of a wish for a higher limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Raise {

@@ -17,12 +17,12 @@
 use core::ptr::NonNull;
 
 use crate::block::{Block, Chain, List};
-use crate::cache::{CpuCache, Raise, Tally};
+use crate::cache::{Counts, CpuCache, Raise, Tally};
 use crate::pages::{Chunk, Pages, Refused, Run, Step, Use, Want};
 use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Level, Ordering};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
 const SPARE_SHARDS: usize = 3;
@@ -77,13 +77,14 @@ pub(crate) struct Caller {
 #[derive(Debug)]
 pub(crate) struct Engine<const CPUS: usize> {
     caches: [CpuCache; CPUS],
+    counts: [Counts; CPUS],
     shards: [Shard; CPUS],
     spare_shards: [Shard; SPARE_SHARDS],
     pub(crate) pages: Pages<CPUS>,
     /// Blocks that went past the caches.
     loose: [Tally; CLASS_COUNT],
     /// Bytes in slabs, by class.
-    slab_lens: [AtomicUsize; CLASS_COUNT],
+    slab_lens: [Level; CLASS_COUNT],
     /// Caches ever used: what the budget is divided by.
     used_caches: AtomicUsize,
     /// The provider last gave as much as the heap wished for.
@@ -103,11 +104,12 @@ impl<const CPUS: usize> Engine<CPUS> {
         const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 253 CPUs") };
         Self {
             caches: [const { CpuCache::new() }; CPUS],
+            counts: [const { Counts::new() }; CPUS],
             shards: [const { Shard::new() }; CPUS],
             spare_shards: [const { Shard::new() }; SPARE_SHARDS],
             pages: Pages::new(),
             loose: [const { Tally::new() }; CLASS_COUNT],
-            slab_lens: [const { AtomicUsize::new(0) }; CLASS_COUNT],
+            slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),
             ample: AtomicBool::new(false),
             stray_count: AtomicU64::new(0),
@@ -121,6 +123,19 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     pub(crate) fn caches(&self) -> &[CpuCache] {
         &self.caches
+    }
+
+    /// What was counted at the cache with that index.
+    pub(crate) fn counts(&self, index: usize) -> Option<&Counts> {
+        self.counts.get(index)
+    }
+
+    /// Counts at a cache of this heap that the caller holds.
+    fn count_at(&self, cache: &CpuCache, count: fn(&Counts)) {
+        let offset = core::ptr::from_ref(cache).addr().wrapping_sub(self.caches.as_ptr().addr());
+        if let Some(counts) = self.counts(offset / size_of::<CpuCache>()) {
+            count(counts);
+        }
     }
 
     pub(crate) fn stray_count(&self) -> u64 {
@@ -147,9 +162,14 @@ impl<const CPUS: usize> Engine<CPUS> {
         &self.loose[class.index()]
     }
 
+    /// The bins of one CPU.
+    pub(crate) fn own_bin(&self, index: usize, class: SizeClass) -> Option<&Bin> {
+        self.shards.get(index).map(|shard| shard.bin(class))
+    }
+
     /// Bytes in slabs of the class.
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
-    pub(crate) fn slab_len(&self, class: SizeClass) -> &AtomicUsize {
+    pub(crate) fn slab_len(&self, class: SizeClass) -> &Level {
         &self.slab_lens[class.index()]
     }
 
@@ -172,6 +192,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let limit = cache.limit(class);
         let mut list = self.obtain(class, limit.max(1), caller)?;
         cache.count_taken(class, list.count());
+        self.count_at(cache, Counts::refill);
         let block = list.pop();
         if list.count() > 0 {
             cache.fill(class, list);
@@ -246,7 +267,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Blocks from a new slab, which joins the home's bin if it has more.
     fn found_slab(&self, run: &Run<'_>, class: SizeClass, most: u32, home: usize) -> Option<List> {
         let slab = Slab::found(run.desc, class, home);
-        self.slab_len(class).fetch_add(run.len, Ordering::Relaxed);
+        self.slab_len(class).add(run.len);
         let taken = slab.take(most)?;
         if !taken.exhausted {
             self.bin(home, class).enlist(slab);
@@ -294,6 +315,9 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Gives a list of blocks back to their slabs, each group of one slab by one push.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
     pub(crate) fn flush<'a>(&'a self, mut list: List, cache: Option<&'a CpuCache>, caller: Caller) {
+        if let Some(cache) = cache.filter(|_| list.count() > 0) {
+            self.count_at(cache, Counts::flush);
+        }
         let mut groups: [Option<Group<'_>>; GROUPS] = [const { None }; GROUPS];
         while let Some(block) = list.pop() {
             let Some(slab) = self.slab_of(block.start(), cache) else {
@@ -338,7 +362,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Gives a whole slab, owned, back to the pages.
     fn retire(&self, slab: Slab<'_>) {
-        self.slab_len(slab.class()).fetch_sub(Chunk::run_len(slab.desc()), Ordering::Relaxed);
+        self.slab_len(slab.class()).sub(Chunk::run_len(slab.desc()));
         self.pages.free(slab.desc());
     }
 
@@ -533,7 +557,7 @@ mod tests {
         engine.flush(list, None, ORDINARY);
         assert!(SizeClass::all().all(|class| engine.out_count(class) == 0));
         engine.release_whole(&step);
-        assert!(SizeClass::all().all(|class| engine.slab_len(class).load(Ordering::Relaxed) == 0));
+        assert!(SizeClass::all().all(|class| engine.slab_len(class).get() == 0));
         assert_eq!((engine.pages.verify(), engine.stray_count()), (Ok(()), 0));
     }
 
@@ -549,13 +573,13 @@ mod tests {
             while_locked(engine.bin(2, class), || assert_eq!(engine.home_for(class, NESTED), 3));
             // Many nested allocations share slabs, instead of a new one for each.
             let blocks: Vec<_> = (0..4).map(|_| engine.obtain_one(class, NESTED).unwrap()).collect();
-            let lens = engine.slab_len(class).load(Ordering::Relaxed);
+            let lens = engine.slab_len(class).get();
             assert!(lens <= 2 * engine.slab_want(class).len, "{lens} bytes in slabs");
             blocks.into_iter().for_each(|block| engine.give_back(block, None, NESTED));
         });
         engine.give_back(kept, None, ORDINARY);
         engine.release_whole(&step);
-        assert_eq!(engine.slab_len(class).load(Ordering::Relaxed), 0);
+        assert_eq!(engine.slab_len(class).get(), 0);
         assert_eq!(engine.home_for(class, Caller { index: 9, nested: false }), 2, "a CPU without a shard");
     }
 
@@ -642,12 +666,12 @@ mod tests {
         let alone = Alone::new(4 << 20);
         let (engine, class) = (&alone.engine, class(1024));
         let blocks: Vec<_> = (0..2000).map(|_| engine.obtain_one(class, ORDINARY).unwrap()).collect();
-        let most = engine.slab_len(class).load(Ordering::Relaxed);
+        let most = engine.slab_len(class).get();
         blocks.into_iter().for_each(|block| engine.give_back(block, None, ORDINARY));
-        let kept = engine.slab_len(class).load(Ordering::Relaxed);
+        let kept = engine.slab_len(class).get();
         assert!(most > 1 << 20 && kept > 0 && kept <= (4 << 20) / RESERVE_SHARE, "{kept} of {most} kept");
         assert!(engine.release_reserves(&step) && !engine.release_reserves(&step));
-        assert_eq!(engine.slab_len(class).load(Ordering::Relaxed), 0);
+        assert_eq!(engine.slab_len(class).get(), 0);
     }
 
     /// Promise 1: who may have interrupted a lock's holder does not look at it a second time.

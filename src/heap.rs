@@ -24,7 +24,7 @@ use core::hint::spin_loop;
 use core::ptr::NonNull;
 
 use crate::block::Block;
-use crate::cache::CpuCache;
+use crate::cache::{Counts, CpuCache};
 use crate::cpu::CpuMode;
 use crate::emergency::Emergency;
 use crate::engine::{Caller, Engine, TINY_COUNT};
@@ -328,6 +328,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let block = self.emergency.take(class.block_len(), class.block_align()).map(NonNull::cast);
             return block.or_else(|| self.engine.obtain_one(class, caller).ok().map(Block::into_start));
         }
+        self.count_nested(caller, Counts::nested_alloc);
         let lapped =
             self.lap(caller, |cache| cache.pop(class).or_else(|| self.engine.refill(cache, class, caller).ok()));
         if let Some(block) = lapped.flatten() {
@@ -349,6 +350,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if self.emergency.owns(block.start()) {
             return;
         }
+        self.count_nested(caller, Counts::nested_free);
         let mut block = Some(block);
         self.lap(caller, |cache| {
             let kept = block.take().and_then(|block| cache.push(class, block).err());
@@ -359,6 +361,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// Counts an operation that found its CPU's cache busy.
+    fn count_nested(&self, caller: Caller, count: fn(&Counts)) {
+        if let Some(counts) = self.engine.counts(caller.index).filter(|_| caller.nested) {
+            count(counts);
+        }
+    }
+
     /// One bounded lap over the other caches in use, from where the last lap from here succeeded, by try-lock. Pinned caches are nobody
     /// else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes on until it succeeds.
     fn lap<T>(&self, caller: Caller, work: impl FnOnce(&CpuCache) -> T) -> Option<T> {
@@ -366,6 +375,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         let own = self.engine.cache(caller.index)?;
+        self.engine.counts(caller.index).inspect(|counts| counts.lap());
         let start = own.lap_start.load(Ordering::Relaxed);
         for step in 0..CPUS {
             let index = start.wrapping_add(step) % CPUS;

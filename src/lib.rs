@@ -45,6 +45,7 @@
 //! Each imports only from lines below its own; `tests/host/layers.rs` reads this list and holds it against the sources.
 //!
 //! ```text
+//! dump                            the numbers as lines for tools
 //! reserve                         blocks set aside for contexts that must not fail
 //! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
 //! large                           blocks that are page runs of their own
@@ -122,6 +123,7 @@ pub mod battery;
 mod block;
 mod cache;
 pub mod cpu;
+mod dump;
 mod emergency;
 mod engine;
 mod faces;
@@ -141,6 +143,7 @@ mod sync;
 mod verify;
 
 pub use cpu::{CpuHint, CpuPin, Hint, Pinned};
+pub use dump::Dump;
 pub use faces::AllocError;
 pub use heap::Heap;
 pub use provider::{PageProvider, PageRun};
@@ -148,7 +151,7 @@ pub use provider::{PageProvider, PageRun};
 pub use provider::{RegionError, RegionProvider};
 pub use reserve::Reserve;
 pub use size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
-pub use stats::{ClassStats, CpuStats, RunInfo, RunKind, Stats};
+pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats};
 pub use verify::Violation;
 
 /// The examples of the README, compiled.

@@ -32,6 +32,9 @@ pub(crate) const INBOX_BATCH: u32 = 8;
 /// Slabs looked at for blocks in one hold of the lock.
 const TAKE_SLABS: u32 = 4;
 
+/// Holds of the lock that one count of a bin's slabs may take.
+const COUNT_HOLDS: u32 = 64;
+
 /// Slabs looked at in one hold of the lock when whole ones are searched for.
 const SWEEP_SLABS: u32 = 16;
 
@@ -223,6 +226,19 @@ impl Bin {
         let Some(held) = self.lock.try_lock() else { return false };
         while self.receive(&held) {}
         true
+    }
+
+    /// Slabs with something to give, and whole ones in the reserve. Links first what it finds in the inbox, up to [`COUNT_HOLDS`] batches; if the
+    /// lock is taken, what is there is not counted. Never waits.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        for _ in 0..COUNT_HOLDS {
+            if self.inbox.load(Ordering::Relaxed).is_null() {
+                break;
+            }
+            let Some(held) = self.lock.try_lock() else { break };
+            self.receive(&held);
+        }
+        (self.partial.count(), self.whole.count())
     }
 
     /// Moves a few slabs from the inbox to the lists; true if some may be left.

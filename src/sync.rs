@@ -63,6 +63,42 @@ impl TryLock {
     }
 }
 
+/// A sum that goes up and down and remembers its maximum. All zero is the empty state.
+#[derive(Debug)]
+pub(crate) struct Level {
+    now: AtomicUsize,
+    high: AtomicUsize,
+}
+
+impl Level {
+    pub(crate) const fn new() -> Self {
+        Self { now: AtomicUsize::new(0), high: AtomicUsize::new(0) }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The most it ever was.
+    pub(crate) fn high(&self) -> usize {
+        self.high.load(Ordering::Relaxed)
+    }
+
+    /// Adds, by any writer. Looks before it writes the maximum, which changes rarely.
+    pub(crate) fn add(&self, more: usize) {
+        let now = self.now.fetch_add(more, Ordering::Relaxed).wrapping_add(more);
+        if now > self.high() {
+            self.high.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Subtracts, by any writer.
+    pub(crate) fn sub(&self, less: usize) {
+        self.now.fetch_sub(less, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {

@@ -160,6 +160,11 @@ impl Chunk {
         self.count() << self.shift()
     }
 
+    /// Bytes of the provider's run that are no granules.
+    pub(crate) fn own_len(&self) -> usize {
+        self.run.len() - self.len()
+    }
+
     /// Address of granule 0.
     #[inline]
     pub(crate) fn addr(&self) -> usize {

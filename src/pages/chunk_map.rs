@@ -348,7 +348,12 @@ impl ChunkMap {
             sum += slots.filter_map(|slot| slot.huge_len()).sum::<usize>();
             None::<()>
         });
-        self.tables().fold(sum, |sum, table| sum + table.run.len())
+        sum + self.tables_len()
+    }
+
+    /// Bytes in added tables. At rest.
+    pub(crate) fn tables_len(&self) -> usize {
+        self.tables().map(|table| table.run.len()).sum()
     }
 
     /// Does `work` as a context that is looking behind table 0.

@@ -37,7 +37,7 @@ mod want;
 use core::ptr::NonNull;
 
 use crate::provider::PageRun;
-use crate::sync::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use crate::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 
 pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};
@@ -65,7 +65,9 @@ pub(crate) type Step<'a> = &'a dyn Fn(&mut dyn FnMut(bool));
 pub(crate) struct Pages<const N: usize> {
     map: ChunkMap,
     /// Bytes that the provider has given and not taken back; P8.
-    held_len: AtomicUsize,
+    held_len: Level,
+    /// Bytes of it that are no granules: tables of the map, descriptors, what a chunk's granules leave over; P8.
+    own_len: AtomicUsize,
     /// Some pool may have two empty chunks or more.
     surplus: AtomicBool,
     /// Chunks that ever began to leave: what a [`ChunkHint`] is checked against.
@@ -113,7 +115,8 @@ impl<const N: usize> Pages<N> {
     pub(crate) const fn new() -> Self {
         Self {
             map: ChunkMap::new(),
-            held_len: AtomicUsize::new(0),
+            held_len: Level::new(),
+            own_len: AtomicUsize::new(0),
             surplus: AtomicBool::new(false),
             removals: AtomicUsize::new(0),
             shards: [const { [const { Pool::new() }; 2] }; N],
@@ -123,7 +126,17 @@ impl<const N: usize> Pages<N> {
     /// Bytes that the provider has given: chunks, huge blocks, tables of the map.
     #[inline]
     pub(crate) fn held_len(&self) -> usize {
-        self.held_len.load(Relaxed)
+        self.held_len.get()
+    }
+
+    /// The most bytes that the provider had given at once.
+    pub(crate) fn high_held_len(&self) -> usize {
+        self.held_len.high()
+    }
+
+    /// Bytes that the page heap needs for itself, or cannot use.
+    pub(crate) fn own_len(&self) -> usize {
+        self.own_len.load(Relaxed)
     }
 
     /// Bytes in free runs; deferred ones are not counted.
@@ -322,7 +335,8 @@ impl<const N: usize> Pages<N> {
         step(&mut |wait| {
             entered = self.map.insert(&entry_of(chunk), wait);
             if entered.is_ok() {
-                self.held_len.fetch_add(run.len(), Relaxed);
+                self.held_len.add(run.len());
+                self.own_len.fetch_add(chunk.own_len(), Relaxed);
                 self.release(rest);
             }
         });
@@ -349,6 +363,7 @@ impl<const N: usize> Pages<N> {
         self.removals.fetch_add(1, Relaxed);
         let entry = entry_of(chunk);
         self.map.change(&entry, Change::Leave);
+        self.own_len.fetch_sub(chunk.own_len(), Relaxed);
         let (start, run) = chunk.given();
         EmptyChunk { start, run, entry }
     }
@@ -356,7 +371,7 @@ impl<const N: usize> Pages<N> {
     /// The provider has the chunk back. Touches none of its memory.
     pub(crate) fn chunk_gone(&self, gone: EmptyChunk) {
         self.map.change(&gone.entry, Change::Forget);
-        self.held_len.fetch_sub(gone.run.len(), Relaxed);
+        self.held_len.sub(gone.run.len());
     }
 
     /// The provider did not take the chunk: it is used again. Cannot fail.
@@ -367,7 +382,9 @@ impl<const N: usize> Pages<N> {
         self.map.change(&chunk.entry, Change::Stay);
         // SAFETY: the entry's value is the header of the chunk, which is still there (caller).
         let chunk: Option<&Chunk> = unsafe { Chunk::from_link(chunk.entry.value().cast()) };
-        if let Some(head) = chunk.and_then(|chunk| chunk.desc(0)) {
+        let Some(chunk) = chunk else { return };
+        self.own_len.fetch_add(chunk.own_len(), Relaxed);
+        if let Some(head) = chunk.desc(0) {
             self.release(head);
         }
     }
@@ -411,7 +428,8 @@ impl<const N: usize> Pages<N> {
     pub(crate) unsafe fn add_table(&self, start: NonNull<u8>, run: PageRun) -> Result<(), AddError> {
         // SAFETY: passed on to the caller.
         unsafe { self.map.add_table(start, run) }?;
-        self.held_len.fetch_add(run.len(), Relaxed);
+        self.held_len.add(run.len());
+        self.own_len.fetch_add(run.len(), Relaxed);
         Ok(())
     }
 
@@ -419,7 +437,8 @@ impl<const N: usize> Pages<N> {
     /// not take it back, it can be added again.
     pub(crate) fn take_empty_table(&self) -> Option<(NonNull<u8>, PageRun)> {
         let (start, run) = self.map.take_empty_table()?;
-        self.held_len.fetch_sub(run.len(), Relaxed);
+        self.held_len.sub(run.len());
+        self.own_len.fetch_sub(run.len(), Relaxed);
         Some((start, run))
     }
 
@@ -427,7 +446,7 @@ impl<const N: usize> Pages<N> {
     /// within the spin limit if `wait`.
     pub(crate) fn insert_huge(&self, start: NonNull<u8>, run: PageRun, wait: bool) -> Result<(), AddError> {
         self.map.insert_huge(start.as_ptr().addr(), run, wait)?;
-        self.held_len.fetch_add(run.len(), Relaxed);
+        self.held_len.add(run.len());
         Ok(())
     }
 
@@ -440,8 +459,11 @@ impl<const N: usize> Pages<N> {
     /// The huge block that the caller owns, and that starts at `start`, has the length of `run` now.
     pub(crate) fn update_huge(&self, start: NonNull<u8>, run: PageRun) -> bool {
         let Some(old) = self.huge_run(start) else { return false };
-        self.held_len.fetch_add(run.len(), Relaxed);
-        self.held_len.fetch_sub(old.len(), Relaxed);
+        // One step, so that the maximum never counts the block twice.
+        match run.len().checked_sub(old.len()) {
+            Some(more) => self.held_len.add(more),
+            None => self.held_len.sub(old.len() - run.len()),
+        }
         self.map.update_huge(start.as_ptr().addr(), run)
     }
 
@@ -456,7 +478,7 @@ impl<const N: usize> Pages<N> {
     /// A huge block that was leaving has left.
     pub(crate) fn huge_gone(&self, start: NonNull<u8>, run: PageRun) {
         self.map.change_huge(start.as_ptr().addr(), run, Change::Forget);
-        self.held_len.fetch_sub(run.len(), Relaxed);
+        self.held_len.sub(run.len());
     }
 
     /// A huge block that was leaving did not leave. Cannot fail.
@@ -481,6 +503,7 @@ impl<const N: usize> Pages<N> {
     pub(crate) fn verify(&self) -> Result<(), PageFault> {
         self.drain_deferred(&|work| work(true));
         let mut held_len = self.map.outside_len();
+        let mut own_len = self.map.tables_len();
         for (index, pool) in self.pools().enumerate() {
             let Some(open) = pool.open(true) else {
                 return check(6, false, pool);
@@ -488,13 +511,15 @@ impl<const N: usize> Pages<N> {
             open.verify(index)?;
             held_len += pool.held_len();
             for chunk in open.chunks() {
+                own_len += chunk.own_len();
                 let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
                 let last = chunk.addr() + chunk.len() - 1;
                 check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
                 check(7, self.map.lookup(last + 1) != Some(chunk.as_link().cast()), chunk.as_link())?;
             }
         }
-        check(8, held_len == self.held_len(), &raw const self.held_len)
+        check(8, held_len == self.held_len(), &raw const self.held_len)?;
+        check(8, own_len == self.own_len(), &raw const self.own_len)
     }
 
     /// All pools; a chunk's pool index counts them so.

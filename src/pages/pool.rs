@@ -67,7 +67,7 @@ struct Place<'a> {
 /// - P6: `free_len` is the bytes in free runs, `held_len` the bytes in the chunks' provider runs,
 ///   `chunk_count` and `empty_count` the chunks in both lists and in `empty`.
 /// - P7: the map leads from the chunk's first and last byte to it (checked by `Pages::verify`, as
-/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables).
+/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables, its `own_len` over what of them is no granule).
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Pool {

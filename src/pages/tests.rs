@@ -757,7 +757,8 @@ fn verify_names_what_is_broken() {
     assert_eq!(broken(&|_, _, free| free.desc().next.store(core::ptr::null_mut(), Relaxed)), 4);
     let chunk = |block: &Block| entry_of(Chunk::of(block.desc()));
     assert_eq!(broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)), 7);
-    assert_eq!(broken(&|pages, _, _| pages.held_len.store(1, Relaxed)), 8);
+    assert_eq!(broken(&|pages, _, _| pages.held_len.add(1)), 8);
+    assert_eq!(broken(&|pages, _, _| _ = pages.own_len.fetch_add(1, Relaxed)), 8);
 }
 
 #[test]

@@ -16,4 +16,5 @@ mod nested;
 mod promises;
 mod regressions;
 mod set_aside;
+mod statistics;
 mod stress;

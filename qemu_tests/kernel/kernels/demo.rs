@@ -12,8 +12,8 @@ mod common;
 
 use core::fmt::{self, Write};
 
-use smp_heap::{CpuHint, Heap, Pinned, RegionProvider, RunKind, cpu::NeverPreempts};
-use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, test};
+use smp_heap::{CpuHint, Heap, Pinned, RegionProvider, cpu::NeverPreempts};
+use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, test, time};
 
 /// The most CPUs that `cargo demo` asks for.
 const CPUS: usize = 8;
@@ -43,21 +43,11 @@ kernel! {
     hooks = Hooks { early: Some(give_memory), ..Hooks::none() };
     fn main(boot: &Boot) {
         println!("smp-heap, interrupts open: a tick inside the heap allocates in its turn.");
-        common::run(boot, || give_back("after the phases"), || {
+        let sample = || println!("{}", HEAP.dump(time::micros()).brief());
+        common::run(boot, sample, || give_back("after the phases"), || {
             verify("while the products are held");
             // No part of the heap may be used while it shows its runs, and `println!` uses none.
-            HEAP.for_each_run(|run| {
-                let place = format_args!("chunk={:#x} offset={} len={}", run.chunk_addr, run.offset, run.len);
-                match run.kind {
-                    RunKind::Free => println!("@run {place} kind=free"),
-                    RunKind::Large => println!("@run {place} kind=large"),
-                    RunKind::Slab { class, capacity, out_count } => println!(
-                        "@run {place} kind=slab size={} blocks={capacity} free={}",
-                        class.block_len(),
-                        capacity.saturating_sub(out_count)
-                    ),
-                }
-            });
+            println!("{}", HEAP.dump(time::micros()));
             say_stats();
         });
         println!("@stats");

@@ -25,9 +25,9 @@ static RINGS: [Lock<Ring>; MAX_CPUS] = [const { Lock::new(Ring::new()) }; MAX_CP
 /// The units done in this slot by all CPUs.
 static UNITS: AtomicU64 = AtomicU64::new(0);
 
-/// Runs every phase, then `between`; `report` is called when all CPUs have done all kinds of work once more and hold what
-/// they made.
-pub(crate) fn run(boot: &Boot, between: impl FnOnce(), report: impl Fn() + Sync) {
+/// Runs every phase, then `between`; `sample` is called now and then meanwhile, and `report` when all CPUs have done all kinds
+/// of work once more and hold what they made.
+pub(crate) fn run(boot: &Boot, sample: impl Fn() + Sync, between: impl FnOnce(), report: impl Fn() + Sync) {
     let slot = boot.number("slot_us", 200_000) as u64;
     for Workload { name, about, unit, .. } in &ALL {
         println!("@work name={name} unit={} about={about}", unit.name());
@@ -37,7 +37,7 @@ pub(crate) fn run(boot: &Boot, between: impl FnOnce(), report: impl Fn() + Sync)
     for count in boot.arg("phases").unwrap_or("1").split(',') {
         match count.parse() {
             Ok(count) if (1..=boot.cpu_count()).contains(&count) => {
-                phase(count, slot);
+                phase(count, slot, &sample);
                 widest = count;
             }
             _ => test::fail(format_args!("phases: `{count}` of {} CPUs", boot.cpu_count())),
@@ -53,7 +53,7 @@ pub(crate) fn run(boot: &Boot, between: impl FnOnce(), report: impl Fn() + Sync)
 }
 
 /// All kinds of work on `count` CPUs.
-fn phase(count: usize, slot: u64) {
+fn phase(count: usize, slot: u64, sample: &(impl Fn() + Sync)) {
     let before = ticks();
     for work in &ALL {
         println!("@slot cpus={count} work={}", work.name);
@@ -64,7 +64,7 @@ fn phase(count: usize, slot: u64) {
             }
             smp::barrier();
             if cpu < count {
-                let (units, micros) = laps(work, cpu, count, slot);
+                let (units, micros) = laps(work, cpu, count, slot, sample);
                 timer::stop();
                 println!("@result cpus={count} work={} cpu={cpu} units={units} micros={micros}", work.name);
             }
@@ -78,7 +78,7 @@ fn phase(count: usize, slot: u64) {
 ///
 /// The slower heap may need seconds for one input, so nobody waits for the end of a lap. Inputs differ little in what a
 /// unit of them costs; where the heap is quick, many laps even out the rest.
-fn laps(work: &Workload, cpu: usize, count: usize, slot: u64) -> (u64, u64) {
+fn laps(work: &Workload, cpu: usize, count: usize, slot: u64, sample: &impl Fn()) -> (u64, u64) {
     let start = time::micros();
     let mut said = start;
     let mut units = 0;
@@ -94,6 +94,7 @@ fn laps(work: &Workload, cpu: usize, count: usize, slot: u64) -> (u64, u64) {
         if cpu == 0 && now - said > PROGRESS_MICROS {
             said = now;
             println!("@progress cpus={count} work={} units={all} micros={}", work.name, now - start);
+            sample();
         }
     }
     (units, time::micros() - start)

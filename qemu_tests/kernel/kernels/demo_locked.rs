@@ -37,7 +37,7 @@ kernel! {
     hooks = Hooks { early: Some(give_memory), ..Hooks::none() };
     fn main(boot: &Boot) {
         println!("LockedHeap, interrupts masked around each call: without that, the first tick inside the heap hangs.");
-        common::run(boot, || {}, || {
+        common::run(boot, || {}, || {}, || {
             let (used, free) = interrupts::without(|| {
                 let heap = HEAP.0.lock();
                 (heap.used(), heap.free())

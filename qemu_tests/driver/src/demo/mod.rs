@@ -1,17 +1,15 @@
 //! What `cargo demo` does, in order: boot twice, show how it goes on, print the tables, draw the heap.
 
-mod map;
 mod progress;
 mod protocol;
 mod report;
-mod svg;
 
 use std::{fmt, fs, io, io::IsTerminal, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use smp_heap_qemu::{Boot, Failure, Profile};
+use smp_heap_view::{Dump, map_text, overview, page, parse};
 
-use map::Map;
 use progress::Progress;
 use protocol::{Event, Recording};
 
@@ -28,7 +26,7 @@ pub(crate) struct Options {
     /// finishes the document it has begun, so a very short run takes longer than asked for.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// Where the picture (heap.svg) and the guests' own words (*.log) go.
+    /// Where the page with the pictures (heap.html) and the guests' own words (*.log) go.
     #[arg(long, value_name = "DIR", default_value = "target/demo")]
     out: PathBuf,
 }
@@ -94,27 +92,36 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     for (kernel, heap) in HEAPS {
         let (recording, log) = record(kernel, heap, options, &phases, slot);
         let path = options.out.join(format!("{kernel}.log"));
-        fs::write(&path, log).map_err(file_error(&path))?;
-        recordings.push(recording?);
+        fs::write(&path, &log).map_err(file_error(&path))?;
+        recordings.push((recording?, log));
     }
-    let [ours, locked] = recordings.as_slice() else {
+    let [(ours, log), (locked, _)] = recordings.as_slice() else {
         return Ok(());
     };
+    let dumps = dumps(log)?;
 
     println!("{}", report::comparison(ours, locked, &phases));
     if let Some(remark) = report::remark(load) {
         println!("{remark}\n");
     }
     println!("{}", report::statistics(ours));
-    let map = Map::new(&ours.runs);
-    if map.is_empty() {
-        return Err(Error::Silent { kernel: HEAPS[0].0, what: "it named no page run of its heap".to_owned() });
-    }
-    println!("{}", map.text(report::terminal_width(), io::stdout().is_terminal()));
-    let path = options.out.join("heap.svg");
-    fs::write(&path, svg::render(&map, &report::caption(ours))).map_err(file_error(&path))?;
-    println!("The same to scale: {}", path.display());
+    let width = report::terminal_width();
+    println!("{}", overview(&dumps, width));
+    println!("{}", map_text(&dumps, width, io::stdout().is_terminal()).unwrap_or_default());
+    let path = options.out.join("heap.html");
+    fs::write(&path, page(&dumps, &report::caption(ours))).map_err(file_error(&path))?;
+    println!("The heap as pictures, for a browser: {}", path.display());
     Ok(())
+}
+
+/// What the heap said of itself: at the least the dump with the map.
+fn dumps(log: &str) -> Result<Vec<Dump>, Error> {
+    let silent = |what| Error::Silent { kernel: HEAPS[0].0, what };
+    let dumps = parse(log).map_err(|error| silent(format!("its dumps are not understood: {error}")))?;
+    if dumps.iter().all(|dump| dump.runs.is_empty()) {
+        return Err(silent("it named no page run of its heap".to_owned()));
+    }
+    Ok(dumps)
 }
 
 /// Boots one kernel and notes what it says; the log is all of that, also when the boot fails.

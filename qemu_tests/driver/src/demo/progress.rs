@@ -62,8 +62,7 @@ impl Progress {
                     eprintln!("{}: {} {work}: {rate}, every result right", self.heap, report::cpus(*cpus));
                 }
             }
-            Event::Run(_) if self.bar.message() != "heap map" => self.bar.set_message("heap map"),
-            Event::Run(_) | Event::Ticks { .. } | Event::Stats(_) => {}
+            Event::Ticks { .. } | Event::Stats(_) => {}
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the guest says, line by line: `@word key=value ...`. Lines without `@` are for people and pass unread.
+//! What the guest says, line by line: `@word key=value ...`. Lines without `@` are for people, or dumps of the heap, and pass unread.
 //!
 //! A text protocol costs the serial line more bytes than a binary one would, but it stays readable in the log, and a line
 //! that two CPUs mixed up is noticed as such instead of being taken for numbers.
@@ -20,34 +20,6 @@ pub(crate) enum Event {
     Ticks { cpus: u32, count: u64, refused: u64 },
     /// A line of the heap's own statistics.
     Stats(String),
-    /// A page run of the heap.
-    Run(Run),
-}
-
-/// A page run: where it is and what is in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Run {
-    /// Where the chunk begins that the run is part of.
-    pub(crate) chunk: u64,
-    /// Where the run begins in it.
-    pub(crate) offset: u64,
-    /// Its length in bytes.
-    pub(crate) len: u64,
-    /// What is in it.
-    pub(crate) kind: Kind,
-}
-
-/// What is in a page run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    /// Nothing.
-    Free,
-    /// Blocks of one size; `free` of them are not in use.
-    Slab { size: u64, blocks: u64, free: u64 },
-    /// One large block.
-    Large,
-    /// What the heap keeps for itself.
-    Own,
 }
 
 /// A line that begins as one of ours and goes on as something else.
@@ -59,8 +31,6 @@ pub(crate) enum Misread {
     Missing(&'static str),
     /// The key's value is no number.
     Number(&'static str, ParseIntError),
-    /// The key's value is none of those that there are.
-    Value(&'static str, String),
 }
 
 impl fmt::Display for Misread {
@@ -69,7 +39,6 @@ impl fmt::Display for Misread {
             Self::Word(word) => write!(f, "no event is called `{word}`"),
             Self::Missing(key) => write!(f, "`{key}=` is missing"),
             Self::Number(key, error) => write!(f, "`{key}`: {error}"),
-            Self::Value(key, value) => write!(f, "`{key}` cannot be `{value}`"),
         }
     }
 }
@@ -86,12 +55,6 @@ impl<'a> Fields<'a> {
 
     fn number<T: FromStr<Err = ParseIntError>>(&self, key: &'static str) -> Result<T, Misread> {
         self.text(key)?.parse().map_err(|error| Misread::Number(key, error))
-    }
-
-    fn address(&self, key: &'static str) -> Result<u64, Misread> {
-        let text = self.text(key)?;
-        let digits = text.strip_prefix("0x").ok_or_else(|| Misread::Value(key, text.to_owned()))?;
-        u64::from_str_radix(digits, 16).map_err(|error| Misread::Number(key, error))
     }
 }
 
@@ -134,22 +97,6 @@ impl Event {
                 count: fields.number("count")?,
                 refused: fields.number("refused")?,
             },
-            "run" => Self::Run(Run {
-                chunk: fields.address("chunk")?,
-                offset: fields.number("offset")?,
-                len: fields.number("len")?,
-                kind: match fields.text("kind")? {
-                    "free" => Kind::Free,
-                    "large" => Kind::Large,
-                    "own" => Kind::Own,
-                    "slab" => Kind::Slab {
-                        size: fields.number("size")?,
-                        blocks: fields.number("blocks")?,
-                        free: fields.number("free")?,
-                    },
-                    other => return Err(Misread::Value("kind", other.to_owned())),
-                },
-            }),
             other => return Err(Misread::Word(other.to_owned())),
         }))
     }
@@ -179,21 +126,12 @@ pub(crate) struct Recording {
     pub(crate) ticks: BTreeMap<u32, (u64, u64)>,
     /// The statistics, line by line.
     pub(crate) stats: Vec<String>,
-    /// The page runs.
-    pub(crate) runs: Vec<Run>,
 }
 
 impl Recording {
     /// Nothing said yet.
     pub(crate) fn new(heap: &'static str) -> Self {
-        Self {
-            heap,
-            works: Vec::new(),
-            rates: BTreeMap::new(),
-            ticks: BTreeMap::new(),
-            stats: Vec::new(),
-            runs: Vec::new(),
-        }
+        Self { heap, works: Vec::new(), rates: BTreeMap::new(), ticks: BTreeMap::new(), stats: Vec::new() }
     }
 
     /// Notes an event.
@@ -209,7 +147,6 @@ impl Recording {
                 self.ticks.insert(cpus, (count, refused));
             }
             Event::Stats(line) => self.stats.push(line),
-            Event::Run(run) => self.runs.push(run),
             Event::Slot { .. } | Event::Progress { .. } => {}
         }
     }
@@ -262,14 +199,6 @@ mod tests {
         assert_eq!(parse("@ticks cpus=4 count=9000 refused=1"), Event::Ticks { cpus: 4, count: 9000, refused: 1 });
         assert_eq!(parse("@stats   class  live"), Event::Stats("  class  live".into()));
         assert_eq!(parse("@stats"), Event::Stats(String::new()));
-        let run = |kind| Event::Run(Run { chunk: 0x20_0000, offset: 4096, len: 8192, kind });
-        assert_eq!(
-            parse("@run chunk=0x200000 offset=4096 len=8192 kind=slab size=96 blocks=85 free=3"),
-            run(Kind::Slab { size: 96, blocks: 85, free: 3 })
-        );
-        assert_eq!(parse("@run chunk=0x200000 offset=4096 len=8192 kind=free"), run(Kind::Free));
-        assert_eq!(parse("@run chunk=0x200000 offset=4096 len=8192 kind=large"), run(Kind::Large));
-        assert_eq!(parse("@run chunk=0x200000 offset=4096 len=8192 kind=own"), run(Kind::Own));
     }
 
     #[test]
@@ -285,8 +214,6 @@ mod tests {
         assert_eq!(Event::parse("@slot work=json"), Err(Misread::Missing("cpus")));
         assert!(matches!(Event::parse("@slot cpus=two work=json"), Err(Misread::Number("cpus", _))));
         assert!(matches!(Event::parse("@slot cpus=-1 work=json"), Err(Misread::Number("cpus", _))));
-        assert_eq!(Event::parse("@run chunk=0x0 offset=0 len=1 kind=hole"), Err(Misread::Value("kind", "hole".into())));
-        assert_eq!(Event::parse("@run chunk=12 offset=0 len=1 kind=free"), Err(Misread::Value("chunk", "12".into())));
     }
 
     #[test]

@@ -3,24 +3,13 @@
 use std::{fmt::Write as _, fs};
 
 use console::Term;
+use smp_heap_view::bytes;
 
 use super::protocol::{Recording, Work};
 
 /// `1 CPU`, `2 CPUs`.
 pub(crate) fn cpus(count: u32) -> String {
     if count == 1 { "1 CPU".to_owned() } else { format!("{count} CPUs") }
-}
-
-/// Bytes with three digits and the unit that suits them.
-pub(crate) fn bytes(count: f64) -> String {
-    let mut value = count;
-    for unit in ["B", "KiB", "MiB"] {
-        if value < 999.5 {
-            return format!("{} {unit}", digits(value));
-        }
-        value /= 1024.0;
-    }
-    format!("{} GiB", digits(value))
 }
 
 /// Units per second.
@@ -225,18 +214,6 @@ Work per second, smp-heap against LockedHeap
         assert_eq!(
             [0.0, 999.0, 999.9, 1.2345e6].map(|words| rate(words, "word")),
             ["0.00 words/s", "999 words/s", "1.00 kwords/s", "1.23 Mwords/s"]
-        );
-        assert_eq!(
-            ["0.00 B", "999 B", "0.98 KiB", "1.50 KiB", "98.0 KiB", "1.00 MiB", "3.00 GiB"],
-            [
-                bytes(0.0),
-                bytes(999.0),
-                bytes(1000.0),
-                bytes(1536.0),
-                bytes(98.0 * 1024.0),
-                bytes(1048576.0),
-                bytes(3.0 * 1024.0 * 1048576.0)
-            ]
         );
     }
 }

@@ -5,14 +5,11 @@
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _};
 
-use super::{
-    protocol::{Kind, Run},
-    report::bytes,
-};
+use crate::{Kind, Run, units::bytes};
 
 /// The page runs of a heap by address.
 #[derive(Debug, Clone)]
-pub(crate) struct Map {
+pub struct Map {
     runs: Vec<Run>,
     classes: BTreeMap<u64, Class>,
 }
@@ -28,8 +25,8 @@ pub(crate) struct Class {
     pub(crate) len: u64,
     /// How many blocks they have.
     pub(crate) blocks: u64,
-    /// How many of those lie in the slabs, free.
-    pub(crate) free: u64,
+    /// How many of those are not in the slabs.
+    pub(crate) out: u64,
 }
 
 /// The letters of the classes, in order of size.
@@ -46,25 +43,25 @@ impl Run {
     pub(crate) fn fill(&self) -> f64 {
         match self.kind {
             Kind::Free => 0.0,
-            Kind::Large | Kind::Own => 1.0,
-            Kind::Slab { blocks, free, .. } => blocks.saturating_sub(free) as f64 / blocks.max(1) as f64,
+            Kind::Large => 1.0,
+            Kind::Slab { blocks, out, .. } => out as f64 / blocks.max(1) as f64,
         }
     }
 }
 
 impl Map {
     /// The map of these runs.
-    pub(crate) fn new(runs: &[Run]) -> Self {
+    pub fn new(runs: &[Run]) -> Self {
         let mut runs = runs.to_vec();
         runs.sort();
         let mut classes: BTreeMap<u64, Class> = BTreeMap::new();
         for run in &runs {
-            if let Kind::Slab { size, blocks, free } = run.kind {
-                let class = classes.entry(size).or_default();
+            if let Kind::Slab { block_len, blocks, out } = run.kind {
+                let class = classes.entry(block_len).or_default();
                 class.slabs += 1;
                 class.len += run.len;
                 class.blocks += blocks;
-                class.free += free;
+                class.out += out;
             }
         }
         for (rank, class) in classes.values_mut().enumerate() {
@@ -74,7 +71,7 @@ impl Map {
     }
 
     /// Whether there is nothing to draw.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
@@ -95,7 +92,7 @@ impl Map {
     }
 
     /// One line that sums it up.
-    pub(crate) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         let (slabs, slab_len) = self.total(|kind| matches!(kind, Kind::Slab { .. }));
         let (large, large_len) = self.total(|kind| kind == Kind::Large);
         let (free, free_len) = self.total(|kind| kind == Kind::Free);
@@ -111,7 +108,7 @@ impl Map {
     }
 
     /// The map for a terminal `width` columns wide.
-    pub(crate) fn text(&self, width: usize, colour: bool) -> String {
+    pub fn text(&self, width: usize, colour: bool) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = self.text_into(&mut text, width, colour);
@@ -155,12 +152,11 @@ impl Map {
         };
         let mut entries = Vec::new();
         for (size, class) in self.classes() {
-            let kind = Kind::Slab { size, blocks: 0, free: 0 };
-            let used = class.blocks.saturating_sub(class.free);
-            let entry = format!("{} {size} B: {used} of {}", self.cell(kind).0, class.blocks);
+            let kind = Kind::Slab { block_len: size, blocks: 0, out: 0 };
+            let entry = format!("{} {size} B: {} of {}", self.cell(kind).0, class.out, class.blocks);
             entries.push(paint(kind, format!("{entry:<25}")));
         }
-        for (kind, name) in [(Kind::Large, "large block"), (Kind::Own, "the heap's own"), (Kind::Free, "free")] {
+        for (kind, name) in [(Kind::Large, "large block"), (Kind::Free, "free")] {
             let (count, len) = self.total(|other| other == kind);
             if count > 0 {
                 let entry = format!("{} {name}: {}", self.cell(kind).0, bytes(len as f64));
@@ -179,11 +175,10 @@ impl Map {
         match kind {
             Kind::Free => ('.', "38;5;244".to_owned()),
             Kind::Large => (LARGE, "38;5;250".to_owned()),
-            Kind::Own => ('#', "38;5;240".to_owned()),
-            Kind::Slab { size, .. } => {
-                let rank = self.classes.get(&size).map_or(0, |class| class.rank);
+            Kind::Slab { block_len, .. } => {
+                let rank = self.classes.get(&block_len).map_or(0, |class| class.rank);
                 let letter = LETTERS.get(rank).map_or('?', |letter| char::from(*letter));
-                let (red, green, blue) = super::svg::colour(size);
+                let (red, green, blue) = crate::svg::colour(block_len);
                 (letter, format!("38;2;{red};{green};{blue}"))
             }
         }
@@ -207,33 +202,23 @@ pub(crate) mod tests {
 
     /// Two chunks with a little of everything.
     pub(crate) fn sample() -> Vec<Run> {
-        let run = |chunk, offset, len, kind| Run { chunk, offset, len, kind };
-        let slab = |size, blocks, free| Kind::Slab { size, blocks, free };
-        vec![
-            run(0x40_0000, 0x8000, 0x8000, Kind::Free),
-            run(0x20_0000, 0, 0x1000, Kind::Own),
-            run(0x20_0000, 0x1000, 0x4000, slab(32, 512, 0)),
-            run(0x20_0000, 0x5000, 0x4000, slab(32, 512, 256)),
-            run(0x20_0000, 0x9000, 0x4000, slab(4096, 4, 4)),
-            run(0x20_0000, 0xd000, 0x3000, Kind::Free),
-            run(0x40_0000, 0, 0x8000, Kind::Large),
-        ]
+        crate::dump::tests::sample().runs
     }
 
     #[test]
     fn text_shows_each_run_in_order_of_addresses() {
         let expected = "\
-Heap map: 128 KiB in 2 chunks: 3 slabs (48.0 KiB), 1 large blocks (32.0 KiB), 2 free runs (44.0 KiB)
+Heap map: 124 KiB in 2 chunks: 3 slabs (48.0 KiB), 1 large blocks (32.0 KiB), 2 free runs (44.0 KiB)
 A cell is a page run: a letter for the size of its blocks, a bar for the share that is out (in use or cached).
 
-  chunk 0x200000, 64.0 KiB, 44 % out
-  #█a█a▄b_. 
+  chunk 0x200000, 60.0 KiB, 40 % out
+  a█a▄b_. 
   chunk 0x400000, 64.0 KiB, 50 % out
   L█. 
 
   blocks out by size:
   a 32 B: 768 of 1024       b 4096 B: 0 of 4          L large block: 32.0 KiB
-  # the heap's own: 4.00 KiB . free: 44.0 KiB
+  . free: 44.0 KiB
 ";
         assert_eq!(Map::new(&sample()).text(80, false), expected);
     }
@@ -241,7 +226,7 @@ A cell is a page run: a letter for the size of its blocks, a bar for the share t
     #[test]
     fn a_narrow_terminal_gets_more_rows() {
         let text = Map::new(&sample()).text(6, false);
-        assert!(text.contains("\n  #█a█\n  a▄b_\n  . \n"), "{text}");
+        assert!(text.contains("\n  a█a▄\n  b_. \n"), "{text}");
     }
 
     #[test]
@@ -259,10 +244,10 @@ A cell is a page run: a letter for the size of its blocks, a bar for the share t
 
     #[test]
     fn levels_rise_from_empty_to_full() {
-        let at = |free| {
-            let kind = Kind::Slab { size: 8, blocks: 512, free };
+        let at = |out| {
+            let kind = Kind::Slab { block_len: 8, blocks: 512, out };
             level(&Run { chunk: 0, offset: 0, len: 4096, kind })
         };
-        assert_eq!([512, 511, 448, 256, 1, 0].map(at), ['_', '▁', '▁', '▄', '█', '█']);
+        assert_eq!([0, 1, 64, 256, 511, 512].map(at), ['_', '▁', '▁', '▄', '█', '█']);
     }
 }
