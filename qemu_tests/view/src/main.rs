@@ -1,5 +1,4 @@
 //! `cargo view LOG`: draws the heap that a kernel's log tells of.
-#![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
 use std::{
     fs,
