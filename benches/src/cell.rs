@@ -1,0 +1,313 @@
+//! One cell: one column's allocator under one workload, in a process of its own.
+//!
+//! ```text
+//! parent   fork ─────────────────────────────────────────────── wait ── read the shared page
+//! main     open ── start threads ─┐                  ┌─ sleep: warm up ─ sleep: the span ─ stop ─┐             ┌─ memory held ─┐
+//! threads  enter, prepare ────────┴─ all are ready ──┴─ rounds, uncounted │ rounds, counted ─────┴─ all stop ──┴─ clear ───────┴─ memory left
+//! ```
+//! A thread looks at the phase between rounds only, so what it counts are whole rounds; its time runs from the common start to the end of
+//! its last one. The cell's rate is the sum of its threads' rates.
+
+use std::io;
+use std::mem;
+use std::sync::{Barrier, OnceLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::memory;
+use crate::peers::Peer;
+use crate::workloads::{Plan, Work, Workload};
+
+/// Threads not done by then have been stopped by somebody, or wait for ever.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why a cell has no figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[repr(u32)]
+pub enum Failure {
+    OutOfMemory = 1,
+    Spoilt = 2,
+    Crashed = 3,
+    TooLong = 4,
+}
+
+impl Failure {
+    /// A word for a table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::OutOfMemory => "no memory",
+            Self::Spoilt => "SPOILT",
+            Self::Crashed => "crash",
+            Self::TooLong => "too long",
+        }
+    }
+}
+
+/// What a cell measured.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[repr(C)]
+pub struct Sample {
+    /// Time over operations of all threads together, in ns.
+    pub wall_ns: f64,
+    /// Processor time of the threads for one operation, in ns.
+    pub cpu_ns: f64,
+    /// Of that, time in the operating system.
+    pub system_ns: f64,
+    /// Pages touched first, per operation.
+    pub faults: f64,
+    pub operations: u64,
+    /// Bytes in use, as asked for, when the threads stopped.
+    pub live_len: u64,
+    /// Bytes of memory then, beyond what the process had before.
+    pub held_len: u64,
+    /// The same after everything was freed.
+    pub left_len: u64,
+    /// Calls of the page provider per operation, and time in them in ns, where it keeps count.
+    pub provider_calls: f64,
+    pub provider_ns: f64,
+}
+
+/// How a cell ended.
+pub type Outcome = Result<Sample, Failure>;
+
+/// What parent and child share.
+#[repr(C)]
+struct Page {
+    failure: AtomicU32,
+    sample: Sample,
+}
+
+/// What one thread counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    operations: u64,
+    elapsed: Duration,
+    cpu: Duration,
+    system: Duration,
+    faults: u64,
+    live_len: u64,
+}
+
+const WARMING: u32 = 0;
+const COUNTING: u32 = 1;
+const STOPPED: u32 = 2;
+
+/// How long a cell runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub warm_up: Duration,
+    pub counted: Duration,
+}
+
+/// Ends the process, a cell, with a reason that the parent reads.
+pub fn fail(failure: Failure, what: &str) {
+    eprintln!("{what}");
+    // SAFETY: ends the process without anybody's clean-up, as a fork's child should.
+    unsafe { libc::_exit(failure as i32) };
+}
+
+/// Runs a cell in a process of its own. The calling process has one thread.
+pub fn run(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> io::Result<Outcome> {
+    let page = shared_page()?;
+    // SAFETY: this process has one thread, so that the child's memory is in order.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let patience = PATIENCE + (span.warm_up + span.counted) * 2;
+            // SAFETY: the default action of the signal, which is to end the process, is what is wanted.
+            unsafe { libc::alarm(u32::try_from(patience.as_secs()).unwrap_or(u32::MAX)) };
+            let sample = inside(peer, workload, threads, span);
+            // SAFETY: the page is mapped for as long as both processes run, and the parent reads it when this one has ended.
+            unsafe { (*page).sample = sample };
+            // SAFETY: ends the process without anybody's clean-up, as a fork's child should.
+            unsafe { libc::_exit(0) }
+        }
+        child => {
+            let outcome = wait(child).map(|failure| match failure {
+                // SAFETY: the child wrote it and has ended.
+                None => Ok(unsafe { (*page).sample }),
+                Some(failure) => Err(failure),
+            });
+            // SAFETY: mapped above and used no more.
+            unsafe { libc::munmap(page.cast(), mem::size_of::<Page>()) };
+            outcome
+        }
+    }
+}
+
+/// Runs a cell in this very process, for profilers.
+pub fn run_here(peer: &Peer, workload: &Workload, threads: usize, rounds: u64) -> u64 {
+    (peer.open)();
+    let Plan { works, .. } = (workload.plan)(threads);
+    let mut operations = 0;
+    for (index, mut work) in works.into_iter().enumerate().take(1) {
+        (peer.enter)(index);
+        work.prepare(&peer.calls);
+        for _ in 0..rounds {
+            operations += work.round(&peer.calls);
+        }
+    }
+    operations
+}
+
+fn shared_page() -> io::Result<*mut Page> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping touches nothing that exists.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), mem::size_of::<Page>(), protection, flags, -1, 0) };
+    if page == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(page.cast()) }
+}
+
+/// Waits for the child. `None`: it ended well.
+fn wait(child: libc::pid_t) -> io::Result<Option<Failure>> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for the call.
+    while unsafe { libc::waitpid(child, &mut status, 0) } == -1 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    if libc::WIFSIGNALED(status) {
+        let late = libc::WTERMSIG(status) == libc::SIGALRM;
+        return Ok(Some(if late { Failure::TooLong } else { Failure::Crashed }));
+    }
+    Ok(match libc::WEXITSTATUS(status) {
+        0 => None,
+        1 => Some(Failure::OutOfMemory),
+        2 => Some(Failure::Spoilt),
+        _ => Some(Failure::Crashed),
+    })
+}
+
+fn inside(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> Sample {
+    (peer.open)();
+    let Plan { works, close } = (workload.plan)(threads);
+    let phase = AtomicU32::new(WARMING);
+    let start = OnceLock::new();
+    let barrier = Barrier::new(threads + 1);
+    thread::scope(|scope| {
+        let workers: Vec<_> = works
+            .into_iter()
+            .enumerate()
+            .map(|(index, work)| {
+                let course = Course { phase: &phase, start: &start, barrier: &barrier };
+                scope.spawn(move || worker(peer, index, work, course))
+            })
+            .collect();
+        barrier.wait(); // All threads exist.
+        let before_len = memory::resident_len();
+        barrier.wait(); // May prepare.
+        barrier.wait(); // Prepared.
+        thread::sleep(span.warm_up);
+        let cost = peer.provider_cost.map(|cost| cost());
+        start.get_or_init(Instant::now);
+        phase.store(COUNTING, Ordering::Release);
+        thread::sleep(span.counted);
+        phase.store(STOPPED, Ordering::Relaxed);
+        close();
+        barrier.wait(); // All have stopped.
+        let held_len = memory::resident_len();
+        let cost_after = peer.provider_cost.map(|cost| cost());
+        barrier.wait(); // May clear.
+        barrier.wait(); // Cleared.
+        let left_len = memory::resident_len();
+        let counts: Vec<Count> = workers.into_iter().map(|worker| worker.join().expect("a thread that ends")).collect();
+        let mut sample = sum(&counts);
+        sample.held_len = held_len.saturating_sub(before_len);
+        sample.left_len = left_len.saturating_sub(before_len);
+        if let (Some(before), Some(after)) = (cost, cost_after) {
+            let operations = sample.operations.max(1) as f64;
+            sample.provider_calls = (after.calls - before.calls) as f64 / operations;
+            sample.provider_ns = (after.nanos - before.nanos) as f64 / operations;
+        }
+        sample
+    })
+}
+
+/// What main and threads go by.
+#[derive(Clone, Copy)]
+struct Course<'a> {
+    phase: &'a AtomicU32,
+    /// When counting began.
+    start: &'a OnceLock<Instant>,
+    barrier: &'a Barrier,
+}
+
+fn worker(peer: &Peer, index: usize, mut work: Box<dyn Work>, course: Course<'_>) -> Count {
+    let Course { phase, start, barrier } = course;
+    (peer.enter)(index);
+    barrier.wait(); // All threads exist.
+    barrier.wait(); // May prepare.
+    work.prepare(&peer.calls);
+    barrier.wait(); // Prepared.
+    while phase.load(Ordering::Acquire) == WARMING {
+        work.round(&peer.calls);
+    }
+    let usage = usage();
+    let mut operations = 0;
+    while phase.load(Ordering::Relaxed) == COUNTING {
+        operations += work.round(&peer.calls);
+    }
+    let elapsed = start.get().map_or(Duration::ZERO, Instant::elapsed);
+    let used = usage.until_now();
+    barrier.wait(); // All have stopped.
+    let live_len = work.live_len() as u64;
+    barrier.wait(); // May clear.
+    work.clear(&peer.calls);
+    barrier.wait(); // Cleared.
+    Count { operations, elapsed, cpu: used.cpu, system: used.system, faults: used.faults, live_len }
+}
+
+fn sum(counts: &[Count]) -> Sample {
+    let operations: u64 = counts.iter().map(|count| count.operations).sum();
+    let rate: f64 = counts.iter().map(|count| count.operations as f64 / count.elapsed.as_secs_f64().max(1e-9)).sum();
+    let per_operation = |total: f64| total / operations.max(1) as f64;
+    let nanos = |time: fn(&Count) -> Duration| counts.iter().map(|count| time(count).as_secs_f64() * 1e9).sum::<f64>();
+    Sample {
+        wall_ns: 1e9 / rate.max(1e-9),
+        cpu_ns: per_operation(nanos(|count| count.cpu)),
+        system_ns: per_operation(nanos(|count| count.system)),
+        faults: per_operation(counts.iter().map(|count| count.faults as f64).sum()),
+        operations,
+        live_len: counts.iter().map(|count| count.live_len).sum(),
+        ..Sample::default()
+    }
+}
+
+/// What this thread used of the machine.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    cpu: Duration,
+    system: Duration,
+    faults: u64,
+}
+
+impl Usage {
+    fn until_now(self) -> Self {
+        let now = usage();
+        Self {
+            cpu: now.cpu.saturating_sub(self.cpu),
+            system: now.system.saturating_sub(self.system),
+            faults: now.faults - self.faults,
+        }
+    }
+}
+
+fn usage() -> Usage {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: `usage` is valid for the call.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut clock: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: `clock` is valid for the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut clock) };
+    Usage {
+        cpu: Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32),
+        system: Duration::new(usage.ru_stime.tv_sec as u64, usage.ru_stime.tv_usec as u32 * 1000),
+        faults: usage.ru_minflt as u64,
+    }
+}
