@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long)]
     pub list: bool,
 
-    /// Run this many rounds of one workload with one allocator in this very process, on one thread: for profilers
+    /// Run this many rounds of one workload with one allocator and one number of threads in this very process: for profilers
     #[arg(long, value_name = "ROUNDS")]
     pub rounds: Option<u64>,
 }

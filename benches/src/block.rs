@@ -100,6 +100,9 @@ fn out_of_memory(size: usize) -> ! {
 #[cold]
 #[inline(never)]
 fn spoilt(start: *mut u8, size: usize) -> ! {
-    crate::cell::fail(crate::cell::Failure::Spoilt, &format!("block {start:p} of {size} bytes is not as it was written"));
+    crate::cell::fail(
+        crate::cell::Failure::Spoilt,
+        &format!("block {start:p} of {size} bytes is not as it was written"),
+    );
     process::abort()
 }

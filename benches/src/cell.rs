@@ -10,8 +10,8 @@
 
 use std::io;
 use std::mem;
-use std::sync::{Barrier, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Barrier, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,9 @@ use crate::workloads::{Plan, Work, Workload};
 
 /// Threads not done by then have been stopped by somebody, or wait for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long threads may take to free everything, in seconds: some heaps walk a list of all free blocks for each.
+const CLEARING_SECONDS: u32 = 3;
 
 /// Why a cell has no figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,8 +66,8 @@ pub struct Sample {
     pub live_len: u64,
     /// Bytes of memory then, beyond what the process had before.
     pub held_len: u64,
-    /// The same after everything was freed.
-    pub left_len: u64,
+    /// The same after everything was freed; not a number if that took too long.
+    pub left_len: f64,
     /// Calls of the page provider per operation, and time in them in ns, where it keeps count.
     pub provider_calls: f64,
     pub provider_ns: f64,
@@ -119,16 +122,21 @@ pub fn run(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> io::
             let patience = PATIENCE + (span.warm_up + span.counted) * 2;
             // SAFETY: the default action of the signal, which is to end the process, is what is wanted.
             unsafe { libc::alarm(u32::try_from(patience.as_secs()).unwrap_or(u32::MAX)) };
-            let sample = inside(peer, workload, threads, span);
-            // SAFETY: the page is mapped for as long as both processes run, and the parent reads it when this one has ended.
-            unsafe { (*page).sample = sample };
+            inside(peer, workload, threads, span, |sample| {
+                // SAFETY: the page is mapped for as long as both processes run, and the parent reads it when this one has ended.
+                unsafe { (*page).sample = sample };
+            });
             // SAFETY: ends the process without anybody's clean-up, as a fork's child should.
             unsafe { libc::_exit(0) }
         }
         child => {
-            let outcome = wait(child).map(|failure| match failure {
-                // SAFETY: the child wrote it and has ended.
-                None => Ok(unsafe { (*page).sample }),
+            let failure = wait(child);
+            // SAFETY: the child wrote it and has ended.
+            let sample = unsafe { (*page).sample };
+            let outcome = failure.map(|failure| match failure {
+                None => Ok(sample),
+                // It was only too slow to free everything.
+                Some(Failure::TooLong) if sample.operations > 0 => Ok(sample),
                 Some(failure) => Err(failure),
             });
             // SAFETY: mapped above and used no more.
@@ -138,19 +146,23 @@ pub fn run(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> io::
     }
 }
 
-/// Runs a cell in this very process, for profilers.
+/// Runs a cell in this very process, for profilers: so many rounds in each thread. How many operations those were.
 pub fn run_here(peer: &Peer, workload: &Workload, threads: usize, rounds: u64) -> u64 {
     (peer.open)();
     let Plan { works, .. } = (workload.plan)(threads);
-    let mut operations = 0;
-    for (index, mut work) in works.into_iter().enumerate().take(1) {
+    let barrier = Barrier::new(threads);
+    let run = |index: usize, mut work: Box<dyn Work>| {
         (peer.enter)(index);
         work.prepare(&peer.calls);
-        for _ in 0..rounds {
-            operations += work.round(&peer.calls);
-        }
-    }
-    operations
+        barrier.wait();
+        (0..rounds).map(|_| work.round(&peer.calls)).sum::<u64>()
+    };
+    let run = &run;
+    thread::scope(|scope| {
+        let workers: Vec<_> =
+            works.into_iter().enumerate().map(|(index, work)| scope.spawn(move || run(index, work))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a thread that ends")).sum()
+    })
 }
 
 fn shared_page() -> io::Result<*mut Page> {
@@ -182,21 +194,18 @@ fn wait(child: libc::pid_t) -> io::Result<Option<Failure>> {
     })
 }
 
-fn inside(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> Sample {
+fn inside(peer: &Peer, workload: &Workload, threads: usize, span: Span, publish: impl Fn(Sample)) {
     (peer.open)();
     let Plan { works, close } = (workload.plan)(threads);
     let phase = AtomicU32::new(WARMING);
     let start = OnceLock::new();
     let barrier = Barrier::new(threads + 1);
+    let counts = Mutex::new(Vec::with_capacity(threads));
     thread::scope(|scope| {
-        let workers: Vec<_> = works
-            .into_iter()
-            .enumerate()
-            .map(|(index, work)| {
-                let course = Course { phase: &phase, start: &start, barrier: &barrier };
-                scope.spawn(move || worker(peer, index, work, course))
-            })
-            .collect();
+        for (index, work) in works.into_iter().enumerate() {
+            let course = Course { phase: &phase, start: &start, barrier: &barrier, counts: &counts };
+            scope.spawn(move || worker(peer, index, work, course));
+        }
         barrier.wait(); // All threads exist.
         let before_len = memory::resident_len();
         barrier.wait(); // May prepare.
@@ -211,20 +220,23 @@ fn inside(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> Sampl
         barrier.wait(); // All have stopped.
         let held_len = memory::resident_len();
         let cost_after = peer.provider_cost.map(|cost| cost());
-        barrier.wait(); // May clear.
-        barrier.wait(); // Cleared.
-        let left_len = memory::resident_len();
-        let counts: Vec<Count> = workers.into_iter().map(|worker| worker.join().expect("a thread that ends")).collect();
+        barrier.wait(); // All have counted.
+        let counts = counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut sample = sum(&counts);
         sample.held_len = held_len.saturating_sub(before_len);
-        sample.left_len = left_len.saturating_sub(before_len);
         if let (Some(before), Some(after)) = (cost, cost_after) {
             let operations = sample.operations.max(1) as f64;
             sample.provider_calls = (after.calls - before.calls) as f64 / operations;
             sample.provider_ns = (after.nanos - before.nanos) as f64 / operations;
         }
-        sample
-    })
+        publish(sample);
+        // SAFETY: the default action of the signal, which is to end the process, is what is wanted.
+        unsafe { libc::alarm(CLEARING_SECONDS) };
+        barrier.wait(); // May clear.
+        barrier.wait(); // Cleared.
+        sample.left_len = memory::resident_len().saturating_sub(before_len) as f64;
+        publish(sample);
+    });
 }
 
 /// What main and threads go by.
@@ -234,10 +246,11 @@ struct Course<'a> {
     /// When counting began.
     start: &'a OnceLock<Instant>,
     barrier: &'a Barrier,
+    counts: &'a Mutex<Vec<Count>>,
 }
 
-fn worker(peer: &Peer, index: usize, mut work: Box<dyn Work>, course: Course<'_>) -> Count {
-    let Course { phase, start, barrier } = course;
+fn worker(peer: &Peer, index: usize, mut work: Box<dyn Work>, course: Course<'_>) {
+    let Course { phase, start, barrier, counts } = course;
     (peer.enter)(index);
     barrier.wait(); // All threads exist.
     barrier.wait(); // May prepare.
@@ -255,10 +268,12 @@ fn worker(peer: &Peer, index: usize, mut work: Box<dyn Work>, course: Course<'_>
     let used = usage.until_now();
     barrier.wait(); // All have stopped.
     let live_len = work.live_len() as u64;
+    let count = Count { operations, elapsed, cpu: used.cpu, system: used.system, faults: used.faults, live_len };
+    counts.lock().unwrap_or_else(PoisonError::into_inner).push(count);
+    barrier.wait(); // All have counted.
     barrier.wait(); // May clear.
     work.clear(&peer.calls);
     barrier.wait(); // Cleared.
-    Count { operations, elapsed, cpu: used.cpu, system: used.system, faults: used.faults, live_len }
 }
 
 fn sum(counts: &[Count]) -> Sample {
@@ -273,6 +288,7 @@ fn sum(counts: &[Count]) -> Sample {
         faults: per_operation(counts.iter().map(|count| count.faults as f64).sum()),
         operations,
         live_len: counts.iter().map(|count| count.live_len).sum(),
+        left_len: f64::NAN,
         ..Sample::default()
     }
 }

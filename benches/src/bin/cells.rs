@@ -30,19 +30,26 @@ fn start(args: &Args) -> Result<(), String> {
     let peers = choose_peers(all, &missing, &args.allocators)?;
     let workloads = choose_workloads(workloads::all(), &args.workloads)?;
     if let Some(rounds) = args.rounds {
-        let ([peer], [workload]) = (&peers[..], &workloads[..]) else {
-            return Err("--rounds needs one workload and one allocator".into());
+        let ([peer], [workload], [threads]) = (&peers[..], &workloads[..], &args.threads[..]) else {
+            return Err("--rounds needs one workload, one allocator and one number of threads".into());
         };
-        println!("{}", cell::run_here(peer, workload, 1, rounds));
+        println!("{}", cell::run_here(peer, workload, *threads, rounds));
+        if let Some(describe) = peer.describe {
+            eprintln!("{}", describe());
+        }
         return Ok(());
     }
-    run(args, Runs {
-        peers,
-        workloads,
-        threads: args.threads.clone(),
-        counted: args.counted(),
-        repetitions: args.repetitions(),
-    }, missing)
+    run(
+        args,
+        Runs {
+            peers,
+            workloads,
+            threads: args.threads.clone(),
+            counted: args.counted(),
+            repetitions: args.repetitions(),
+        },
+        missing,
+    )
 }
 
 fn run(args: &Args, runs: Runs, missing: Vec<peers::Missing>) -> Result<(), String> {

@@ -71,6 +71,7 @@ pub(super) const MIMALLOC: Peer = Peer {
     open: nothing,
     enter: no_entry,
     provider_cost: None,
+    describe: None,
 };
 
 pub(super) const RPMALLOC: Peer = Peer {
@@ -81,6 +82,7 @@ pub(super) const RPMALLOC: Peer = Peer {
     open: rpmalloc::open,
     enter: rpmalloc::enter,
     provider_cost: None,
+    describe: None,
 };
 
 pub(super) const JEMALLOC: Peer = Peer {
@@ -91,4 +93,5 @@ pub(super) const JEMALLOC: Peer = Peer {
     open: nothing,
     enter: no_entry,
     provider_cost: None,
+    describe: None,
 };

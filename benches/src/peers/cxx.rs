@@ -25,4 +25,5 @@ pub(super) const SNMALLOC: Peer = Peer {
     open: nothing,
     enter: no_entry,
     provider_cost: None,
+    describe: None,
 };

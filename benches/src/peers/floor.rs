@@ -1,5 +1,5 @@
-//! No allocator: a list for each power of two and a bump pointer, per thread, nothing shared and nothing given back. What is left of a
-//! workload's time when allocation costs next to nothing.
+//! No allocator: lists by size and a bump pointer, per thread, nothing shared and nothing given back. What is left of a workload's time when
+//! allocation costs next to nothing.
 
 use std::cell::Cell;
 use std::ptr;
@@ -9,30 +9,48 @@ use crate::memory;
 
 const CHUNK_LEN: usize = 64 << 20;
 
+/// Sizes up to this have a list for each 8 bytes; longer ones one for each power of two.
+const STEPS_LEN: usize = 8192;
+const STEPS: usize = STEPS_LEN / 8 + 1;
+
 struct State {
-    lists: [Cell<*mut u8>; 64],
+    steps: [Cell<*mut u8>; STEPS],
+    powers: [Cell<*mut u8>; 64],
     next: Cell<*mut u8>,
     left: Cell<usize>,
 }
 
 thread_local! {
     static STATE: State = const {
-        State { lists: [const { Cell::new(ptr::null_mut()) }; 64], next: Cell::new(ptr::null_mut()), left: Cell::new(0) }
+        State {
+            steps: [const { Cell::new(ptr::null_mut()) }; STEPS],
+            powers: [const { Cell::new(ptr::null_mut()) }; 64],
+            next: Cell::new(ptr::null_mut()),
+            left: Cell::new(0),
+        }
     };
 }
 
-#[inline(always)]
-fn list(size: usize, align: usize) -> u32 {
-    (size.max(align) - 1).checked_ilog2().map_or(3, |log| (log + 1).max(3))
+impl State {
+    /// The list of a size, and how long its blocks are. Workloads align to 8.
+    #[inline(always)]
+    fn list(&self, size: usize) -> (&Cell<*mut u8>, usize) {
+        if size <= STEPS_LEN {
+            let step = size.div_ceil(8);
+            (&self.steps[step], step * 8)
+        } else {
+            let power = (size - 1).ilog2() + 1;
+            (&self.powers[power as usize & 63], 1 << power)
+        }
+    }
 }
 
-unsafe extern "C" fn alloc(size: usize, align: usize) -> *mut u8 {
-    let index = list(size, align);
+unsafe extern "C" fn alloc(size: usize, _: usize) -> *mut u8 {
     STATE.with(|state| {
-        let head = &state.lists[index as usize & 63];
+        let (head, len) = state.list(size);
         let start = head.get();
         if start.is_null() {
-            return bump(state, 1 << index);
+            return bump(state, len);
         }
         // SAFETY: a block in a list holds the link that `free` wrote.
         head.set(unsafe { start.cast::<*mut u8>().read() });
@@ -57,10 +75,9 @@ fn bump(state: &State, len: usize) -> *mut u8 {
     start
 }
 
-unsafe extern "C" fn free(start: *mut u8, size: usize, align: usize) {
-    let index = list(size, align);
+unsafe extern "C" fn free(start: *mut u8, size: usize, _: usize) {
     STATE.with(|state| {
-        let head = &state.lists[index as usize & 63];
+        let (head, _) = state.list(size);
         // SAFETY: the block is unused and at least a word long.
         unsafe { start.cast::<*mut u8>().write(head.get()) };
         head.set(start);
@@ -68,7 +85,7 @@ unsafe extern "C" fn free(start: *mut u8, size: usize, align: usize) {
 }
 
 unsafe extern "C" fn realloc(start: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
-    if list(size, align) == list(new_size, align) {
+    if STATE.with(|state| state.list(size).1 == state.list(new_size).1) {
         return start;
     }
     // SAFETY: the contract is the same.
@@ -90,4 +107,5 @@ pub(super) const PEER: Peer = Peer {
     open: nothing,
     enter: no_entry,
     provider_cost: None,
+    describe: None,
 };

@@ -142,6 +142,7 @@ pub(super) const PEERS: [Peer; 4] = [
         open: open_talc,
         enter: no_entry,
         provider_cost: None,
+        describe: None,
     },
     Peer {
         name: "rlsf",
@@ -151,6 +152,7 @@ pub(super) const PEERS: [Peer; 4] = [
         open: open_tlsf,
         enter: no_entry,
         provider_cost: None,
+        describe: None,
     },
     Peer {
         name: "buddy",
@@ -160,6 +162,7 @@ pub(super) const PEERS: [Peer; 4] = [
         open: open_buddy,
         enter: no_entry,
         provider_cost: None,
+        describe: None,
     },
     Peer {
         name: "linked_list",
@@ -169,5 +172,6 @@ pub(super) const PEERS: [Peer; 4] = [
         open: open_linked_list,
         enter: no_entry,
         provider_cost: None,
+        describe: None,
     },
 ];

@@ -56,6 +56,8 @@ pub struct Peer {
     pub enter: fn(usize),
     /// What the page provider was asked so far.
     pub provider_cost: Option<fn() -> ProviderCost>,
+    /// What the heap says of itself, where it does.
+    pub describe: Option<fn() -> String>,
 }
 
 /// How many threads a cell may have.
@@ -108,7 +110,8 @@ pub fn all() -> (Vec<Peer>, Vec<Missing>) {
     #[cfg(feature = "cxx")]
     peers.push(cxx::SNMALLOC);
     #[cfg(not(feature = "cxx"))]
-    missing.push(Missing { name: "snmalloc", why: "built without the feature `cxx`, which needs a C++ compiler".into() });
+    missing
+        .push(Missing { name: "snmalloc", why: "built without the feature `cxx`, which needs a C++ compiler".into() });
     #[cfg(feature = "c")]
     peers.extend([c::MIMALLOC, c::RPMALLOC, c::JEMALLOC]);
     #[cfg(not(feature = "c"))]

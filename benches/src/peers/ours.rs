@@ -66,6 +66,7 @@ pub(super) const PEERS: [Peer; 4] = [
         open: || add_region(PINNED.provider()),
         enter,
         provider_cost: None,
+        describe: Some(|| PINNED.stats().to_string()),
     },
     Peer {
         name: "hint",
@@ -75,6 +76,7 @@ pub(super) const PEERS: [Peer; 4] = [
         open: || add_region(HINTED.provider()),
         enter,
         provider_cost: None,
+        describe: Some(|| HINTED.stats().to_string()),
     },
     Peer {
         name: "pin-mmap",
@@ -84,6 +86,7 @@ pub(super) const PEERS: [Peer; 4] = [
         open: super::nothing,
         enter,
         provider_cost: Some(|| PINNED_PAGES.provider().cost()),
+        describe: Some(|| PINNED_PAGES.stats().to_string()),
     },
     Peer {
         name: "hint-mmap",
@@ -93,5 +96,6 @@ pub(super) const PEERS: [Peer; 4] = [
         open: super::nothing,
         enter,
         provider_cost: Some(|| HINTED_PAGES.provider().cost()),
+        describe: Some(|| HINTED_PAGES.stats().to_string()),
     },
 ];

@@ -158,6 +158,7 @@ pub(super) const PEERS: [Peer; 2] = [
         open: open_wait_free,
         enter,
         provider_cost: None,
+        describe: None,
     },
     Peer {
         name: "buddy-slab",
@@ -167,5 +168,6 @@ pub(super) const PEERS: [Peer; 2] = [
         open: open_buddy_slab,
         enter,
         provider_cost: None,
+        describe: None,
     },
 ];

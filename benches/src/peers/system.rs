@@ -14,4 +14,5 @@ pub(super) const PEER: Peer = Peer {
     open: nothing,
     enter: no_entry,
     provider_cost: None,
+    describe: None,
 };

@@ -41,5 +41,6 @@ pub(super) fn load() -> Result<Peer, String> {
         open: nothing,
         enter: no_entry,
         provider_cost: None,
+        describe: None,
     })
 }

@@ -91,7 +91,8 @@ impl Row {
     /// The column with the least median among those that `counts`.
     pub fn best(&self, counts: impl Fn(usize) -> bool, metric: Metric) -> Option<usize> {
         let figures = (0..self.outcomes.len()).filter(|&column| counts(column));
-        let figures = figures.filter_map(|column| Some((self.figure(column, |sample| metric.of(sample))?.median, column)));
+        let figures =
+            figures.filter_map(|column| Some((self.figure(column, |sample| metric.of(sample))?.median, column)));
         figures.min_by(|left, right| left.0.total_cmp(&right.0)).map(|(_, column)| column)
     }
 

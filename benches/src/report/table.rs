@@ -107,12 +107,12 @@ impl Report {
             line.extend((0..self.peers.len()).map(|column| match row.samples(column) {
                 None => "-".into(),
                 Some(Err(failure)) => failure.word().into(),
-                Some(Ok(_)) => {
-                    row.figure(column, |sample| self.metric.of(sample)).map_or("-".into(), with_spread)
-                }
+                Some(Ok(_)) => row.figure(column, |sample| self.metric.of(sample)).map_or("-".into(), with_spread),
             }));
             line.push(best.map_or("-", |column| self.peers[column].name).into());
-            line.extend(self.ours().map(|column| self.ratio(row, column).map_or("-".into(), |ratio| format!("{ratio:.2}"))));
+            line.extend(
+                self.ours().map(|column| self.ratio(row, column).map_or("-".into(), |ratio| format!("{ratio:.2}"))),
+            );
             grid.0.push(line);
         }
         grid.print(out);
@@ -157,15 +157,21 @@ impl Report {
     }
 
     fn held(&self, out: &mut String) {
-        let of = |sample: &Sample| (sample.live_len >= LIVE_MIN).then(|| sample.held_len as f64 / sample.live_len as f64);
-        let left = |sample: &Sample| Some(sample.left_len as f64 / 1_048_576.0);
+        let of =
+            |sample: &Sample| (sample.live_len >= LIVE_MIN).then(|| sample.held_len as f64 / sample.live_len as f64);
+        let left = |sample: &Sample| (!sample.left_len.is_nan()).then_some(sample.left_len / 1_048_576.0);
         self.of_samples(out, "memory held over memory in use, when the threads stopped", |row| row.workload.holds, of);
         self.of_samples(out, "MiB of memory left after everything was freed", |row| row.workload.holds, left);
     }
 
     fn system_costs(&self, out: &mut String) {
         let system = |sample: &Sample| Some(sample.system_ns);
-        self.of_samples(out, "ns of these in the operating system, for an operation: pages come and go", |_| true, system);
+        self.of_samples(
+            out,
+            "ns of these in the operating system, for an operation: pages come and go",
+            |_| true,
+            system,
+        );
         let provider = |sample: &Sample| (sample.provider_calls > 0.0).then_some(sample.provider_ns);
         self.of_samples(out, "ns in calls of the page provider, for an operation", |_| true, provider);
     }
