@@ -118,3 +118,40 @@ pub fn choose_peers(all: Vec<Peer>, missing: &[Missing], asked: &[String]) -> Re
     }
     Ok(all.into_iter().filter(|peer| asked.is_empty() || asked.iter().any(|name| peer.name == name)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{peers, workloads};
+
+    fn names(asked: &str) -> Result<Vec<&'static str>, String> {
+        let asked: Vec<String> = asked.split(',').map(str::to_owned).collect();
+        choose_workloads(workloads::all(), &asked).map(|chosen| chosen.iter().map(|workload| workload.name).collect())
+    }
+
+    #[test]
+    fn a_whole_name_means_one_workload_and_a_beginning_all_that_begin_so() {
+        assert_eq!(names("pair-64").unwrap(), ["pair-64"]);
+        assert_eq!(names("pair-8,larson").unwrap(), ["pair-8", "larson"]);
+        assert_eq!(names("churn").unwrap(), ["churn-1k", "churn-100k"]);
+        assert!(names("pear-64").unwrap_err().contains("no workload"));
+    }
+
+    #[test]
+    fn an_allocator_that_is_unknown_or_missing_is_an_error_that_says_so() {
+        let (all, _) = peers::all();
+        let missing = Missing { name: "absent", why: "no compiler".into() };
+        let choose = |name: &str| choose_peers(all.clone(), &[missing.clone()], &[name.to_owned()]);
+        assert_eq!(choose("pin").unwrap().len(), 1);
+        assert!(choose("pine").unwrap_err().contains("no allocator"));
+        assert!(choose("absent").unwrap_err().contains("no compiler"));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for bad in ["--threads=0", "--threads=17", "--seconds=0", "--repetitions=0", "--metric=fast", "--nonsense"] {
+            assert!(Args::try_parse_from(["bench", bad]).is_err(), "{bad}");
+        }
+        assert_eq!(Args::try_parse_from(["bench", "--threads=1,16"]).unwrap().threads, [1, 16]);
+    }
+}

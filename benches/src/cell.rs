@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! parent   fork ─────────────────────────────────────────────── wait ── read the shared page
-//! main     open ── start threads ─┐                  ┌─ sleep: warm up ─ sleep: the span ─ stop ─┐             ┌─ memory held ─┐
-//! threads  enter, prepare ────────┴─ all are ready ──┴─ rounds, uncounted │ rounds, counted ─────┴─ all stop ──┴─ clear ───────┴─ memory left
+//! main     open ─ start threads ─ memory before ─┐           ┌─ the warm-up's time ─ the span's time ──┐         ┌─ memory held ─┐       ┌─ memory left
+//! threads  enter ────────────────────────────────┴─ prepare ─┴─ rounds, uncounted ─── rounds, counted ─┴─ stop ──┴───────────────┴ clear ┘
 //! ```
 //! A thread looks at the phase between rounds only, so what it counts are whole rounds; its time runs from the common start to the end of
 //! its last one. The cell's rate is the sum of its threads' rates.
@@ -71,6 +71,16 @@ pub struct Sample {
     /// Calls of the page provider per operation, and time in them in ns, where it keeps count.
     pub provider_calls: f64,
     pub provider_ns: f64,
+}
+
+/// Less than this in use says nothing of what is held for it.
+const LIVE_MIN: u64 = 256 << 10;
+
+impl Sample {
+    /// Memory held over memory in use, where enough is in use.
+    pub fn held_over_live(&self) -> Option<f64> {
+        (self.live_len >= LIVE_MIN).then(|| self.held_len as f64 / self.live_len as f64)
+    }
 }
 
 /// How a cell ended.
@@ -199,11 +209,12 @@ fn inside(peer: &Peer, workload: &Workload, threads: usize, span: Span, publish:
     let Plan { works, close } = (workload.plan)(threads);
     let phase = AtomicU32::new(WARMING);
     let start = OnceLock::new();
+    let begun = AtomicU32::new(0);
     let barrier = Barrier::new(threads + 1);
     let counts = Mutex::new(Vec::with_capacity(threads));
     thread::scope(|scope| {
         for (index, work) in works.into_iter().enumerate() {
-            let course = Course { phase: &phase, start: &start, barrier: &barrier, counts: &counts };
+            let course = Course { phase: &phase, start: &start, begun: &begun, barrier: &barrier, counts: &counts };
             scope.spawn(move || worker(peer, index, work, course));
         }
         barrier.wait(); // All threads exist.
@@ -214,7 +225,10 @@ fn inside(peer: &Peer, workload: &Workload, threads: usize, span: Span, publish:
         let cost = peer.provider_cost.map(|cost| cost());
         start.get_or_init(Instant::now);
         phase.store(COUNTING, Ordering::Release);
-        thread::sleep(span.counted);
+        // On a busy machine it may take several spans until a thread had its turn.
+        while begun.load(Ordering::Relaxed) == 0 {
+            thread::sleep(span.counted);
+        }
         phase.store(STOPPED, Ordering::Relaxed);
         close();
         barrier.wait(); // All have stopped.
@@ -245,12 +259,14 @@ struct Course<'a> {
     phase: &'a AtomicU32,
     /// When counting began.
     start: &'a OnceLock<Instant>,
+    /// How many threads have counted an operation.
+    begun: &'a AtomicU32,
     barrier: &'a Barrier,
     counts: &'a Mutex<Vec<Count>>,
 }
 
 fn worker(peer: &Peer, index: usize, mut work: Box<dyn Work>, course: Course<'_>) {
-    let Course { phase, start, barrier, counts } = course;
+    let Course { phase, start, begun, barrier, counts } = course;
     (peer.enter)(index);
     barrier.wait(); // All threads exist.
     barrier.wait(); // May prepare.
@@ -262,7 +278,11 @@ fn worker(peer: &Peer, index: usize, mut work: Box<dyn Work>, course: Course<'_>
     let usage = usage();
     let mut operations = 0;
     while phase.load(Ordering::Relaxed) == COUNTING {
-        operations += work.round(&peer.calls);
+        let done = work.round(&peer.calls);
+        if operations == 0 && done > 0 {
+            begun.fetch_add(1, Ordering::Relaxed);
+        }
+        operations += done;
     }
     let elapsed = start.get().map_or(Duration::ZERO, Instant::elapsed);
     let used = usage.until_now();

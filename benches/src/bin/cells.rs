@@ -60,7 +60,7 @@ fn run(args: &Args, runs: Runs, missing: Vec<peers::Missing>) -> Result<(), Stri
     report.facts.close();
     print!("{}", report.table());
     report.write(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
-    eprintln!("written to {}: table.txt, results.json and the plots", args.out.display());
+    eprintln!("written to {}: tables, results.json and plots", args.out.display());
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use crate::workloads::Group;
 pub use facts::Facts;
 
 /// A finished run.
+#[derive(Clone)]
 pub struct Report {
     pub facts: Facts,
     pub peers: Vec<Peer>,
@@ -61,6 +62,21 @@ impl Metric {
         match self {
             Self::Wall => sample.wall_ns,
             Self::Cpu => sample.cpu_ns,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Wall => Self::Cpu,
+            Self::Cpu => Self::Wall,
+        }
+    }
+
+    /// Where a table goes that is not the one asked for.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Wall => "table-wall.txt",
+            Self::Cpu => "table-cpu.txt",
         }
     }
 
@@ -139,11 +155,29 @@ impl Report {
         groups
     }
 
-    /// Writes table, JSON and plots into a folder, which is made.
+    /// Writes the tables of both metrics, JSON and plots into a folder, which is made.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         fs::write(folder.join("table.txt"), self.table())?;
+        let other = Self { metric: self.metric.other(), ..self.clone() };
+        fs::write(folder.join(other.metric.file()), other.table())?;
         fs::write(folder.join("results.json"), self.json()?)?;
         self.plot(folder).map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_means_are_those_of_the_textbook() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], 0.25), Some(2.0));
+        assert_eq!(geometric_mean([]), None);
+        let mean = geometric_mean([0.5, 2.0, 8.0]).unwrap();
+        assert!((mean - 2.0).abs() < 1e-12, "{mean}");
     }
 }

@@ -7,9 +7,6 @@ use crate::cell::Sample;
 use crate::peers::Kind;
 use crate::run::Row;
 
-/// Less than this in use says nothing of what is held for it.
-const LIVE_MIN: u64 = 256 << 10;
-
 /// Three digits that say something.
 fn short(figure: f64) -> String {
     match figure {
@@ -157,10 +154,13 @@ impl Report {
     }
 
     fn held(&self, out: &mut String) {
-        let of =
-            |sample: &Sample| (sample.live_len >= LIVE_MIN).then(|| sample.held_len as f64 / sample.live_len as f64);
         let left = |sample: &Sample| (!sample.left_len.is_nan()).then_some(sample.left_len / 1_048_576.0);
-        self.of_samples(out, "memory held over memory in use, when the threads stopped", |row| row.workload.holds, of);
+        self.of_samples(
+            out,
+            "memory held over memory in use, when the threads stopped",
+            |row| row.workload.holds,
+            Sample::held_over_live,
+        );
         self.of_samples(out, "MiB of memory left after everything was freed", |row| row.workload.holds, left);
     }
 

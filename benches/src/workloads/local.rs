@@ -167,6 +167,67 @@ impl Work for Sh8bench {
     }
 }
 
+/// Bytes that a thread of `phases` has in use.
+const PHASE_LEN: usize = 2 << 20;
+
+/// The live set moves from one size to the next, block by block, from 16 B to 4 KiB and round again.
+struct Phases {
+    old: Vec<Slot>,
+    new: Vec<Slot>,
+    size: usize,
+}
+
+impl Phases {
+    fn new() -> Self {
+        let mut old = slots(PHASE_LEN / 16).into_vec();
+        let mut new = slots(PHASE_LEN / 16).into_vec();
+        old.clear();
+        new.clear();
+        Self { old, new, size: 16 }
+    }
+
+    fn next_size(&self) -> usize {
+        if self.size == 4096 { 16 } else { self.size * 2 }
+    }
+}
+
+impl Work for Phases {
+    fn prepare(&mut self, calls: &Calls) {
+        self.old.extend((0..PHASE_LEN / self.size).map(|_| Slot::take(calls, self.size)));
+    }
+
+    fn round(&mut self, calls: &Calls) -> u64 {
+        let new_size = self.next_size();
+        let mut done = 0;
+        while done < ROUND {
+            if self.old.is_empty() {
+                std::mem::swap(&mut self.old, &mut self.new);
+                self.size = new_size;
+                break;
+            }
+            // As many bytes of the one as of the other.
+            let len = new_size.max(self.size);
+            for _ in 0..len / self.size {
+                if let Some(slot) = self.old.pop() {
+                    slot.give(calls);
+                }
+            }
+            self.new.extend((0..len / new_size).map(|_| Slot::take(calls, new_size)));
+            done += (len / self.size + len / new_size) / 2;
+        }
+        done as u64
+    }
+
+    fn live_len(&self) -> usize {
+        live_len(&self.old) + live_len(&self.new)
+    }
+
+    fn clear(&mut self, calls: &Calls) {
+        give_all(&mut self.old, calls);
+        give_all(&mut self.new, calls);
+    }
+}
+
 const fn pair<const SIZE: usize>(name: &'static str) -> Workload {
     Workload {
         name,
@@ -193,7 +254,7 @@ fn churn(threads: usize, live: usize) -> Plan {
     apart(threads, move |seed| Churn::new(seed, live))
 }
 
-pub(super) const WORKLOADS: [Workload; 16] = [
+pub(super) const WORKLOADS: [Workload; 17] = [
     pair::<8>("pair-8"),
     pair::<64>("pair-64"),
     pair::<512>("pair-512"),
@@ -249,6 +310,14 @@ pub(super) const WORKLOADS: [Workload; 16] = [
         about: "random sizes, some kept, some handed to other threads (mimalloc-bench); per block",
         group: Group::Local,
         plan: super::shared::mstress,
+        shares: false,
+        holds: true,
+    },
+    Workload {
+        name: "phases",
+        about: "2 MiB in use move from 16 B blocks to 32 B and so on to 4 KiB, and round again; per pair",
+        group: Group::Phases,
+        plan: |threads| apart(threads, |_| Phases::new()),
         shares: false,
         holds: true,
     },

@@ -57,6 +57,8 @@ pub struct Workload {
 pub enum Group {
     /// Small blocks, freed by the thread that took them.
     Local,
+    /// Sizes that change.
+    Phases,
     /// Blocks freed by another thread.
     Remote,
     /// Neighbours in a cache line.
@@ -72,6 +74,7 @@ impl Group {
     pub fn title(self) -> &'static str {
         match self {
             Self::Local => "small, local",
+            Self::Phases => "changing sizes",
             Self::Remote => "freed by others",
             Self::FalseSharing => "false sharing",
             Self::Realloc => "realloc",
