@@ -30,21 +30,19 @@ pub struct Runs {
 
 impl Runs {
     /// Runs all cells; `on_row` sees each row as it is done.
-    pub fn run(&self, mut on_row: impl FnMut(&Row, &ProgressBar)) -> io::Result<Vec<Row>> {
+    pub fn run(&self, mut on_row: impl FnMut(&Row, &ProgressBar) -> io::Result<()>) -> io::Result<()> {
         let cells = self.workloads.len() * self.threads.len() * self.peers.len() * self.repetitions as usize;
         let bar = ProgressBar::new(cells as u64);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cells, {eta} left: {msg}");
         bar.set_style(style.map_err(io::Error::other)?);
-        let mut rows = Vec::new();
         for workload in &self.workloads {
             for &threads in &self.threads {
                 let row = self.row(workload, threads, &bar)?;
-                on_row(&row, &bar);
-                rows.push(row);
+                on_row(&row, &bar)?;
             }
         }
         bar.finish_and_clear();
-        Ok(rows)
+        Ok(())
     }
 
     fn row(&self, workload: &Workload, threads: usize, bar: &ProgressBar) -> io::Result<Row> {

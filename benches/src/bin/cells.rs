@@ -55,8 +55,13 @@ fn start(args: &Args) -> Result<(), String> {
 fn run(args: &Args, runs: Runs, missing: Vec<peers::Missing>) -> Result<(), String> {
     let facts = Facts::gather(runs.counted.as_secs_f64(), runs.repetitions);
     let mut report = Report { facts, peers: runs.peers.clone(), missing, rows: Vec::new(), metric: args.metric };
-    let rows = runs.run(|row, bar| bar.suspend(|| eprintln!("{}", report.progress_line(row))));
-    report.rows = rows.map_err(|error| format!("cells cannot be run: {error}"))?;
+    let rows = runs.run(|row, bar| {
+        bar.suspend(|| eprintln!("{}", report.progress_line(row)));
+        // A run that is interrupted leaves what it has.
+        report.rows.push(row.clone());
+        report.write(&args.out)
+    });
+    rows.map_err(|error| format!("{}: {error}", args.out.display()))?;
     report.facts.close();
     print!("{}", report.table());
     report.write(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;

@@ -74,6 +74,6 @@ impl Report {
             missing: self.missing.iter().map(|missing| Named { name: missing.name, about: &missing.why }).collect(),
             rows: rows.collect(),
         };
-        serde_json::to_string_pretty(&document).map_err(io::Error::other)
+        serde_json::to_string(&document).map_err(io::Error::other)
     }
 }
