@@ -18,6 +18,10 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
+#[cfg(all(feature = "paging", target_arch = "x86_64"))]
+mod paging;
+#[cfg(all(feature = "paging", target_arch = "x86_64"))]
+pub use paging::{Paging, PagingProvider, Stale, WindowError};
 #[cfg(feature = "region")]
 mod region;
 #[cfg(feature = "region")]
