@@ -11,6 +11,7 @@
 
 mod common;
 mod gate;
+mod growth;
 mod layers;
 mod nested;
 mod promises;

@@ -9,8 +9,6 @@
 
 #[path = "common/block.rs"]
 mod block;
-#[path = "common/modes.rs"]
-mod modes;
 #[path = "common/paging.rs"]
 mod paging;
 #[path = "common/sizes.rs"]
@@ -22,25 +20,40 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use block::Block;
-use modes::{Index, Mode};
 use paging::{Provider, free_frames, shootdowns};
 use sizes::random_size;
 use slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::{CpuMode, NeverPreempts};
-use smp_heap::{Heap, Hint, Pinned};
+use smp_heap::{CpuHint, Heap, Hint, Pinned};
 use smp_heap_kernel::arch::cpu_count;
-use smp_heap_kernel::{Boot, Fault, fault, interrupts, kernel, println, smp, sync::Once, test, timer};
+use smp_heap_kernel::{Boot, Fault, cpu, fault, interrupts, kernel, println, smp, sync::Once, test, timer};
 
 const CPUS: usize = 8;
 const PAGE: usize = 4096;
 
+#[derive(Debug)]
+struct Index;
+
+impl CpuHint for Index {
+    fn current_cpu(&self) -> Option<usize> {
+        Some(cpu::index())
+    }
+
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
+    }
+}
+
+// SAFETY: this kernel starts no threads, so a CPU runs one task and what interrupts it; each area has its own index.
+const PIN: NeverPreempts<Index> = unsafe { NeverPreempts::new(Index) };
+
 type Paged<C> = Heap<Provider<true, false>, C, CPUS>;
 
-static HINTED: Paged<Hint<Index>> = Heap::new(Provider::new(paging::Pages), Mode::NEW);
-static PINNED: Paged<Pinned<NeverPreempts<Index>>> = Heap::new(Provider::new(paging::Pages), Mode::NEW);
+static HINTED: Paged<Hint<Index>> = Heap::new(Provider::new(paging::Pages), Hint(Index));
+static PINNED: Paged<Pinned<NeverPreempts<Index>>> = Heap::new(Provider::new(paging::Pages), Pinned(PIN));
 /// With a window that is shorter than the memory.
-static NARROW: Paged<Hint<Index>> = Heap::new(Provider::new(paging::Pages), Mode::NEW);
+static NARROW: Paged<Hint<Index>> = Heap::new(Provider::new(paging::Pages), Hint(Index));
 
 static BLOCKS: Slots<256> = Slots::new();
 static HANDLER_BLOCKS: Slots<16> = Slots::new();
@@ -64,7 +77,7 @@ fn all<C: CpuMode + Sync>(boot: &Boot, heap: &'static Paged<C>) {
     let all = free_frames();
     // SAFETY: once, while the other CPUs wait for a job.
     unsafe { INTERRUPTED.set(heap) };
-    println!("{} MiB in frames", all * PAGE >> 20);
+    println!("{} MiB in frames", (all * PAGE) >> 20);
     for (what, part) in [
         ("load", load::<C> as fn(&Boot, &Paged<C>)),
         ("faults", faults),
@@ -141,12 +154,17 @@ fn load<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
     assert!(shootdowns() > 10, "hardly anything was unmapped");
 }
 
+/// The heap as collections see it.
+fn raw<C: CpuMode + Sync>(heap: &Paged<C>) -> &dyn GlobalAlloc {
+    heap
+}
+
 /// A block that becomes longer in steps, and shorter again, with its content.
-fn grow<C: CpuMode>(heap: &Paged<C>, random: &mut Random, seed: u8) {
+fn grow<C: CpuMode + Sync>(heap: &Paged<C>, random: &mut Random, seed: u8) {
     let mut size = 40 << 10;
     let layout = |size| Layout::from_size_align(size, 8).unwrap_or(Layout::new::<u64>());
     // SAFETY: the size is not 0.
-    let mut start = unsafe { heap.alloc(layout(size)) };
+    let mut start = unsafe { raw(heap).alloc(layout(size)) };
     assert!(!start.is_null(), "no memory");
     let write = |start: *mut u8, at: usize| {
         // SAFETY: callers stay inside the block, which is this function's alone.
@@ -160,7 +178,7 @@ fn grow<C: CpuMode>(heap: &Paged<C>, random: &mut Random, seed: u8) {
         written = size;
         let new = if step < 9 { size + random.below(size) + 1 } else { size / 3 + 1 };
         // SAFETY: the block is this function's, of that size.
-        let grown = unsafe { GlobalAlloc::realloc(heap, start, layout(size), new) };
+        let grown = unsafe { raw(heap).realloc(start, layout(size), new) };
         assert!(!grown.is_null(), "no memory for {new} bytes\n{}", heap.stats());
         let mut at = 0;
         while at < written.min(new) {
@@ -175,7 +193,7 @@ fn grow<C: CpuMode>(heap: &Paged<C>, random: &mut Random, seed: u8) {
         (start, size) = (grown, new);
     }
     // SAFETY: as above.
-    unsafe { heap.dealloc(start, layout(size)) };
+    unsafe { raw(heap).dealloc(start, layout(size)) };
 }
 
 fn interrupt() {
@@ -201,7 +219,7 @@ fn faults<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
     };
     for len in [1 << 20, 5 << 20] {
         // SAFETY: the size is not 0.
-        let start = unsafe { heap.alloc(layout(len)) };
+        let start = unsafe { raw(heap).alloc(layout(len)) };
         assert!(!start.is_null(), "no memory");
         let places = [0, PAGE + 5, len / 2, len - 1].map(|offset| start.addr() + offset);
         places.iter().for_each(|place| on_all(*place, true));
@@ -210,27 +228,27 @@ fn faults<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
         // Something in the way, so that it has to move.
         let behind = Block::new(heap, 3 << 20, PAGE, 1);
         // SAFETY: the block is ours, of that size.
-        let moved = unsafe { GlobalAlloc::realloc(heap, start, layout(len), 64 << 20) };
+        let moved = unsafe { raw(heap).realloc(start, layout(len), 64 << 20) };
         assert!(!moved.is_null() && moved != start, "it did not move");
         places.iter().for_each(|place| on_all(*place, false));
         on_all(moved.addr() + (64 << 20) - 1, true);
         on_all(moved.addr() + (64 << 20), false);
         // SAFETY: the block is ours, of that size.
-        let shrunk = unsafe { GlobalAlloc::realloc(heap, moved, layout(64 << 20), 3 << 20) };
+        let shrunk = unsafe { raw(heap).realloc(moved, layout(64 << 20), 3 << 20) };
         assert_eq!(shrunk, moved, "a shrinking block stays");
         on_all(moved.addr() + (3 << 20) - 1, true);
         on_all(moved.addr() + (64 << 20) - 1, false);
         // SAFETY: as above.
-        unsafe { heap.dealloc(shrunk, layout(3 << 20)) };
+        unsafe { raw(heap).dealloc(shrunk, layout(3 << 20)) };
         places.iter().map(|place| place - start.addr() + moved.addr()).for_each(|place| on_all(place, false));
         behind.into_iter().for_each(|block| block.free(heap));
     }
     // A chunk: the block's last use is over, and the heap gives the pages back when it is told to.
     // SAFETY: the size is not 0.
-    let start = unsafe { heap.alloc(layout(100 << 10)) };
+    let start = unsafe { raw(heap).alloc(layout(100 << 10)) };
     on_all(start.addr(), true);
     // SAFETY: the block is ours, of that size.
-    unsafe { heap.dealloc(start, layout(100 << 10)) };
+    unsafe { raw(heap).dealloc(start, layout(100 << 10)) };
     smp::on_all(|_| heap.drain_current());
     heap.trim(0);
     on_all(start.addr(), false);
@@ -248,7 +266,7 @@ fn exhaustion<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
             let layout = Layout::from_size_align(size, 8).unwrap_or(Layout::new::<u64>());
             loop {
                 // SAFETY: the size is not 0.
-                let start = unsafe { heap.alloc(layout) };
+                let start = unsafe { raw(heap).alloc(layout) };
                 if start.is_null() {
                     break;
                 }
@@ -262,7 +280,7 @@ fn exhaustion<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
                 // SAFETY: written above.
                 let next = unsafe { last.cast::<*mut u8>().read() };
                 // SAFETY: the block is ours, of that Layout.
-                unsafe { heap.dealloc(last, layout) };
+                unsafe { raw(heap).dealloc(last, layout) };
                 last = next;
             }
         });
