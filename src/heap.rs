@@ -1238,6 +1238,27 @@ mod tests {
         all_back(&heap);
     }
 
+    /// Chunks need more slots than huge blocks, so that some that become chunks find none.
+    #[test]
+    fn huge_blocks_that_neither_the_provider_nor_the_map_takes_go_back_later() {
+        let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+        heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
+        let blocks: Vec<_> = core::iter::from_fn(|| heap.alloc(layout(1 << 20)).ok()).take(10_000).collect();
+        assert!(blocks.len() < 10_000, "no table was needed");
+        heap.provider().stubborn.store(true, Ordering::Relaxed);
+        for block in blocks {
+            // SAFETY: allocated above with this Layout; nobody used it.
+            unsafe { heap.free(block.cast(), layout(1 << 20)) };
+        }
+        let stats = heap.stats();
+        assert!(stats.held_len < heap.provider().held_len(), "every run found a slot, so nothing is shown");
+        heap.verify().unwrap();
+        heap.provider().stubborn.store(false, Ordering::Relaxed);
+        heap.trim(0);
+        assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
+        all_back(&heap);
+    }
+
     /// A provider that looks whether its caller holds anything of [`PROBED`], and comes back into it.
     struct Probe {
         host: Host<false>,

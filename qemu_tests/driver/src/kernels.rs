@@ -76,6 +76,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned") },
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned") },
+    Kernel::new("growing"),
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint") },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned") },
     Kernel::new("lying_ids"),
@@ -96,4 +97,6 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned") },
     Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted") },
     Kernel { args: &["mode=masked"], ..Kernel::new("timer_storm+masked") },
+    // So much that some of it lies above 4 GiB. The host has to back only what is written to.
+    Kernel { memory_mib: 3584, ..Kernel::new("zones") },
 ];
