@@ -15,6 +15,7 @@ mod growth;
 mod layers;
 mod nested;
 mod promises;
+mod regions;
 mod regressions;
 mod set_aside;
 mod stress;

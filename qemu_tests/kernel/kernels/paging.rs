@@ -120,9 +120,9 @@ fn load<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
     for round in 0..boot.rounds(4) {
         smp::on_all(|cpu| {
             let mut random = Random::new((round * CPUS + cpu) as u64);
-            timer::start(1000);
+            timer::start(2000);
             smp::barrier();
-            for step in 0..150 {
+            for step in 0..480 / cpu_count().max(4) {
                 let (place, seed) = (random.below(256), step as u8);
                 let block = match random.below(16) {
                     0 => Block::new(heap, random.below(3 << 20), PAGE, seed),
