@@ -177,6 +177,46 @@ impl Error for WindowError {}
 ///
 /// Starts without a window (every `map` is refused) and is meant for a `static`.
 ///
+/// ```no_run
+/// use smp_heap::provider::{Paging, PagingProvider, Stale};
+/// use spin::mutex::SpinMutex;
+/// use x86_64::VirtAddr;
+/// use x86_64::structures::paging::OffsetPageTable;
+/// # use x86_64::structures::paging::{FrameAllocator, FrameDeallocator, PhysFrame, Size2MiB, Size4KiB};
+/// # struct Frames;
+/// # unsafe impl FrameAllocator<Size4KiB> for Frames { fn allocate_frame(&mut self) -> Option<PhysFrame> { None } }
+/// # unsafe impl FrameAllocator<Size2MiB> for Frames { fn allocate_frame(&mut self) -> Option<PhysFrame<Size2MiB>> { None } }
+/// # impl FrameDeallocator<Size4KiB> for Frames { unsafe fn deallocate_frame(&mut self, _: PhysFrame) {} }
+/// # impl FrameDeallocator<Size2MiB> for Frames { unsafe fn deallocate_frame(&mut self, _: PhysFrame<Size2MiB>) {} }
+///
+/// /// The kernel's page tables and frames, for everybody who maps pages.
+/// struct Kernel(SpinMutex<(OffsetPageTable<'static>, Frames)>);
+///
+/// // Sound, since all CPUs use these tables, the frames are nobody else's, and there is one CPU.
+/// unsafe impl Paging for &'static Kernel {
+///     type Mapper = OffsetPageTable<'static>;
+///     type Frames = Frames;
+///     const GUARDS: bool = true;
+///
+///     fn with<R>(&self, work: impl FnOnce(&mut Self::Mapper, &mut Frames) -> R) -> R {
+///         let mut tables = self.0.lock();
+///         let (mapper, frames) = &mut *tables;
+///         work(mapper, frames)
+///     }
+///
+///     fn shoot_down(&self, stale: Stale) {
+///         stale.flush_here(); // and, with more CPUs: interrupt the others, have them do the same, wait
+///     }
+/// }
+///
+/// fn pages(kernel: &'static Kernel) -> PagingProvider<&'static Kernel, 64> {
+///     let provider = PagingProvider::new(kernel);
+///     // Sound, since nothing else is mapped in these 64 GiB.
+///     unsafe { provider.open(VirtAddr::new(0xffff_9000_0000_0000), 64 << 30) }.expect("a window");
+///     provider
+/// }
+/// ```
+///
 /// # Context
 /// What [`Paging`] says: the kernel's lock, and interrupts to other CPUs, decide from where the heap may call. A call that is not the heap's may be
 /// refused while another one is under way.
