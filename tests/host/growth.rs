@@ -3,12 +3,15 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-use crate::common::{Books, Mmap};
+use crate::common::Books;
+#[cfg(target_os = "linux")]
+use crate::common::Mmap;
 use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, MAX_SMALL_LEN, PageProvider};
 
 type Grown<P> = Heap<P, Hint<UnknownCpu>, 2>;
 
+#[cfg(target_os = "linux")]
 const LAST: usize = 64 << 20;
 
 fn layout(size: usize) -> Layout {
@@ -65,6 +68,7 @@ impl<P: PageProvider> Drop for Bytes<'_, P> {
 }
 
 /// As `Vec` grows when it is pushed to, or its room is doubled.
+#[cfg(target_os = "linux")]
 fn double<P: PageProvider>(bytes: &mut Bytes<'_, P>) {
     while bytes.size < LAST {
         bytes.realloc(2 * bytes.size);
@@ -72,6 +76,7 @@ fn double<P: PageProvider>(bytes: &mut Bytes<'_, P>) {
 }
 
 /// As `Vec` grows when exactly so much room is asked for as is needed.
+#[cfg(target_os = "linux")]
 fn step<P: PageProvider>(bytes: &mut Bytes<'_, P>) {
     while bytes.size < LAST {
         bytes.realloc((bytes.size + bytes.size.clamp(100, 300_000)).min(LAST));
