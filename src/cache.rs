@@ -208,6 +208,8 @@ pub(crate) struct CpuCache {
     limit_len: AtomicUsize,
     /// The chunk that tiny blocks were last looked up in.
     pub(crate) chunk_hint: ChunkHint,
+    /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
+    copied: [AtomicU64; 2],
     hot: [Hot; CLASS_COUNT],
     cold: [Cold; CLASS_COUNT],
 }
@@ -222,6 +224,7 @@ impl CpuCache {
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
             chunk_hint: ChunkHint::new(),
+            copied: [const { AtomicU64::new(0) }; 2],
             hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
                 CLASS_COUNT],
             cold: [const { Cold::new() }; CLASS_COUNT],
@@ -303,6 +306,18 @@ impl CpuCache {
 
     pub(crate) fn tally(&self, class: SizeClass) -> &Tally {
         &self.cold(class).tally
+    }
+
+    /// Counts bytes that were copied, as the cache's holder.
+    pub(crate) fn add_copied(&self, is_long: bool, len: u64) {
+        let [short, long] = &self.copied;
+        let counter = if is_long { long } else { short };
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
+    }
+
+    /// Bytes that were copied: of short blocks, of long ones.
+    pub(crate) fn copied(&self) -> [u64; 2] {
+        self.copied.each_ref().map(|counter| counter.load(Ordering::Relaxed))
     }
 
     /// Counts blocks taken from slabs for this cache.

@@ -14,7 +14,8 @@ use crate::emergency::GAP_LEN;
 use crate::heap::Heap;
 use crate::large::may_be_run;
 use crate::provider::PageProvider;
-use crate::size_class::SizeClass;
+use crate::size_class::{MAX_SMALL_LEN, SizeClass};
+use crate::sync::Ordering;
 
 /// There was no memory for the request, or it can never be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,17 +207,44 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         new_size: usize,
     ) -> Result<NonNull<[u8]>, AllocError> {
         let new = Layout::from_size_align(new_size, old.align()).map_err(|_| AllocError)?;
-        // SAFETY: the contract is the same.
-        if let Some(block) = unsafe { self.remap(start, old, new_size) } {
-            return Ok(block);
-        }
-        let block = self.alloc_moved(old, new)?;
+        let block = match self.alloc_outgrown(old, new) {
+            Some(block) => block,
+            None => {
+                // SAFETY: the contract is the same.
+                if let Some(block) = unsafe { self.remap(start, old, new_size) } {
+                    return Ok(block);
+                }
+                self.alloc_moved(old, new)?
+            }
+        };
         let count = old.size().min(new_size);
+        self.count_copied(old.size(), count);
         // SAFETY: both blocks are at least `count` bytes long, and the new one is nobody else's, so they do not overlap.
         unsafe { start.copy_to_nonoverlapping(block.cast(), count) };
         // SAFETY: the contract is the same, and the content has moved.
         unsafe { self.free(start, old) };
         Ok(block)
+    }
+
+    /// A run of its own for content that outgrows the slab sizes, if the provider can move that later on. Even if the block could grow where it is: when it no longer
+    /// can, it is longer.
+    fn alloc_outgrown(&self, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        if !P::REMAPS || old.size() == 0 || old.size() > MAX_SMALL_LEN || new.size() <= MAX_SMALL_LEN {
+            return None;
+        }
+        self.alloc_own(new).map(|large| large.block)
+    }
+
+    /// Counts `count` bytes that are copied out of a block of `size` bytes.
+    fn count_copied(&self, size: usize, count: usize) {
+        let is_long = size > MAX_SMALL_LEN;
+        match self.enter() {
+            Ok(entered) => entered.cache.add_copied(is_long, count as u64),
+            Err(_) => {
+                let [short, long] = &self.copied;
+                (if is_long { long } else { short }).fetch_add(count as u64, Ordering::Relaxed);
+            }
+        }
     }
 
     /// A block for content that has to move: pages, if it grows beyond what a slab serves well.
@@ -336,8 +364,10 @@ mod allocator_api2_face {
                 return unsafe { self.realloc(start, old, new.size()) }.map_err(|_| AllocError);
             }
             let block = self.allocate(new)?;
+            let count = old.size().min(new.size());
+            self.count_copied(old.size(), count);
             // SAFETY: both blocks are at least that long, and the new one is nobody else's, so they do not overlap.
-            unsafe { start.copy_to_nonoverlapping(block.cast(), old.size().min(new.size())) };
+            unsafe { start.copy_to_nonoverlapping(block.cast(), count) };
             // SAFETY: the contract is the same, and the content has moved.
             unsafe { self.free(start, old) };
             Ok(block)

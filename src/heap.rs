@@ -45,6 +45,9 @@ const CHUNK_SHARE: usize = 4;
 /// Free pages up to this share of the bytes held stay with the heap.
 const KEPT_SHARE: usize = 4;
 
+/// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
+const ASK_TRIES: u32 = 64;
+
 /// How often `search` asks for its turn at the provider, or for its chunk to be noted.
 const GROW_TRIES: u32 = 8;
 
@@ -72,6 +75,8 @@ pub struct Heap<P, C, const CPUS: usize> {
     moving: AtomicUsize,
     stranded: Stranded,
     pub(crate) emergency: Emergency,
+    /// Bytes that `realloc` copied while the caller's cache was busy: of short blocks, of long ones.
+    pub(crate) copied: [AtomicU64; 2],
     pub(crate) provider: P,
     pub(crate) mode: C,
 }
@@ -189,6 +194,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             moving: AtomicUsize::new(0),
             stranded: Stranded::new(),
             emergency: Emergency::new(),
+            copied: [const { AtomicU64::new(0) }; 2],
             provider,
             mode,
         }
@@ -530,8 +536,17 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // SAFETY: the contract is the same.
         if !unsafe { self.unmap(start, run, caller) } {
             // SAFETY: the provider did not take it, so it still is the caller's.
-            unsafe { self.stranded.push(start, run) };
+            unsafe { self.strand(start, run) };
         }
+    }
+
+    /// Keeps a run that the heap does not use, to offer it to the provider later.
+    ///
+    /// # Safety
+    /// As for [`give_back`](Self::give_back).
+    pub(crate) unsafe fn strand(&self, start: NonNull<u8>, run: PageRun) {
+        // SAFETY: the contract is the same.
+        unsafe { self.stranded.push(start, run) };
     }
 
     // The provider.
@@ -553,6 +568,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// [`with_provider`](Self::with_provider), again as long as others are inside and leave. `None`: it was not this caller's turn within the bound.
+    pub(crate) fn ask_provider<T>(&self, caller: Caller, call: impl Fn(&P) -> T) -> Option<T> {
+        for _ in 0..ASK_TRIES {
+            match self.with_provider(caller, &call) {
+                Ok(answer) => return Some(answer),
+                Err(Entry::Waited) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
     /// A run from the provider.
     pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<NonNull<u8>>, Entry<'_>> {
         let wait = !(C::PINNED && caller.nested) && self.mode.may_wait();
@@ -565,8 +592,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// As for [`PageProvider::unmap`].
     pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
         // SAFETY: the contract is the same.
-        let taken = self.with_provider(caller, |provider| unsafe { provider.unmap(start, run) });
-        let taken = matches!(taken, Ok(true));
+        let taken = self.ask_provider(caller, |provider| unsafe { provider.unmap(start, run) }) == Some(true);
         Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
         taken
     }
@@ -1234,6 +1260,27 @@ mod tests {
         assert!(held_len > 0 && heap.trim(0) == 0);
         assert_eq!((heap.provider().held_len(), heap.stats().held_len), (held_len, held_len));
         heap.provider().stubborn.store(false, Ordering::Relaxed);
+        all_back(&heap);
+    }
+
+    /// Chunks need more slots than huge blocks, so that some that become chunks find none.
+    #[test]
+    fn huge_blocks_that_neither_the_provider_nor_the_map_takes_go_back_later() {
+        let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+        heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
+        let blocks: Vec<_> = core::iter::from_fn(|| heap.alloc(layout(1 << 20)).ok()).take(10_000).collect();
+        assert!(blocks.len() < 10_000, "no table was needed");
+        heap.provider().stubborn.store(true, Ordering::Relaxed);
+        for block in blocks {
+            // SAFETY: allocated above with this Layout; nobody used it.
+            unsafe { heap.free(block.cast(), layout(1 << 20)) };
+        }
+        let stats = heap.stats();
+        assert!(stats.held_len < heap.provider().held_len(), "every run found a slot, so nothing is shown");
+        heap.verify().unwrap();
+        heap.provider().stubborn.store(false, Ordering::Relaxed);
+        heap.trim(0);
+        assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
         all_back(&heap);
     }
 

@@ -4,8 +4,10 @@
 //! - a run in a chunk, for what no slab serves: found, split and merged by `pages`; grows into the free run behind it;
 //! - the same, shorter, for blocks that outgrew [`MAX_GROWN_SMALL_LEN`] by `realloc`: they will grow again, and a slab's block cannot. A block
 //!   that is fresh at that length stays in a slab. Price: freeing a block of 4 to 32 KiB asks for its kind;
-//! - *huge*, a run of its own straight from a provider that can move runs: grows without copying, and goes back when freed.
-//!   Where the provider cannot, there are none.
+//! - *huge*, a run of its own straight from a provider that can move runs: grows without copying, and goes back when freed. Fresh blocks are from
+//!   [`HUGE_LEN`] on; those that `realloc` makes outgrow the slab sizes, or finds no room for where they are, at any length: what has grown will grow again, and is copied
+//!   for the last time while it is short. Price: a call of the provider for each such block and each time it grows, and a shootdown when it is freed, where a run in a chunk has
+//!   neither. Where the provider cannot move runs, there are none.
 //!
 //! The cache of the CPU is held while locks of the page heap are ([`Heap::held`]): that is what tells a nested caller that it must not wait
 //! for them.
@@ -19,9 +21,9 @@ use crate::gate::Entry;
 use crate::heap::{Depth, Heap, Seek};
 use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want};
 use crate::provider::{PageProvider, PageRun};
-use crate::size_class::SizeClass;
+use crate::size_class::{MAX_SMALL_LEN, SizeClass};
 
-/// From this length on a block is a run of its own, if the provider can move runs.
+/// From this length on a fresh block is a run of its own, if the provider can move runs.
 const HUGE_LEN: usize = 1024 * 1024;
 
 /// How often a huge block is noted while others write to the same table.
@@ -96,7 +98,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
         }
-        self.alloc_run(layout, Use::Grown)
+        self.alloc_own(layout).or_else(|| self.alloc_run(layout, Use::Grown))
+    }
+
+    /// A run of its own for a block that is longer than slabs serve, if the provider can move runs and has one.
+    pub(crate) fn alloc_own(&self, layout: Layout) -> Option<LargeBlock> {
+        self.huge_once(huge_run::<P>(layout.size(), layout.align())?, self.caller())
     }
 
     /// A block in panic mode: of what was set aside, else a run that lies at hand.
@@ -181,7 +188,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// The run of a huge block; asked only for what is long enough to be one.
     fn huge_run_of(&self, start: NonNull<u8>, len: usize) -> Option<PageRun> {
-        if is_huge::<P>(len) { self.engine.pages.huge_run(start) } else { None }
+        if may_be_huge::<P>(len) { self.engine.pages.huge_run(start) } else { None }
     }
 
     /// Takes a large block back. Waits for no lock; gives surplus chunks, and huge blocks, to the provider.
@@ -215,11 +222,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // SAFETY: the provider did not take the run, so it is the heap's alone again.
         let kept =
             !taken && unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false, step) }.is_ok();
-        if taken || kept {
-            self.engine.pages.huge_gone(start, run);
-        } else {
-            // There is no slot for a chunk: it stays noted, unused.
-            self.engine.pages.huge_stays(start, run);
+        self.engine.pages.huge_gone(start, run);
+        if !taken && !kept {
+            // SAFETY: as above, and there was no slot for a chunk.
+            unsafe { self.strand(start, run) };
         }
     }
 
@@ -235,7 +241,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the block's run is `run`, and by the contract nobody uses what a shorter one lacks.
             let resize = |provider: &P| unsafe { provider.resize(start, run, new_run) };
             return run == new_run
-                || matches!(self.with_provider(self.caller(), resize), Ok(true))
+                || self.ask_provider(self.caller(), resize) == Some(true)
                     && self.engine.pages.update_huge(start, new_run);
         }
         // A run shorter than this could not be told from a slab's block when it is freed.
@@ -259,8 +265,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         self.engine.pages.leave_huge(start)?;
         // SAFETY: the block's run is `run`, and by the contract it is ours to move.
-        let moved = self.with_provider(caller, |provider| unsafe { provider.remap(start, run, new_run) });
-        let Ok(Some(place)) = moved else {
+        let moved = self.ask_provider(caller, |provider| unsafe { provider.remap(start, run, new_run) });
+        let Some(Some(place)) = moved else {
             self.engine.pages.huge_stays(start, run);
             return None;
         };
@@ -280,14 +286,19 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 }
 
-/// Whether a block of that many bytes is a run of its own.
+/// Whether a fresh block of that many bytes is a run of its own.
 const fn is_huge<P: PageProvider>(len: usize) -> bool {
     P::REMAPS && len >= HUGE_LEN
 }
 
-/// The run of a huge block of that many bytes; `None` if it would not be huge.
+/// Whether a block of that many bytes may be a run of its own. What is shorter is recognised by its size when it is freed.
+const fn may_be_huge<P: PageProvider>(len: usize) -> bool {
+    P::REMAPS && len > MAX_SMALL_LEN
+}
+
+/// The run of a huge block of that many bytes; `None` if there are none of that length.
 fn huge_run<P: PageProvider>(len: usize, align: usize) -> Option<PageRun> {
-    if is_huge::<P>(len) { PageRun::new(len, align, P::PAGE_LEN) } else { None }
+    if may_be_huge::<P>(len) { PageRun::new(len, align, P::PAGE_LEN) } else { None }
 }
 
 fn as_block(run: &Run<'_>) -> LargeBlock {

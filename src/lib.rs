@@ -111,6 +111,7 @@
 //! # Features
 //! - `region` (default): [`RegionProvider`], over `linked_list_allocator` and `spin`.
 //! - `x86_64`: `cpu::x86_64::InterruptsMasked`, over the `x86_64` crate.
+//! - `paging`: on x86-64 `provider::PagingProvider`, over the `x86_64` crate's page tables and frames, and `spin`.
 //! - `allocator-api2`: `allocator_api2::alloc::Allocator` for `&Heap`.
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.

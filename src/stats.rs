@@ -11,6 +11,7 @@
 
 use core::fmt;
 
+use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
 use crate::heap::Heap;
 use crate::pages::{self, Kind};
@@ -122,6 +123,10 @@ pub struct Stats<const CPUS: usize> {
     pub refused_unmap_count: u64,
     /// Calls of [`relieve`](PageProvider::relieve).
     pub relief_count: u64,
+    /// Bytes that `realloc` ever copied out of blocks of up to [`MAX_SMALL_LEN`](crate::MAX_SMALL_LEN).
+    pub copied_short_len: u64,
+    /// Bytes that `realloc` ever copied out of longer blocks; with a provider that can move runs, blocks that grew into that length are moved instead.
+    pub copied_long_len: u64,
     /// Frees of addresses that this heap never gave; nothing happened to them.
     pub stray_count: u64,
 }
@@ -192,6 +197,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             *place = self.cpu_stats(index);
         }
         let pages = &self.engine.pages;
+        let [copied_short_len, copied_long_len] = self.copied_len();
         Stats {
             classes,
             cpus,
@@ -206,6 +212,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             unmap_count: read(&self.calls.unmaps),
             refused_unmap_count: read(&self.calls.refused_unmaps),
             relief_count: read(&self.calls.reliefs),
+            copied_short_len,
+            copied_long_len,
             stray_count: self.engine.stray_count(),
         }
     }
@@ -224,6 +232,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             partial_count,
             whole_count,
         })
+    }
+
+    /// Bytes copied out of short blocks, and out of long ones.
+    fn copied_len(&self) -> [u64; 2] {
+        let busy = self.copied.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        let caches = self.engine.caches().iter().map(CpuCache::copied);
+        caches.fold(busy, |[short, long], [more_short, more_long]| [short + more_short, long + more_long])
     }
 
     fn class_stats(&self, class: SizeClass) -> ClassStats {

@@ -18,6 +18,10 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
+#[cfg(all(feature = "paging", target_arch = "x86_64"))]
+mod paging;
+#[cfg(all(feature = "paging", target_arch = "x86_64"))]
+pub use paging::{Paging, PagingProvider, Stale, WindowError};
 #[cfg(feature = "region")]
 mod region;
 #[cfg(feature = "region")]
@@ -97,8 +101,8 @@ pub unsafe trait PageProvider {
     /// nested contexts too; those are then refused only when the provider has nothing.
     const REENTRANT: bool = false;
 
-    /// Whether `resize` and `remap` can change a run that this provider gave. Very large blocks
-    /// then become runs of their own, so that they grow without copying.
+    /// Whether `resize` and `remap` can change a run that this provider gave. Very large blocks (1 MiB and more), and those that
+    /// `realloc` makes outgrow what slabs serve (32 KiB), then become runs of their own, so that they grow without copying. Such a run may be as short as 36 KiB.
     const REMAPS: bool = false;
 
     /// Gives a new run of pages, or `None` if there is none now.

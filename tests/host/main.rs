@@ -11,9 +11,11 @@
 
 mod common;
 mod gate;
+mod growth;
 mod layers;
 mod nested;
 mod promises;
+mod regions;
 mod regressions;
 mod set_aside;
 mod statistics;

@@ -76,6 +76,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned") },
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned") },
+    Kernel::new("growing"),
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint") },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned") },
     Kernel::new("lying_ids"),
@@ -85,6 +86,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint") },
     Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned") },
     Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked") },
+    Kernel { seconds: 300, args: &["mode=hint"], ..Kernel::new("paging+hint") },
+    Kernel { seconds: 300, args: &["mode=pinned"], ..Kernel::new("paging+pinned") },
     Kernel { args: &["mode=hint"], ..Kernel::new("provider_calls_heap+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked") },
@@ -94,4 +97,6 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned") },
     Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted") },
     Kernel { args: &["mode=masked"], ..Kernel::new("timer_storm+masked") },
+    // So much that some of it lies above 4 GiB. The host has to back only what is written to.
+    Kernel { memory_mib: 3584, ..Kernel::new("zones") },
 ];

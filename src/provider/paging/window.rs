@@ -1,0 +1,320 @@
+//! The window: which addresses of the kernel's virtual window are taken.
+//!
+//! One bit for each *slot*, a power of two of pages, in a table of fixed length. Decisions, and what pays for each:
+//! - *A table of a fixed length, whatever the window's*: it needs no heap, and a longer window has longer slots. Price: a run is rounded up
+//!   to whole slots, in addresses only; no frame is spent on the rest of its last slot.
+//! - *What a run takes follows from where it starts and ends*, so nothing is kept for each run.
+//! - *A run that had to move goes to the middle of the longest hole* ([`Place::Roomy`]), so that it grows in place from there on; others to the lowest hole that
+//!   has room. Price: the window is used up in more pieces, so it should be several times longer than the memory behind it.
+//! - *Linear search over the words.* A hole is passed in as many steps as it has words of 64 slots. Price: time in proportion to the table, which
+//!   is a constant of the kernel's choice.
+
+/// Bytes in the smallest page.
+pub(super) const PAGE: usize = 4096;
+
+/// Where a run is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The lowest addresses that have room.
+    Lowest,
+    /// Where there is most room to grow.
+    Roomy,
+}
+
+/// Part of the hole that a [`Place::Roomy`] run may fill and still be placed in its middle.
+const ROOMY_SHARE: usize = 4;
+
+/// See the file's head. Without slots until [`open`](Self::open). Invariants:
+/// - W1: bits of slots from `slot_count` on are clear, and never looked at.
+/// - W2: `start` is a multiple of the slot length, and `start + (slot_count << shift)` does not overflow.
+/// - W3: `free_count` is the number of clear bits below `slot_count`.
+#[derive(Debug)]
+pub(super) struct Window<const WORDS: usize> {
+    start: usize,
+    /// Slot length as a shift.
+    shift: u32,
+    slot_count: usize,
+    free_count: usize,
+    taken: [u64; WORDS],
+}
+
+impl<const WORDS: usize> Window<WORDS> {
+    pub(super) const fn new() -> Self {
+        Self { start: 0, shift: PAGE.trailing_zeros(), slot_count: 0, free_count: 0, taken: [0; WORDS] }
+    }
+
+    /// A window from `start` to before `end`, in slots as short as the table allows. `None` if it has no slot; then it is as before.
+    pub(super) fn open(&mut self, start: usize, end: usize) -> Option<()> {
+        let slots = WORDS.checked_mul(64).filter(|slots| *slots > 0)?;
+        let slot_len = end.checked_sub(start)?.div_ceil(slots).checked_next_power_of_two()?.max(PAGE);
+        let start = start.checked_next_multiple_of(slot_len)?;
+        let slot_count = (end.checked_sub(start)? / slot_len).min(slots);
+        if slot_count == 0 {
+            return None;
+        }
+        *self = Self { start, shift: slot_len.trailing_zeros(), slot_count, free_count: slot_count, taken: [0; WORDS] };
+        Some(())
+    }
+
+    /// Bytes in a slot.
+    pub(super) fn slot_len(&self) -> usize {
+        1 << self.shift
+    }
+
+    /// Bytes in all slots.
+    pub(super) fn len(&self) -> usize {
+        self.slot_count << self.shift
+    }
+
+    /// Bytes in free slots.
+    pub(super) fn free_len(&self) -> usize {
+        self.free_count << self.shift
+    }
+
+    /// Takes slots for `len` bytes at a multiple of `align`, a power of two; gives their address.
+    pub(super) fn reserve(&mut self, len: usize, align: usize, place: Place) -> Option<usize> {
+        let count = len.div_ceil(self.slot_len());
+        if count == 0 || count > self.free_count {
+            return None;
+        }
+        let first = match place {
+            Place::Lowest => self.holes().find_map(|hole| self.fit(hole, hole.0, count, align)),
+            Place::Roomy => {
+                let longest = self.holes().max_by_key(|hole| hole.1 - hole.0)?;
+                let room = longest.1 - longest.0;
+                let middle = if room / ROOMY_SHARE >= count { longest.0 + (room - count) / 2 } else { longest.0 };
+                self.fit(longest, middle, count, align).or_else(|| self.fit(longest, longest.0, count, align))
+            }
+        }?;
+        self.mark(first, count, true);
+        Some(self.addr(first))
+    }
+
+    /// Takes the slots that the bytes from `start` to `new_end` need beyond those that the bytes up to `old_end` have. False: unchanged.
+    pub(super) fn extend(&mut self, start: usize, old_end: usize, new_end: usize) -> bool {
+        let (Some(old), Some(new)) = (self.slots(start, old_end), self.slots(start, new_end)) else {
+            return false;
+        };
+        if (old.1..new.1).any(|slot| self.is_taken(slot)) {
+            return false;
+        }
+        self.mark(old.1, new.1.saturating_sub(old.1), true);
+        true
+    }
+
+    /// Frees the slots that the bytes from `start` to `old_end` have beyond those that the bytes up to `new_end` need; all of them
+    /// if `new_end` is `start`.
+    pub(super) fn release(&mut self, start: usize, new_end: usize, old_end: usize) {
+        let Some(old) = self.slots(start, old_end) else { return };
+        let kept = self.slots(start, new_end).map_or(old.0, |new| new.1);
+        self.mark(kept, old.1.saturating_sub(kept), false);
+    }
+
+    /// Whether `start` is the first address of a slot and everything from there to `end` is taken.
+    pub(super) fn holds(&self, start: usize, end: usize) -> bool {
+        self.slots(start, end).is_some_and(|(first, last)| (first..last).all(|slot| self.is_taken(slot)))
+    }
+
+    /// The slots from `start`, which begins one, to before `end`. `None` if there are none, or they are not the window's.
+    fn slots(&self, start: usize, end: usize) -> Option<(usize, usize)> {
+        let offset = start.checked_sub(self.start)?;
+        let first = offset >> self.shift;
+        let last = end.checked_sub(self.start)?.div_ceil(self.slot_len());
+        (self.addr(first) == start && first < last && last <= self.slot_count).then_some((first, last))
+    }
+
+    /// The first of `count` slots at a multiple of `align` in a hole, from the slot `from` on.
+    fn fit(&self, hole: (usize, usize), from: usize, count: usize, align: usize) -> Option<usize> {
+        let start = self.addr(from).checked_next_multiple_of(align.max(self.slot_len()))?;
+        let first = (start - self.start) >> self.shift;
+        (first.checked_add(count)? <= hole.1).then_some(first)
+    }
+
+    fn addr(&self, slot: usize) -> usize {
+        self.start + (slot << self.shift)
+    }
+
+    /// The holes, lowest first: first slot and slot behind the last one.
+    fn holes(&self) -> impl Iterator<Item = (usize, usize)> {
+        let mut from = 0;
+        core::iter::from_fn(move || {
+            let start = self.next(from, false).filter(|slot| *slot < self.slot_count)?;
+            from = self.next(start, true).unwrap_or(self.slot_count).min(self.slot_count);
+            Some((start, from))
+        })
+    }
+
+    /// The first slot from `from` on that is taken, or free.
+    fn next(&self, from: usize, taken: bool) -> Option<usize> {
+        let mut skip = from % 64;
+        for (index, word) in self.taken.iter().enumerate().skip(from / 64) {
+            let word = (if taken { *word } else { !*word }) >> skip << skip;
+            if word != 0 {
+                return Some(index * 64 + word.trailing_zeros() as usize);
+            }
+            skip = 0;
+        }
+        None
+    }
+
+    fn is_taken(&self, slot: usize) -> bool {
+        self.taken.get(slot / 64).is_none_or(|word| word >> (slot % 64) & 1 != 0)
+    }
+
+    fn mark(&mut self, first: usize, count: usize, taken: bool) {
+        for slot in first..first + count {
+            if let Some(word) = self.taken.get_mut(slot / 64) {
+                let bit = 1 << (slot % 64);
+                *word = if taken { *word | bit } else { *word & !bit };
+            }
+        }
+        self.free_count = if taken { self.free_count - count } else { self.free_count + count };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::battery::Random;
+    use std::vec::Vec;
+
+    const START: usize = 0x7000_0000_0000;
+
+    fn open(len: usize) -> Window<4> {
+        let mut window = Window::new();
+        window.open(START, START + len).unwrap();
+        window
+    }
+
+    #[test]
+    fn a_longer_window_has_longer_slots_and_loses_no_more_than_one() {
+        for (len, slot_len) in [(PAGE, PAGE), (256 * PAGE, PAGE), (257 * PAGE, 2 * PAGE), (1 << 30, 4 << 20)] {
+            let window = open(len);
+            assert_eq!(window.slot_len(), slot_len, "{len}");
+            assert!(window.len() <= len && window.len() + slot_len > len, "{len}");
+            assert_eq!(window.free_len(), window.len());
+        }
+        let mut odd = Window::<4>::new();
+        odd.open(START + PAGE, START + PAGE + (1 << 20) + PAGE).unwrap();
+        assert_eq!(odd.start % odd.slot_len(), 0);
+        assert!(odd.start + odd.len() <= START + (1 << 20) + 2 * PAGE);
+    }
+
+    #[test]
+    fn a_window_without_a_slot_is_refused_and_changes_nothing() {
+        let mut window = open(1 << 20);
+        assert!(window.open(START, START + PAGE - 1).is_none());
+        assert!(window.open(START, START - 1).is_none());
+        assert!(window.open(usize::MAX - PAGE, usize::MAX).is_none());
+        assert!(Window::<0>::new().open(START, START + PAGE).is_none());
+        assert_eq!((window.start, window.len()), (START, 1 << 20));
+        assert!(Window::<4>::new().reserve(PAGE, PAGE, Place::Lowest).is_none(), "not open yet");
+    }
+
+    #[test]
+    fn lowest_fills_from_below_and_roomy_goes_to_the_middle() {
+        let mut window = open(256 * PAGE);
+        assert_eq!(window.reserve(10 * PAGE, PAGE, Place::Lowest), Some(START));
+        assert_eq!(window.reserve(1, PAGE, Place::Lowest), Some(START + 10 * PAGE));
+        let middle = window.reserve(5 * PAGE, PAGE, Place::Roomy).unwrap();
+        assert_eq!(middle, START + (11 + (245 - 5) / 2) * PAGE);
+        assert!(window.extend(middle, middle + 5 * PAGE, middle + 100 * PAGE), "there is room to grow");
+        // Too long for any middle: from the hole's start.
+        let long = window.reserve(100 * PAGE, PAGE, Place::Roomy).unwrap();
+        assert_eq!(long, START + 11 * PAGE);
+    }
+
+    #[test]
+    fn alignment_beyond_the_slot_is_kept_and_what_does_not_fit_is_refused() {
+        let mut window = open(256 * PAGE);
+        window.reserve(PAGE, PAGE, Place::Lowest).unwrap();
+        for place in [Place::Lowest, Place::Roomy] {
+            let start = window.reserve(PAGE, 64 * PAGE, place).unwrap();
+            assert_eq!(start % (64 * PAGE), 0);
+        }
+        assert!(window.reserve(PAGE, 1 << 62, Place::Lowest).is_none());
+        assert!(window.reserve(256 * PAGE, PAGE, Place::Lowest).is_none());
+        assert!(window.reserve(usize::MAX, PAGE, Place::Lowest).is_none());
+        assert!(window.reserve(0, PAGE, Place::Lowest).is_none());
+    }
+
+    #[test]
+    fn a_run_grows_up_to_its_neighbour_and_shrinks_by_whole_slots() {
+        let mut window = open(512 * PAGE);
+        assert_eq!(window.slot_len(), 2 * PAGE);
+        let (first, second) = (START, START + 8 * PAGE);
+        assert_eq!(window.reserve(3 * PAGE, PAGE, Place::Lowest), Some(first));
+        assert!(window.extend(first, first + 3 * PAGE, first + 4 * PAGE), "inside its slot");
+        assert!(window.extend(first, first + 4 * PAGE, first + 8 * PAGE));
+        assert_eq!(window.reserve(PAGE, PAGE, Place::Lowest), Some(second));
+        let free_len = window.free_len();
+        assert!(!window.extend(first, first + 8 * PAGE, first + 9 * PAGE), "a neighbour's");
+        assert!(!window.extend(second, second + PAGE, START + 513 * PAGE), "behind the window");
+        assert_eq!(window.free_len(), free_len);
+        window.release(first, first + 3 * PAGE, first + 8 * PAGE);
+        assert_eq!(window.free_len(), free_len + 4 * PAGE);
+        assert!(window.holds(first, first + 4 * PAGE) && !window.holds(first, first + 5 * PAGE));
+        window.release(first, first, first + 3 * PAGE);
+        assert!(!window.holds(first, first + 1) && window.holds(second, second + 2 * PAGE));
+        assert!(!window.holds(second + PAGE, second + 2 * PAGE), "no slot starts there");
+        assert!(!window.holds(START - PAGE, START) && !window.holds(second, second));
+    }
+
+    /// A model of one bool a slot beside the window.
+    #[test]
+    fn random_runs_never_overlap_and_all_come_back() {
+        let mut random = Random::new(7);
+        let mut window = open(250 * PAGE);
+        let all = window.free_len();
+        let mut model = [false; 250];
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        let span = |start: usize, len: usize| {
+            let first = (start - START) / PAGE;
+            first..first + len / PAGE
+        };
+        for _ in 0..20_000 {
+            let len = PAGE * (1 + random.below(30));
+            match random.below(4) {
+                0 | 1 => {
+                    let (align, place) = (PAGE << random.below(4), [Place::Lowest, Place::Roomy][random.below(2)]);
+                    let Some(start) = window.reserve(len, align, place) else { continue };
+                    assert_eq!(start % align, 0);
+                    for slot in &mut model[span(start, len)] {
+                        assert!(!core::mem::replace(slot, true), "given twice");
+                    }
+                    runs.push((start, len));
+                }
+                2 if !runs.is_empty() => {
+                    let (start, len) = runs.swap_remove(random.below(runs.len()));
+                    assert!(window.holds(start, start + len));
+                    window.release(start, start, start + len);
+                    model[span(start, len)].fill(false);
+                }
+                _ if !runs.is_empty() => {
+                    let index = random.below(runs.len());
+                    let (start, old) = runs[index];
+                    if len > old {
+                        let free = model.get(span(start, len)).is_some_and(|s| !s[old / PAGE..].contains(&true));
+                        assert_eq!(window.extend(start, start + old, start + len), free);
+                        if !free {
+                            continue;
+                        }
+                        model[span(start, len)].fill(true);
+                    } else {
+                        window.release(start, start + len, start + old);
+                        model[span(start, old)].fill(false);
+                        model[span(start, len)].fill(true);
+                    }
+                    runs[index].1 = len;
+                }
+                _ => {}
+            }
+            let taken = model.iter().filter(|slot| **slot).count();
+            assert_eq!(window.free_len(), all - taken * PAGE);
+        }
+        for (start, len) in runs {
+            window.release(start, start, start + len);
+        }
+        assert_eq!(window.free_len(), all);
+    }
+}
