@@ -13,6 +13,8 @@ use super::{Context, Erased, MAX_CPUS, cpu, interrupts};
 
 /// The trap flag in a saved flags register.
 const TRAP: u64 = 1 << 8;
+/// Interrupts are open, in the same.
+const INTERRUPTS: u64 = 1 << 9;
 const DEBUG: u8 = 1;
 
 /// What is asked after each step.
@@ -76,44 +78,56 @@ pub fn through(work: impl FnOnce(), mut look: impl FnMut(&mut Context, Step) -> 
 
 /// The handler of the exception.
 fn stepped(context: &mut Context) {
+    /// `sti`, one byte.
+    const OPEN: u8 = 0xfb;
     let here = &CPUS[cpu::index()].0;
     let Some(mut current) = here.take() else {
         context.rflags &= !TRAP;
         return;
     };
-    let step = Step { rip: current.rip, locks: locks(current.rip) };
-    let repeats = current.rip == context.rip;
+    let (rip, mut look) = (current.rip, current.look);
+    let repeats = rip == context.rip;
     current.rip = context.rip;
-    let returned = context.rip == (&raw const step_returned).addr() as u64;
-    let mut look = current.look;
     here.set(Some(current));
     if repeats {
         return;
     }
     // SAFETY: `through` keeps the value alive until it returns, and takes no other reference to it; its code is not entered again before
     // this call of it is over, since it runs without the flag.
-    let next = (unsafe { look.as_mut() })(context, step);
+    let look = unsafe { look.as_mut() };
+    let mut last = rip;
+    // Interrupts stay out for one instruction more, which is shown as masking; in the emulator so does this exception.
+    if code(rip) == OPEN && context.rip != rip + 1 {
+        last = rip + 1;
+        let mut between = Context { rip: last, rflags: context.rflags & !INTERRUPTS, ..*context };
+        look(&mut between, Step { rip, locks: false });
+    }
+    let next = look(context, Step { rip: last, locks: locks(last) });
+    let returned = context.rip == (&raw const step_returned).addr() as u64;
     if returned || next == Next::Run {
         context.rflags &= !TRAP;
     }
+}
+
+/// A byte of code.
+fn code(rip: u64) -> u8 {
+    // SAFETY: asked for the bytes of instructions that were executed, which are mapped.
+    unsafe { with_exposed_provenance::<u8>(rip as usize).read_volatile() }
 }
 
 /// Whether the instruction at `rip` locks memory.
 fn locks(rip: u64) -> bool {
     const LOCK: u8 = 0xf0;
     // Operand and address size, repetition, segments, and REX, which comes last.
-    let is_prefix = |byte: u8| {
-        matches!(byte, 0x66 | 0x67 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65 | 0x40..=0x4f)
-    };
-    // SAFETY: an instruction that was just executed is mapped, and it is at most 15 bytes long; the loop below ends inside it.
-    let byte = |offset: u64| unsafe { with_exposed_provenance::<u8>((rip + offset) as usize).read_volatile() };
+    let is_prefix =
+        |byte: u8| matches!(byte, 0x66 | 0x67 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65 | 0x40..=0x4f);
     let mut offset = 0;
     loop {
-        match byte(offset) {
+        match code(rip + offset) {
             LOCK => return true,
             prefix if is_prefix(prefix) => offset += 1,
             // `xchg` whose operand is memory, not a register.
-            0x86 | 0x87 => return byte(offset + 1) < 0xc0,
+            0x86 | 0x87 => return code(rip + offset + 1) < 0xc0,
             _ => return false,
         }
     }
