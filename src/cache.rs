@@ -268,6 +268,11 @@ impl CpuCache {
         self.busy.store(true, Ordering::Relaxed);
     }
 
+    /// Whether somebody has the cache. A guess.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn ask_drain(&self) {
         self.drain_asked.store(true, Ordering::Relaxed);
     }

@@ -752,6 +752,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         len
     }
 
+    /// Whether a cache is held at this moment: asked after each instruction by what measures how long it is.
+    #[doc(hidden)]
+    pub fn is_any_cache_held(&self) -> bool {
+        self.engine.caches().iter().any(CpuCache::is_busy)
+    }
+
     /// Who runs.
     pub(crate) fn caller(&self) -> Caller {
         self.held(|caller| caller)

@@ -267,7 +267,8 @@ const fn granule_shift(run_len: usize) -> u32 {
 }
 
 /// The run to ask the provider for, so that its chunk certainly has room for a run of `len` bytes at a multiple
-/// of `align`. `None` if `len` is 0, an argument that should be a power of two is not, or the sum overflows.
+/// of `align`, and for a granule more: a run that is the whole chunk could not be handed out before the chunk is in its pool
+/// ([`add_chunk`](super::Pages::add_chunk)), whose lock a nested caller may have interrupted. `None` if `len` is 0, an argument that should be a power of two is not, or the sum overflows.
 #[expect(clippy::indexing_slicing, reason = "the loop ends at the table's length")]
 pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> Option<PageRun> {
     if len == 0 || !align.is_power_of_two() {
@@ -288,7 +289,7 @@ pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> 
 /// `at_least`: a run short enough for the fine granule would be given it, and have longer tables.
 const fn chunk_run(len: usize, align: usize, page_len: usize, shift: u32, at_least: usize) -> Option<PageRun> {
     let granule = 1usize << shift;
-    let Some(tables) = len.div_ceil(granule).checked_mul(granule + DESC_LEN) else {
+    let Some(tables) = (len.div_ceil(granule) + 1).checked_mul(granule + DESC_LEN) else {
         return None;
     };
     let Some(total) = tables.checked_add(HEADER_LEN) else {

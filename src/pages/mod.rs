@@ -327,8 +327,14 @@ impl<const N: usize> Pages<N> {
         // SAFETY: passed on to the caller.
         let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
         let Some(chunk) = chunk else { return Err(AddError::TooSmall) };
-        let Some(rest) = [want.len, want.least_len].into_iter().find_map(|len| pool::split_new(chunk, want, len))
-        else {
+        let mut fits = false;
+        let mut rests = [want.len, want.least_len].into_iter().filter_map(|len| {
+            let rest = pool::split_new(chunk, want, len);
+            fits |= rest.is_some();
+            rest
+        });
+        let cut = rests.find(|rest| rest.index() > 0);
+        let Some(rest) = cut.or_else(|| chunk.desc(0).filter(|_| fits)) else {
             return Err(AddError::TooSmall);
         };
         let mut entered = Err(AddError::Busy);

@@ -283,6 +283,19 @@ fn the_run_computed_for_a_length_fits_it() {
     assert_eq!(chunk_len_for(1, 3, 4096), None);
 }
 
+/// Or a nested caller gets a chunk, and nothing of it: the chunk waits at the lock that the caller interrupted.
+#[test]
+fn whoever_asked_for_a_chunk_is_served_before_it_is_entered() {
+    for len in (0..64).map(|i| 1 + i * 1021).chain((1..12).map(|i| MIB * i / 4)) {
+        let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+        let run = chunk_len_for(len, 8, 4 * KIB).unwrap();
+        let want = Want { len, least_len: len, align: 8, use_: Use::Large };
+        // SAFETY: just given, not zeroed.
+        let served = unsafe { pages.add_chunk(given.map(run), run, want, 0, false, WAITING) }.unwrap();
+        assert!(served.is_some_and(|served| served.len >= len), "{len} bytes of a chunk of {}", run.len());
+    }
+}
+
 #[test]
 fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     let run = PageRun::new(MIB, 4096, 4096).unwrap();

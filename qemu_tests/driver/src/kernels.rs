@@ -58,6 +58,16 @@ impl Kernel {
     }
 }
 
+/// QEMU counts instructions, one a nanosecond, and time passes with them: a run is the same each time.
+const COUNTING: &[&str] = &["-icount", "shift=0,sleep=off"];
+
+impl Kernel {
+    /// The defaults of a kernel that looks at single instructions.
+    const fn counting(name: &'static str) -> Self {
+        Self { cpus: &[1], qemu_args: COUNTING, ..Self::new(name) }
+    }
+}
+
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
@@ -68,6 +78,12 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned") },
     Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned") },
+    Kernel { args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt") },
+    Kernel { args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi") },
+    Kernel { args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt") },
+    Kernel { args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi") },
+    Kernel { args: &["mode=masked", "raise=interrupt"], ..Kernel::counting("every_instruction+masked_interrupt") },
+    Kernel { args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi") },
     Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned") },
     Kernel { cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint") },

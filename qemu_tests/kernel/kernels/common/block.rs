@@ -56,6 +56,15 @@ impl Block {
         };
         // SAFETY: the size is not 0.
         let start = NonNull::new(unsafe { heap.alloc(layout) })?.cast();
+        // SAFETY: just allocated with this Layout, of at least a word.
+        Some(unsafe { Self::filled(start, layout, seed) })
+    }
+
+    /// Fills a block.
+    ///
+    /// # Safety
+    /// It is a heap's, of that Layout, the caller's alone, and at least a word long.
+    pub(crate) unsafe fn filled(start: NonNull<u64>, layout: Layout, seed: u8) -> Self {
         if start.addr().get() % layout.align() != 0 {
             test::fail(format_args!("{layout:?} at {start:p}"));
         }
@@ -63,7 +72,7 @@ impl Block {
         block.write(0, head.0);
         let addr = block.addr();
         each_word(layout.size(), |index| block.write(index, head.word(addr, index)));
-        Some(block)
+        block
     }
 
     /// The bare pointer, for whoever is to have the block.

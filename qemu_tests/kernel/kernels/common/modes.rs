@@ -67,8 +67,27 @@ impl Mode for Pinned<InterruptsMasked<Index>> {
     const NEW: Self = Pinned(unsafe { InterruptsMasked::new(Index) });
 }
 
-/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode.
+/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode; `renewable 2` ones have two caches, and go
+/// back to their first state when told to.
 macro_rules! heaps {
+    (renewable $cpus:literal over $provider:ty = $new:expr; $($mode:ty),+ $(,)?) => {
+        fn choose(boot: &smp_heap_kernel::Boot) {
+            let name = boot.arg("mode").unwrap_or_default();
+            $(
+                if name == <$mode as modes::Mode>::NAME {
+                    const { assert!($cpus <= heaps::CPUS, "no kernel is booted with more") };
+                    type Chosen = smp_heap::Heap<$provider, $mode, $cpus>;
+                    static HEAP: renew::Renewable<Chosen> = renew::Renewable::new(
+                        Chosen::new($new, <$mode as modes::Mode>::NEW),
+                        Chosen::new($new, <$mode as modes::Mode>::NEW),
+                    );
+                    heaps::set_chosen(HEAP.get());
+                    return renew::set_chosen(boot, &HEAP);
+                }
+            )+
+            smp_heap_kernel::test::fail(format_args!("mode={name} is not a mode of this kernel"));
+        }
+    };
     (over $provider:ty = $new:expr; $($mode:ty),+ $(,)?) => {
         fn choose(boot: &smp_heap_kernel::Boot) {
             let name = boot.arg("mode").unwrap_or_default();

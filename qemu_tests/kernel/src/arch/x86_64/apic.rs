@@ -114,6 +114,29 @@ pub(super) fn stop_timer() {
     write(TIMER_INITIAL, 0);
 }
 
+unsafe extern "C" {
+    fn timed_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u32, timer: *mut u32);
+    static timed_end: u8;
+}
+
+/// Calls `work(argument)` with the timer set to raise `what` (a vector, or an NMI) once, about `count` counts after the call begins.
+///
+/// # Safety
+/// As for `work`.
+pub(super) unsafe fn call_timed(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u32, what: u32) {
+    write(TIMER, what);
+    let initial = core::ptr::with_exposed_provenance_mut(REGISTERS + TIMER_INITIAL);
+    // SAFETY: what is written to the register changes which interrupts come, and the caller answers for `work`.
+    unsafe { timed_call(work, argument, count.max(1), initial) };
+    stop_timer();
+}
+
+/// Whether an interrupt came before the call of [`call_timed`] began or after it was over.
+pub(super) fn is_outside(rip: u64) -> bool {
+    let code = timed_call as *const () as u64..(&raw const timed_end).addr() as u64;
+    code.contains(&rip)
+}
+
 /// Measures the timer and the cycle counter against the one clock whose rate is known, the PIT.
 ///
 /// The smallest of three results counts: a host that pauses this CPU between two readings makes them too large.

@@ -1,5 +1,5 @@
-//! Every instruction that Rust cannot express: how a CPU gets into 64-bit Rust, how an interrupt does, and a read that
-//! may fault.
+//! Every instruction that Rust cannot express: how a CPU gets into 64-bit Rust, how an interrupt does, a read that
+//! may fault, and calls that are looked at closely.
 //!
 //! QEMU enters at `pvh_entry` in 32-bit protected mode without paging, `ebx` pointing to the start info. The other CPUs
 //! enter in real mode at a copy of `trampoline`, which is only ten instructions long because the image lies below 4 GiB
@@ -193,6 +193,42 @@ probe_instruction:
     movb $1, %al
 probe_faulted:
     retq
+
+    # void step_call(void (*work)(void *), void *argument): calls with the trap flag set. The first exception comes after the instruction
+    # behind the one that sets it, which is the call; the handler clears it after the return.
+    .section .text.step, "ax"
+    .global step_call, step_called, step_returned
+step_call:
+    movq %rdi, %rax
+    movq %rsi, %rdi
+    subq $8, %rsp
+    pushfq
+    orq $0x100, (%rsp)
+    popfq
+step_called:
+    callq *%rax
+step_returned:
+    addq $8, %rsp
+    retq
+
+    # void timed_call(void (*work)(void *), void *argument, uint32_t count, uint32_t *timer): starts the timer before
+    # the call, and stops it in the one behind it. The timer takes a count or two to begin, for which there are instructions of no use.
+    .section .text.timed, "ax"
+    .global timed_call, timed_end
+timed_call:
+    movq %rdi, %rax
+    movq %rsi, %rdi
+    pushq %rbx
+    movq %rcx, %rbx
+    movl %edx, (%rbx)
+    nop
+    nop
+    nop
+    callq *%rax
+    movl $0, (%rbx)
+    popq %rbx
+    retq
+timed_end:
 "#,
     trampoline_page = const super::TRAMPOLINE_PAGE,
     options(att_syntax)

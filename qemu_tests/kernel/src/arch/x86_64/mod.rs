@@ -12,6 +12,7 @@ pub mod fault;
 pub mod interrupts;
 mod memory;
 mod pvh;
+pub mod step;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -199,6 +200,26 @@ fn copy_trampoline() {
     unsafe { core::ptr::copy_nonoverlapping(source, target, len) };
 }
 
+/// A closure for assembly to call, once.
+struct Erased<F>(Option<F>);
+
+impl<F: FnOnce()> Erased<F> {
+    fn new(work: F) -> Self {
+        Self(Some(work))
+    }
+
+    /// The function to call, and its argument.
+    fn parts(&mut self) -> (unsafe extern "C" fn(*mut u8), *mut u8) {
+        unsafe extern "C" fn run<F: FnOnce()>(work: *mut u8) {
+            // SAFETY: `parts` gives this function together with a pointer to such a value.
+            if let Some(work) = unsafe { &mut *work.cast::<Option<F>>() }.take() {
+                work();
+            }
+        }
+        (run::<F>, (&raw mut self.0).cast())
+    }
+}
+
 /// Sleeps until an interrupt comes. With interrupts off when called, none is missed in between.
 pub fn enable_and_halt() {
     x86_64::instructions::interrupts::enable_and_hlt();
@@ -272,6 +293,34 @@ pub mod timer {
     /// Has `handler` called at each timer interrupt of every CPU.
     pub fn set_handler(handler: interrupts::Handler) {
         interrupts::set_handler(vector::TIMER, handler);
+    }
+
+    /// What [`once_in`] raises.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Raise {
+        /// An interrupt.
+        Vector(u8),
+        /// An NMI. Processors may not know this way to raise one; the emulator does.
+        Nmi,
+    }
+
+    /// Runs `work` and has the timer raise an interrupt once, after `count` of its counts: before the call, if they are few; not at all, if the
+    /// call is over by then. Where the emulator counts instructions, at a nanosecond each, a count is an instruction.
+    pub fn once_in(work: impl FnOnce(), count: u32, raise: Raise) {
+        let what = match raise {
+            Raise::Vector(vector) => u32::from(vector),
+            Raise::Nmi => apic::NMI,
+        };
+        let mut work = super::Erased::new(work);
+        let (run, argument) = work.parts();
+        // SAFETY: `run` is for that argument.
+        unsafe { apic::call_timed(run, argument, count, what) };
+    }
+
+    /// For the handler of [`once_in`]'s interrupt: whether it came inside the call.
+    #[must_use]
+    pub fn is_inside(context: &super::Context) -> bool {
+        !apic::is_outside(context.rip)
     }
 
     /// How many timer interrupts `cpu` has had.
