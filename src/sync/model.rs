@@ -1,0 +1,367 @@
+//! The seam under `cfg(loom)`: the same atomics, watched.
+//!
+//! Loom's own atomics cannot be made in a `const`, are longer than what they stand for, and are not valid when all zero, so a heap could not be
+//! built out of them without being another heap. Therefore the atomics here keep their layout, and *loom's stand in a table beside
+//! the memory, found by address*. Everything else of the crate is compiled as it ships. What that costs: a look into the table for each access.
+//!
+//! An access goes one of two ways:
+//! - *Inside [`together`]*: to loom, which runs every order of the threads' accesses (up to a number of preemptions) and every value
+//!   that a load may see. Accesses to blocks ([`read`], [`write`]) go to loom's cells, which find those that nothing orders.
+//! - *Outside*: to the memory itself. So a model builds its heap and checks it afterwards at full speed.
+//!
+//! Both ways pass [`tick`], at which [`interrupted`] runs a nested context.
+//!
+//! A sequentially consistent access is put between two sequentially consistent fences, since loom takes such accesses for acquire and release
+//! only. That is more than is asked for in a protocol that mixes them with weaker ones on one location.
+
+#![expect(dead_code, reason = "every atomic has the same methods, used or not")]
+
+use core::cell::{Cell, RefCell};
+use core::ops::Range;
+use core::sync::atomic as plain;
+pub(crate) use core::sync::atomic::{Ordering, compiler_fence};
+use std::boxed::Box;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::vec::Vec;
+
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::AtomicU64 as Watched;
+
+/// What became known of a model's memory, and what happens in it.
+#[derive(Default)]
+struct World {
+    /// Threads run, or may: accesses go to loom.
+    watching: Cell<bool>,
+    atomics: RefCell<HashMap<usize, Rc<Watched>>>,
+    cells: RefCell<HashMap<usize, Rc<UnsafeCell<()>>>>,
+    /// Atomics that some execution used, with how to read and write their memory: to be there before threads are.
+    known: RefCell<BTreeMap<usize, Access>>,
+    /// Memory that a thread was given: what is first used there was made by that thread.
+    fresh: RefCell<Vec<Range<usize>>>,
+    /// Memory that was given away: nobody may touch it.
+    dead: RefCell<Vec<Range<usize>>>,
+    interrupt: RefCell<Option<Interrupt>>,
+}
+
+std::thread_local! {
+    static WORLD: World = World::default();
+}
+
+/// How to read and write an atomic's memory, as 64 bits.
+#[derive(Clone, Copy)]
+struct Access {
+    read: unsafe fn(usize) -> u64,
+    write: unsafe fn(usize, u64),
+}
+
+/// A nested context to come.
+struct Interrupt {
+    thread: Option<loom::thread::ThreadId>,
+    left: u64,
+    handler: Option<Box<dyn FnOnce()>>,
+}
+
+/// Thrown when a thread uses an atomic that no execution used before: loom would take it for one that this thread made. The exploration
+/// starts again, with the atomic there from the start.
+pub(crate) struct Learned;
+
+/// Forgets what an execution that broke off left behind.
+pub(crate) fn reset() {
+    WORLD.with(|world| {
+        world.watching.set(false);
+        world.atomics.borrow_mut().clear();
+        world.cells.borrow_mut().clear();
+        world.fresh.borrow_mut().clear();
+        world.dead.borrow_mut().clear();
+        world.interrupt.take();
+    });
+}
+
+/// Runs all the work at once, each on its own thread, watched; then the memory has the values that were stored last. Inside a loom model, once.
+pub(crate) fn together(work: Vec<Box<dyn FnOnce()>>) {
+    WORLD.with(|world| {
+        for (addr, access) in &*world.known.borrow() {
+            // SAFETY: an atomic of this access was there in an earlier execution of the same model, whose memory stays for ever.
+            let value = unsafe { (access.read)(*addr) };
+            world.atomics.borrow_mut().insert(*addr, Rc::new(Watched::new(value)));
+        }
+        world.watching.set(true);
+    });
+    let mut work = work.into_iter();
+    let own = work.next();
+    let spawned: Vec<_> = work.map(loom::thread::spawn).collect();
+    own.into_iter().for_each(|own| own());
+    for thread in spawned {
+        assert!(thread.join().is_ok(), "a thread of a model panicked");
+    }
+    WORLD.with(|world| {
+        world.watching.set(false);
+        for (addr, atomic) in world.atomics.borrow_mut().drain() {
+            let Some(access) = world.known.borrow().get(&addr).copied() else { continue };
+            // SAFETY: the threads are done. `write` as `read` above.
+            unsafe { (access.write)(addr, atomic.unsync_load()) };
+        }
+        world.cells.borrow_mut().clear();
+    });
+}
+
+/// Gives memory away, as `free` or `unmap` does: everything that was ever done to it must have happened before, and nobody may touch it
+/// from now on.
+pub(crate) fn bury(memory: Range<usize>) {
+    WORLD.with(|world| {
+        let within = |addr: &usize| memory.contains(addr);
+        let atomics: BTreeMap<_, _> = world.atomics.borrow_mut().extract_if(|addr, _| within(addr)).collect();
+        let cells: BTreeMap<_, _> = world.cells.borrow_mut().extract_if(|addr, _| within(addr)).collect();
+        for mut atomic in atomics.into_values() {
+            Rc::get_mut(&mut atomic).expect("no access is under way").with_mut(|_| ());
+        }
+        cells.into_values().for_each(|cell| cell.with_mut(|_| ()));
+        world.dead.borrow_mut().push(memory);
+    });
+}
+
+/// Takes memory that was given away, or never used: what is in it now was made by this thread.
+pub(crate) fn revive(memory: Range<usize>) {
+    WORLD.with(|world| {
+        world.dead.borrow_mut().retain(|dead| !memory.contains(&dead.start));
+        world.fresh.borrow_mut().push(memory);
+    });
+}
+
+/// Runs `work`, and in the middle of it, right before its access number `step` (from 0), `handler`. False: the work has fewer accesses.
+pub(crate) fn interrupted(step: u64, handler: impl FnOnce() + 'static, work: impl FnOnce()) -> bool {
+    WORLD.with(|world| {
+        let thread = world.watching.get().then(|| loom::thread::current().id());
+        let interrupt = Interrupt { thread, left: step, handler: Some(Box::new(handler)) };
+        let outer = world.interrupt.replace(Some(interrupt));
+        work();
+        let rest = world.interrupt.replace(outer);
+        rest.is_some_and(|rest| rest.handler.is_none())
+    })
+}
+
+/// One access is about to happen.
+fn tick(world: &World) {
+    if std::thread::panicking() {
+        return;
+    }
+    let handler = {
+        let mut interrupt = world.interrupt.borrow_mut();
+        let Some(interrupt) = &mut *interrupt else { return };
+        if interrupt.thread.is_some_and(|thread| thread != loom::thread::current().id()) {
+            return;
+        }
+        let now = interrupt.left == 0;
+        interrupt.left = interrupt.left.wrapping_sub(1);
+        if now { interrupt.handler.take() } else { None }
+    };
+    if let Some(handler) = handler {
+        // The handler's own accesses are not the work's, and may be interrupted in turn.
+        let outer = world.interrupt.take();
+        handler();
+        world.interrupt.replace(outer);
+    }
+}
+
+fn assert_alive(world: &World, addr: usize) {
+    assert!(!world.dead.borrow().iter().any(|dead| dead.contains(&addr)), "{addr:#x} was given away and is touched");
+}
+
+/// Loom's atomic for an address, if threads are watched.
+fn watched(addr: usize, access: Access) -> Option<Rc<Watched>> {
+    WORLD.with(|world| {
+        tick(world);
+        if !world.watching.get() || std::thread::panicking() {
+            return None;
+        }
+        assert_alive(world, addr);
+        if let Some(atomic) = world.atomics.borrow().get(&addr) {
+            return Some(Rc::clone(atomic));
+        }
+        let is_fresh = world.fresh.borrow().iter().any(|fresh| fresh.contains(&addr));
+        world.known.borrow_mut().insert(addr, access);
+        if !is_fresh {
+            std::panic::resume_unwind(Box::new(Learned));
+        }
+        // SAFETY: the caller has a reference to the atomic there.
+        let atomic = Rc::new(Watched::new(unsafe { (access.read)(addr) }));
+        world.atomics.borrow_mut().insert(addr, Rc::clone(&atomic));
+        Some(atomic)
+    })
+}
+
+/// Loom's cell for an address, if threads are watched.
+fn cell(addr: usize) -> Option<Rc<UnsafeCell<()>>> {
+    WORLD.with(|world| {
+        tick(world);
+        if !world.watching.get() || std::thread::panicking() {
+            return None;
+        }
+        assert_alive(world, addr);
+        Some(Rc::clone(world.cells.borrow_mut().entry(addr).or_insert_with(|| Rc::new(UnsafeCell::new(())))))
+    })
+}
+
+/// Reads memory that only this context writes.
+///
+/// # Safety
+/// As for [`core::ptr::read`].
+pub(crate) unsafe fn read<T>(from: *const T) -> T {
+    if let Some(cell) = cell(from.addr()) {
+        cell.with(|_| ());
+    }
+    // SAFETY: the contract is the same.
+    unsafe { from.read() }
+}
+
+/// Writes memory that only this context uses.
+///
+/// # Safety
+/// As for [`core::ptr::write`].
+pub(crate) unsafe fn write<T>(to: *mut T, value: T) {
+    if let Some(cell) = cell(to.addr()) {
+        cell.with_mut(|_| ());
+    }
+    // SAFETY: the contract is the same.
+    unsafe { to.write(value) }
+}
+
+pub(crate) fn fence(order: Ordering) {
+    if is_watching() { loom::sync::atomic::fence(order) } else { plain::fence(order) }
+}
+
+pub(crate) fn spin_loop() {
+    if is_watching() { loom::thread::yield_now() } else { core::hint::spin_loop() }
+}
+
+fn is_watching() -> bool {
+    WORLD.with(|world| world.watching.get()) && !std::thread::panicking()
+}
+
+/// One access by loom, between fences if it is sequentially consistent.
+fn ordered<R>(order: Ordering, access: impl FnOnce() -> R) -> R {
+    let fence = || {
+        if order == Ordering::SeqCst {
+            loom::sync::atomic::fence(order);
+        }
+    };
+    fence();
+    let result = access();
+    fence();
+    result
+}
+
+macro_rules! atomic {
+    ($name:ident $(<$of:ident>)?, $value:ty, $to_bits:expr, $from_bits:expr) => {
+        #[repr(transparent)]
+        pub(crate) struct $name $(<$of>)? (plain::$name $(<$of>)?);
+
+        impl $(<$of>)? core::fmt::Debug for $name $(<$of>)? {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl $(<$of>)? Default for $name $(<$of>)? {
+            fn default() -> Self {
+                Self::new($from_bits(0))
+            }
+        }
+
+        impl $(<$of>)? $name $(<$of>)? {
+            const ACCESS: Access = Access { read: Self::read_bits, write: Self::write_bits };
+
+            pub(crate) const fn new(value: $value) -> Self {
+                Self(plain::$name::new(value))
+            }
+
+            unsafe fn at<'a>(addr: usize) -> &'a plain::$name $(<$of>)? {
+                // SAFETY: the caller knows that such an atomic is there.
+                unsafe { &*core::ptr::with_exposed_provenance(addr) }
+            }
+
+            unsafe fn read_bits(addr: usize) -> u64 {
+                // SAFETY: the contract is the same.
+                $to_bits(unsafe { Self::at(addr) }.load(Ordering::Relaxed))
+            }
+
+            unsafe fn write_bits(addr: usize, bits: u64) {
+                // SAFETY: the contract is the same.
+                unsafe { Self::at(addr) }.store($from_bits(bits), Ordering::Relaxed)
+            }
+
+            fn watched(&self) -> Option<Rc<Watched>> {
+                watched((&raw const *self).expose_provenance(), Self::ACCESS)
+            }
+
+            pub(crate) fn load(&self, order: Ordering) -> $value {
+                match self.watched() {
+                    Some(atomic) => $from_bits(ordered(order, || atomic.load(order))),
+                    None => self.0.load(order),
+                }
+            }
+
+            pub(crate) fn store(&self, value: $value, order: Ordering) {
+                match self.watched() {
+                    Some(atomic) => ordered(order, || atomic.store($to_bits(value), order)),
+                    None => self.0.store(value, order),
+                }
+            }
+
+            pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                match self.watched() {
+                    Some(atomic) => $from_bits(ordered(order, || atomic.swap($to_bits(value), order))),
+                    None => self.0.swap(value, order),
+                }
+            }
+
+            pub(crate) fn compare_exchange(
+                &self,
+                old: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                let Some(atomic) = self.watched() else {
+                    return self.0.compare_exchange(old, new, success, failure);
+                };
+                let exchange = || atomic.compare_exchange($to_bits(old), $to_bits(new), success, failure);
+                ordered(success, exchange).map($from_bits).map_err($from_bits)
+            }
+
+            pub(crate) fn compare_exchange_weak(
+                &self,
+                old: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                self.compare_exchange(old, new, success, failure)
+            }
+        }
+    };
+}
+
+macro_rules! arithmetic {
+    ($name:ident, $value:ty, $($method:ident)*) => {
+        impl $name {
+            $(pub(crate) fn $method(&self, value: $value, order: Ordering) -> $value {
+                match self.watched() {
+                    Some(atomic) => ordered(order, || atomic.$method(value as u64, order)) as $value,
+                    None => self.0.$method(value, order),
+                }
+            })*
+        }
+    };
+}
+
+atomic!(AtomicBool, bool, u64::from, |bits| bits != 0);
+atomic!(AtomicU32, u32, u64::from, |bits| bits as u32);
+atomic!(AtomicU64, u64, |value| value, |bits| bits);
+atomic!(AtomicUsize, usize, |value| value as u64, |bits| bits as usize);
+atomic!(AtomicPtr<T>, *mut T, |value: *mut T| value.expose_provenance() as u64, |bits| {
+    core::ptr::with_exposed_provenance_mut(bits as usize)
+});
+arithmetic!(AtomicU64, u64, fetch_add fetch_sub fetch_and fetch_or);
+arithmetic!(AtomicUsize, usize, fetch_add fetch_sub fetch_and fetch_or);
