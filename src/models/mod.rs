@@ -24,7 +24,7 @@ pub type Model = (&'static str, fn());
 
 /// All models.
 pub fn all() -> impl Iterator<Item = Model> {
-    [slab::MODELS].into_iter().flatten().copied()
+    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS].into_iter().flatten().copied()
 }
 
 /// Names the models of a file.
@@ -33,8 +33,10 @@ macro_rules! models {
         pub(super) const MODELS: &[super::Model] = &[$((concat!(module_path!(), "::", stringify!($name)), $name)),*];
     };
 }
-use models;
 
+mod cache;
+mod gate;
+mod pages;
 mod slab;
 
 use core::alloc::Layout;
@@ -42,22 +44,25 @@ use core::ptr::NonNull;
 use std::boxed::Box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::println;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+use std::vec::Vec;
 
+use crate::block::Block;
 use crate::pages::{Pages, Use, Want};
 use crate::provider::PageRun;
 use crate::size_class::SizeClass;
 use crate::sync::model::{Learned, reset};
+use crate::sync::write;
 
 /// Runs a model in every order of its threads' accesses with up to `preemptions` preemptions; `LOOM_MAX_PREEMPTIONS` overrides that.
-pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn explore(preemptions: usize, model: impl Fn() + 'static) {
     let start = Instant::now();
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 50_000;
     let preemptions = *builder.preemption_bound.get_or_insert(preemptions);
-    let model = Arc::new(model);
+    let model = Arc::new(Alone(model));
     loop {
         let executions = Arc::new(AtomicU64::new(0));
         let (model, counter) = (Arc::clone(&model), Arc::clone(&executions));
@@ -65,7 +70,7 @@ pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'stat
             builder.check(move || {
                 counter.fetch_add(1, Ordering::Relaxed);
                 reset();
-                model();
+                model.run();
             });
         }));
         let executions = executions.load(Ordering::Relaxed);
@@ -84,13 +89,22 @@ pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'stat
     }
 }
 
+/// A model as loom wants it.
+struct Alone<F>(F);
+
+// SAFETY: loom runs all threads of a model on the thread that explores it, one execution after the other.
+unsafe impl<F> Send for Alone<F> {}
+// SAFETY: as above.
+unsafe impl<F> Sync for Alone<F> {}
+
+impl<F: Fn()> Alone<F> {
+    fn run(&self) {
+        (self.0)();
+    }
+}
+
 /// Room for a value, at the same address in each execution of a model.
 pub(crate) struct Place<T>(*mut T);
-
-// SAFETY: all threads of a model run on one thread of the host, one execution after the other.
-unsafe impl<T> Send for Place<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Place<T> {}
 
 impl<T> Place<T> {
     pub(crate) fn new() -> Self {
@@ -111,11 +125,6 @@ pub(crate) struct Ground {
     pages: Place<Pages<1>>,
     memory: NonNull<u8>,
 }
-
-// SAFETY: as for `Place`.
-unsafe impl Send for Ground {}
-// SAFETY: as for `Place`.
-unsafe impl Sync for Ground {}
 
 impl Ground {
     pub(crate) const LEN: usize = 4096;
@@ -142,4 +151,39 @@ pub(crate) fn memory(len: usize) -> NonNull<u8> {
 
 pub(crate) fn class(size: usize) -> SizeClass {
     SizeClass::of(Layout::from_size_align(size, 1).unwrap()).unwrap()
+}
+
+/// What threads of a model gather, to be looked at when all are done. No access to it is watched.
+pub(crate) struct Kept<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Kept<T> {
+    pub(crate) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(crate) fn add(&self, one: T) {
+        self.0.lock().unwrap().push(one);
+    }
+
+    pub(crate) fn take(&self) -> Vec<T> {
+        core::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+/// What a block's user does with it.
+pub(crate) fn used(block: Block) -> Block {
+    // SAFETY: the token says that the block is ours; it is at least 8 bytes long.
+    unsafe { write(block.start().cast::<u64>().as_ptr(), 0xa5) };
+    block
+}
+
+/// A thread of a model.
+pub(crate) fn spawn(work: impl FnOnce() + 'static) -> Box<dyn FnOnce()> {
+    Box::new(work)
 }

@@ -1,17 +1,14 @@
 //! Slab word, duties, inbox, and the giving away of whole slabs.
 
 use core::ptr::{self, NonNull};
-use std::boxed::Box;
-use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
-use super::{Ground, Place, class, explore, models};
+use super::{Ground, Kept, Place, class, explore, spawn, used};
 use crate::block::{Block, Chain, List};
 use crate::pages::{Chunk, Kind, PageDesc, Pages, Use};
 use crate::partial::{Bin, Shard, Sweep};
 use crate::slab::Slab;
 use crate::sync::model::{bury, together};
-use crate::sync::write;
 
 models! {
     the_first_push_enlists_whoever_is_first
@@ -20,6 +17,7 @@ models! {
     a_whole_slab_goes_while_its_enlister_is_still_to_come
     a_slab_is_unlinked_against_pushes_in_flight
     a_claim_against_a_taker_and_a_trimmer
+    who_takes_gives_back_while_a_claim_is_pending
     two_slabs_arrive_while_one_is_received
 }
 
@@ -27,36 +25,12 @@ const HOME: usize = 3;
 const SLAB_LEN: usize = 1024;
 
 type Found = Slab<'static>;
-type Work = Box<dyn FnOnce()>;
 
 /// A bin and slabs of its home, made anew in each execution.
 struct Scene {
     ground: Ground,
     shard: Place<Shard>,
     block_len: usize,
-}
-
-/// What threads of a model gather, to be looked at when all are done. No access to it is watched.
-struct Kept<T>(Arc<Mutex<Vec<T>>>);
-
-impl<T> Clone for Kept<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<T> Kept<T> {
-    fn new() -> Self {
-        Self(Arc::default())
-    }
-
-    fn add(&self, one: T) {
-        self.0.lock().unwrap().push(one);
-    }
-
-    fn take(&self) -> Vec<T> {
-        core::mem::take(&mut *self.0.lock().unwrap())
-    }
 }
 
 impl Scene {
@@ -107,13 +81,6 @@ fn all_of(mut list: List) -> Vec<Block> {
     core::iter::from_fn(|| list.pop()).collect()
 }
 
-/// What a block's user does with it.
-fn used(block: Block) -> Block {
-    // SAFETY: the token says that the block is ours; it is at least 8 bytes long.
-    unsafe { write(block.start().cast::<u64>().as_ptr(), 0xa5) };
-    block
-}
-
 fn chain(blocks: Vec<Block>) -> Chain {
     let mut blocks = blocks.into_iter();
     let mut chain = Chain::new(blocks.next().unwrap());
@@ -157,10 +124,6 @@ fn trim(bin: &'static Bin, retired: &Kept<Found>) {
     while let Some(slab) = bin.take_whole() {
         retire(slab, retired);
     }
-}
-
-fn spawn(work: impl FnOnce() + 'static) -> Work {
-    Box::new(work)
 }
 
 /// Two blocks come home to a slab in no list at once: one of them enlists it, at most one settles.
@@ -301,6 +264,35 @@ fn a_claim_against_a_taker_and_a_trimmer() {
         assert!(retired.len() <= 1 && (retired.is_empty() || out.is_empty()), "given away with a block out");
         let left = if retired.is_empty() { Vec::from([slab]) } else { Vec::new() };
         scene.check(bin, &left, &out);
+    });
+}
+
+/// The last block comes home, and before its claim is settled another context takes a block and brings it back.
+fn who_takes_gives_back_while_a_claim_is_pending() {
+    let scene = Scene::new(512);
+    explore(4, move || {
+        let (bin, pages) = scene.renew();
+        let (slab, mut blocks) = scene.emptied(pages);
+        let retired = Kept::new();
+        give(bin, slab, Vec::from([blocks.pop().unwrap()]), false, u32::MAX, &retired);
+        assert!(bin.receive_all());
+        together(Vec::from([
+            spawn({
+                let retired = retired.clone();
+                move || give(bin, slab, blocks, false, 0, &retired)
+            }),
+            spawn({
+                let retired = retired.clone();
+                move || {
+                    let taken = bin.take(1, false).ok().flatten();
+                    taken.into_iter().for_each(|list| give(bin, slab, all_of(list), false, 0, &retired));
+                }
+            }),
+        ]));
+        let retired = retired.take();
+        assert!(retired.len() <= 1, "given away twice");
+        let left = if retired.is_empty() { Vec::from([slab]) } else { Vec::new() };
+        scene.check(bin, &left, &[]);
     });
 }
 

@@ -33,7 +33,9 @@ use loom::sync::atomic::AtomicU64 as Watched;
 struct World {
     /// Threads run, or may: accesses go to loom.
     watching: Cell<bool>,
-    atomics: RefCell<HashMap<usize, Rc<Watched>>>,
+    atomics: RefCell<HashMap<usize, Seat>>,
+    /// Atomics that were made before the threads, for memory that no execution used before.
+    spare: RefCell<Vec<Watched>>,
     cells: RefCell<HashMap<usize, Rc<UnsafeCell<()>>>>,
     /// Atomics that some execution used, with how to read and write their memory: to be there before threads are.
     known: RefCell<BTreeMap<usize, Access>>,
@@ -55,6 +57,16 @@ struct Access {
     write: unsafe fn(usize, u64),
 }
 
+/// Loom's atomic for an address. Its bits are those of the memory, but for `flipped` ones.
+#[derive(Clone)]
+struct Seat {
+    atomic: Rc<Watched>,
+    flipped: u64,
+}
+
+/// How many spare atomics one execution starts with.
+const SPARE: usize = 32;
+
 /// A nested context to come.
 struct Interrupt {
     thread: Option<loom::thread::ThreadId>,
@@ -62,8 +74,8 @@ struct Interrupt {
     handler: Option<Box<dyn FnOnce()>>,
 }
 
-/// Thrown when a thread uses an atomic that no execution used before: loom would take it for one that this thread made. The exploration
-/// starts again, with the atomic there from the start.
+/// Thrown when threads use atomics that no execution used before in a way that spare ones do not allow: loom would take a new one for one that this
+/// thread made. The exploration starts again, with those atomics there from the start.
 pub(crate) struct Learned;
 
 /// Forgets what an execution that broke off left behind.
@@ -71,6 +83,7 @@ pub(crate) fn reset() {
     WORLD.with(|world| {
         world.watching.set(false);
         world.atomics.borrow_mut().clear();
+        world.spare.borrow_mut().clear();
         world.cells.borrow_mut().clear();
         world.fresh.borrow_mut().clear();
         world.dead.borrow_mut().clear();
@@ -84,8 +97,9 @@ pub(crate) fn together(work: Vec<Box<dyn FnOnce()>>) {
         for (addr, access) in &*world.known.borrow() {
             // SAFETY: an atomic of this access was there in an earlier execution of the same model, whose memory stays for ever.
             let value = unsafe { (access.read)(*addr) };
-            world.atomics.borrow_mut().insert(*addr, Rc::new(Watched::new(value)));
+            world.atomics.borrow_mut().insert(*addr, Seat::new(value));
         }
+        world.spare.borrow_mut().extend((0..SPARE).map(|_| Watched::new(0)));
         world.watching.set(true);
     });
     let mut work = work.into_iter();
@@ -97,10 +111,12 @@ pub(crate) fn together(work: Vec<Box<dyn FnOnce()>>) {
     }
     WORLD.with(|world| {
         world.watching.set(false);
-        for (addr, atomic) in world.atomics.borrow_mut().drain() {
+        for (addr, seat) in world.atomics.borrow_mut().drain() {
             let Some(access) = world.known.borrow().get(&addr).copied() else { continue };
-            // SAFETY: the threads are done. `write` as `read` above.
-            unsafe { (access.write)(addr, atomic.unsync_load()) };
+            // SAFETY: the threads are done.
+            let bits = unsafe { seat.atomic.unsync_load() };
+            // SAFETY: as for `read` above.
+            unsafe { (access.write)(addr, bits ^ seat.flipped) };
         }
         world.cells.borrow_mut().clear();
     });
@@ -113,8 +129,8 @@ pub(crate) fn bury(memory: Range<usize>) {
         let within = |addr: &usize| memory.contains(addr);
         let atomics: BTreeMap<_, _> = world.atomics.borrow_mut().extract_if(|addr, _| within(addr)).collect();
         let cells: BTreeMap<_, _> = world.cells.borrow_mut().extract_if(|addr, _| within(addr)).collect();
-        for mut atomic in atomics.into_values() {
-            Rc::get_mut(&mut atomic).expect("no access is under way").with_mut(|_| ());
+        for mut seat in atomics.into_values() {
+            Rc::get_mut(&mut seat.atomic).expect("no access is under way").with_mut(|_| ());
         }
         cells.into_values().for_each(|cell| cell.with_mut(|_| ()));
         world.dead.borrow_mut().push(memory);
@@ -169,26 +185,61 @@ fn assert_alive(world: &World, addr: usize) {
 }
 
 /// Loom's atomic for an address, if threads are watched.
-fn watched(addr: usize, access: Access) -> Option<Rc<Watched>> {
+fn watched(addr: usize, access: Access) -> Option<Seat> {
     WORLD.with(|world| {
         tick(world);
         if !world.watching.get() || std::thread::panicking() {
             return None;
         }
         assert_alive(world, addr);
-        if let Some(atomic) = world.atomics.borrow().get(&addr) {
-            return Some(Rc::clone(atomic));
-        }
-        let is_fresh = world.fresh.borrow().iter().any(|fresh| fresh.contains(&addr));
-        world.known.borrow_mut().insert(addr, access);
-        if !is_fresh {
-            std::panic::resume_unwind(Box::new(Learned));
+        if let Some(seat) = world.atomics.borrow().get(&addr) {
+            return Some(seat.clone());
         }
         // SAFETY: the caller has a reference to the atomic there.
-        let atomic = Rc::new(Watched::new(unsafe { (access.read)(addr) }));
-        world.atomics.borrow_mut().insert(addr, Rc::clone(&atomic));
-        Some(atomic)
+        let bits = unsafe { (access.read)(addr) };
+        world.known.borrow_mut().insert(addr, access);
+        let is_fresh = world.fresh.borrow().iter().any(|fresh| fresh.contains(&addr));
+        let spare = if is_fresh { None } else { world.spare.borrow_mut().pop() };
+        let seat = match spare {
+            Some(atomic) => Seat { atomic: Rc::new(atomic), flipped: bits },
+            None if is_fresh => Seat::new(bits),
+            None => std::panic::resume_unwind(Box::new(Learned)),
+        };
+        world.atomics.borrow_mut().insert(addr, seat.clone());
+        Some(seat)
     })
+}
+
+impl Seat {
+    fn new(bits: u64) -> Self {
+        Self { atomic: Rc::new(Watched::new(bits)), flipped: 0 }
+    }
+
+    fn load(&self, order: Ordering) -> u64 {
+        ordered(order, || self.atomic.load(order)) ^ self.flipped
+    }
+
+    fn store(&self, bits: u64, order: Ordering) {
+        ordered(order, || self.atomic.store(bits ^ self.flipped, order));
+    }
+
+    fn swap(&self, bits: u64, order: Ordering) -> u64 {
+        ordered(order, || self.atomic.swap(bits ^ self.flipped, order)) ^ self.flipped
+    }
+
+    fn exchange(&self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+        let (old, new) = (old ^ self.flipped, new ^ self.flipped);
+        let result = ordered(success, || self.atomic.compare_exchange(old, new, success, failure));
+        result.map(|bits| bits ^ self.flipped).map_err(|bits| bits ^ self.flipped)
+    }
+
+    /// Arithmetic, which flipped bits do not allow.
+    fn change(&self, order: Ordering, change: impl FnOnce(&Watched) -> u64) -> u64 {
+        if self.flipped != 0 {
+            std::panic::resume_unwind(Box::new(Learned));
+        }
+        ordered(order, || change(&self.atomic))
+    }
 }
 
 /// Loom's cell for an address, if threads are watched.
@@ -291,27 +342,27 @@ macro_rules! atomic {
                 unsafe { Self::at(addr) }.store($from_bits(bits), Ordering::Relaxed)
             }
 
-            fn watched(&self) -> Option<Rc<Watched>> {
+            fn watched(&self) -> Option<Seat> {
                 watched((&raw const *self).expose_provenance(), Self::ACCESS)
             }
 
             pub(crate) fn load(&self, order: Ordering) -> $value {
                 match self.watched() {
-                    Some(atomic) => $from_bits(ordered(order, || atomic.load(order))),
+                    Some(seat) => $from_bits(seat.load(order)),
                     None => self.0.load(order),
                 }
             }
 
             pub(crate) fn store(&self, value: $value, order: Ordering) {
                 match self.watched() {
-                    Some(atomic) => ordered(order, || atomic.store($to_bits(value), order)),
+                    Some(seat) => seat.store($to_bits(value), order),
                     None => self.0.store(value, order),
                 }
             }
 
             pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
                 match self.watched() {
-                    Some(atomic) => $from_bits(ordered(order, || atomic.swap($to_bits(value), order))),
+                    Some(seat) => $from_bits(seat.swap($to_bits(value), order)),
                     None => self.0.swap(value, order),
                 }
             }
@@ -323,11 +374,10 @@ macro_rules! atomic {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$value, $value> {
-                let Some(atomic) = self.watched() else {
+                let Some(seat) = self.watched() else {
                     return self.0.compare_exchange(old, new, success, failure);
                 };
-                let exchange = || atomic.compare_exchange($to_bits(old), $to_bits(new), success, failure);
-                ordered(success, exchange).map($from_bits).map_err($from_bits)
+                seat.exchange($to_bits(old), $to_bits(new), success, failure).map($from_bits).map_err($from_bits)
             }
 
             pub(crate) fn compare_exchange_weak(
@@ -348,7 +398,7 @@ macro_rules! arithmetic {
         impl $name {
             $(pub(crate) fn $method(&self, value: $value, order: Ordering) -> $value {
                 match self.watched() {
-                    Some(atomic) => ordered(order, || atomic.$method(value as u64, order)) as $value,
+                    Some(seat) => seat.change(order, |atomic| atomic.$method(value as u64, order)) as $value,
                     None => self.0.$method(value, order),
                 }
             })*

@@ -1,0 +1,207 @@
+//! The bugs: each a line that a tired programmer, or a compiler with other habits, might have written.
+
+pub(crate) struct Plant {
+    pub(crate) name: &'static str,
+    /// Below `src`.
+    pub(crate) file: &'static str,
+    pub(crate) shipped: &'static str,
+    pub(crate) planted: &'static str,
+    /// Who must find it.
+    pub(crate) model: &'static str,
+}
+
+pub(crate) const PLANTS: &[Plant] = &[
+    // Slab word.
+    Plant {
+        name: "slab_word_changed_relaxed",
+        file: "slab.rs",
+        shipped: "compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire)",
+        planted: "compare_exchange(old.0, new.0, Ordering::Relaxed, Ordering::Relaxed)",
+        model: "slab::a_chain_is_pushed_while_blocks_are_taken",
+    },
+    Plant {
+        name: "slab_word_read_relaxed",
+        file: "slab.rs",
+        shipped: "Word(self.desc.word.load(Ordering::Acquire))",
+        planted: "Word(self.desc.word.load(Ordering::Relaxed))",
+        model: "slab::a_chain_is_pushed_while_blocks_are_taken",
+    },
+    Plant {
+        name: "block_linked_after_it_was_published",
+        file: "slab.rs",
+        shipped: "            chain.set_end(self.head_of(old));\n            let mut new",
+        planted: "            let mut new",
+        model: "slab::a_chain_is_pushed_while_blocks_are_taken",
+    },
+    Plant {
+        name: "slab_looked_at_after_the_push",
+        file: "slab.rs",
+        shipped: "                return Duty { enlist: !old.is(LISTED), settle };",
+        planted: "                return Duty { enlist: !old.is(LISTED), settle: settle && self.is_claimed() };",
+        model: "slab::a_slab_is_unlinked_against_pushes_in_flight",
+    },
+    Plant {
+        name: "push_forgets_to_enlist",
+        file: "slab.rs",
+        shipped: "enlist: !old.is(LISTED), settle }",
+        planted: "enlist: !old.is(LISTED) && !settle, settle }",
+        model: "slab::a_whole_slab_goes_while_its_enlister_is_still_to_come",
+    },
+    Plant {
+        name: "two_claims_at_once",
+        file: "slab.rs",
+        shipped: "new.is_whole() && !old.is(CLAIMED)",
+        planted: "new.is_whole()",
+        model: "slab::who_takes_gives_back_while_a_claim_is_pending",
+    },
+    Plant {
+        name: "claimed_slab_counts_as_whole",
+        file: "slab.rs",
+        shipped: "word.is_whole() && !word.is(CLAIMED)",
+        planted: "word.is_whole()",
+        model: "slab::a_slab_is_unlinked_against_pushes_in_flight",
+    },
+    Plant {
+        name: "claim_kept_when_the_lock_is_busy",
+        file: "partial.rs",
+        shipped: "            slab.settle();\n            return None;",
+        planted: "            return None;",
+        model: "slab::the_last_pushes_against_a_taker",
+    },
+    Plant {
+        name: "claimer_does_not_ask_whether_it_is_linked",
+        file: "partial.rs",
+        shipped: "if !slab.settle() || !linked {",
+        planted: "if !slab.settle() || false & linked {",
+        model: "slab::a_whole_slab_goes_while_its_enlister_is_still_to_come",
+    },
+    Plant {
+        name: "claimer_takes_what_was_taken_from_meanwhile",
+        file: "partial.rs",
+        shipped: "if !slab.settle() || !linked {",
+        planted: "let _ = slab.settle();\n        if !linked {",
+        model: "slab::a_claim_against_a_taker_and_a_trimmer",
+    },
+    Plant {
+        name: "linked_is_read_after_the_claim_is_gone",
+        file: "partial.rs",
+        shipped: "let linked = slab.desc().kind() == Kind::SlabPartial;\n        if !slab.settle() || !linked {",
+        planted: "if !slab.settle() || slab.desc().kind() != Kind::SlabPartial {",
+        model: "slab::a_whole_slab_goes_while_its_enlister_is_still_to_come",
+    },
+    Plant {
+        name: "emptied_slab_unlinked_after_the_take",
+        file: "partial.rs",
+        shipped: "slab.desc().kind() == Kind::SlabPartial && !slab.may_exhaust(most);",
+        planted: "slab.desc().kind() == Kind::SlabPartial && most < u32::MAX;",
+        model: "slab::a_chain_is_pushed_while_blocks_are_taken",
+    },
+    // Inbox.
+    Plant {
+        name: "enlisted_relaxed",
+        file: "partial.rs",
+        shipped: "compare_exchange_weak(head, link, Ordering::AcqRel, Ordering::Relaxed)",
+        planted: "compare_exchange_weak(head, link, Ordering::Relaxed, Ordering::Relaxed)",
+        model: "slab::two_slabs_arrive_while_one_is_received",
+    },
+    Plant {
+        name: "inbox_read_relaxed",
+        file: "ring.rs",
+        shipped: "let head = inbox.load(Ordering::Acquire);",
+        planted: "let head = inbox.load(Ordering::Relaxed);",
+        model: "slab::two_slabs_arrive_while_one_is_received",
+    },
+    Plant {
+        name: "enlisted_slab_is_touched",
+        file: "partial.rs",
+        shipped: "                Ok(_) => return,",
+        planted: "                Ok(_) => return slab.desc().next.store(head, Ordering::Relaxed),",
+        model: "slab::two_slabs_arrive_while_one_is_received",
+    },
+    Plant {
+        name: "inbox_emptied_by_load_and_store",
+        file: "ring.rs",
+        shipped: "if inbox.compare_exchange(head, next, Ordering::Acquire, Ordering::Relaxed).is_ok() {",
+        planted: "inbox.store(next, Ordering::Release);\n        if !head.is_null() {",
+        model: "slab::two_slabs_arrive_while_one_is_received",
+    },
+    // Locks.
+    Plant {
+        name: "lock_taken_relaxed",
+        file: "sync.rs",
+        shipped: "compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)",
+        planted: "compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed)",
+        model: "slab::a_claim_against_a_taker_and_a_trimmer",
+    },
+    Plant {
+        name: "lock_opened_relaxed",
+        file: "sync.rs",
+        shipped: "self.lock.held.store(false, Ordering::Release);",
+        planted: "self.lock.held.store(false, Ordering::Relaxed);",
+        model: "slab::a_claim_against_a_taker_and_a_trimmer",
+    },
+    Plant {
+        name: "cache_taken_relaxed",
+        file: "cache.rs",
+        shipped: "compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)",
+        planted: "compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed)",
+        model: "cache::two_contexts_take_turns_at_one_cache",
+    },
+    Plant {
+        name: "cache_opened_relaxed",
+        file: "cache.rs",
+        shipped: "    pub(crate) fn unlock(&self) {\n        self.busy.store(false, Ordering::Release);",
+        planted: "    pub(crate) fn unlock(&self) {\n        self.busy.store(false, Ordering::Relaxed);",
+        model: "cache::two_contexts_take_turns_at_one_cache",
+    },
+    Plant {
+        name: "shared_cache_taken_by_a_plain_flag",
+        file: "cache.rs",
+        shipped: "    pub(crate) fn try_lock(&self) -> bool {\n",
+        planted: "    pub(crate) fn try_lock(&self) -> bool {\n        return self.try_mark();\n        #[allow(unreachable_code)]\n",
+        model: "cache::two_contexts_take_turns_at_one_cache",
+    },
+    // Gate and stranded runs.
+    Plant {
+        name: "gate_entered_relaxed",
+        file: "gate.rs",
+        shipped: "compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed)",
+        planted: "compare_exchange(OPEN, me, Ordering::Relaxed, Ordering::Relaxed)",
+        model: "gate::one_context_at_a_time_is_with_the_provider",
+    },
+    Plant {
+        name: "gate_left_relaxed",
+        file: "gate.rs",
+        shipped: "self.gate.holder.store(OPEN, Ordering::Release);",
+        planted: "self.gate.holder.store(OPEN, Ordering::Relaxed);",
+        model: "gate::one_context_at_a_time_is_with_the_provider",
+    },
+    Plant {
+        name: "gate_watched_relaxed",
+        file: "gate.rs",
+        shipped: "if self.holder.load(Ordering::Acquire) != holder {",
+        planted: "if self.holder.load(Ordering::Relaxed) != holder {",
+        model: "gate::who_waited_sees_what_was_done_inside",
+    },
+    Plant {
+        name: "stranded_run_pushed_relaxed",
+        file: "stranded.rs",
+        shipped: "node.as_ptr(), Ordering::Release, Ordering::Relaxed)",
+        planted: "node.as_ptr(), Ordering::Relaxed, Ordering::Relaxed)",
+        model: "gate::stranded_runs_are_taken_once",
+    },
+    Plant {
+        name: "stranded_runs_taken_relaxed",
+        file: "stranded.rs",
+        shipped: "self.head.swap(null_mut(), Ordering::Acquire);",
+        planted: "self.head.swap(null_mut(), Ordering::Relaxed);",
+        model: "gate::stranded_runs_are_taken_once",
+    },
+    Plant {
+        name: "stranded_runs_read_then_cleared",
+        file: "stranded.rs",
+        shipped: "self.head.swap(null_mut(), Ordering::Acquire);",
+        planted: "self.head.load(Ordering::Acquire);\n        self.head.store(null_mut(), Ordering::Relaxed);",
+        model: "gate::stranded_runs_are_taken_once",
+    },
+];
