@@ -24,7 +24,7 @@ pub type Model = (&'static str, fn());
 
 /// All models.
 pub fn all() -> impl Iterator<Item = Model> {
-    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS].into_iter().flatten().copied()
+    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS, nested::MODELS].into_iter().flatten().copied()
 }
 
 /// Names the models of a file.
@@ -36,6 +36,7 @@ macro_rules! models {
 
 mod cache;
 mod gate;
+mod nested;
 mod pages;
 mod slab;
 

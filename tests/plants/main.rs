@@ -54,6 +54,7 @@ fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
 /// Plants a bug, sees it found, and takes it out again.
 fn plant(plant: &Plant) -> Result<(), Failed> {
     let tree = target().join("tree");
+    fs::create_dir_all(&tree)?;
     for part in PARTS {
         copy(&root().join(part), &tree.join(part))?;
     }
