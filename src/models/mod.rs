@@ -24,7 +24,7 @@ pub type Model = (&'static str, fn());
 
 /// All models.
 pub fn all() -> impl Iterator<Item = Model> {
-    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS, nested::MODELS].into_iter().flatten().copied()
+    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS, nested::MODELS, trim::MODELS].into_iter().flatten().copied()
 }
 
 /// Names the models of a file.
@@ -39,6 +39,7 @@ mod gate;
 mod nested;
 mod pages;
 mod slab;
+mod trim;
 
 use core::alloc::Layout;
 use core::ptr::NonNull;

@@ -24,27 +24,27 @@ models! {
 const HOME: usize = 3;
 const SLAB_LEN: usize = 1024;
 
-type Found = Slab<'static>;
+pub(super) type Found = Slab<'static>;
 
 /// A bin and slabs of its home, made anew in each execution.
-struct Scene {
+pub(super) struct Scene {
     ground: Ground,
     shard: Place<Shard>,
     block_len: usize,
 }
 
 impl Scene {
-    fn new(block_len: usize) -> Self {
+    pub(super) fn new(block_len: usize) -> Self {
         Self { ground: Ground::new(), shard: Place::new(), block_len }
     }
 
-    fn renew(&self) -> (&'static Bin, &'static Pages<1>) {
+    pub(super) fn renew(&self) -> (&'static Bin, &'static Pages<1>) {
         let shard = self.shard.fill(Shard::new());
         (shard.bin(class(self.block_len)), self.ground.renew())
     }
 
     /// A slab that somebody has taken all of: in no list.
-    fn emptied(&self, pages: &'static Pages<1>) -> (Found, Vec<Block>) {
+    pub(super) fn emptied(&self, pages: &'static Pages<1>) -> (Found, Vec<Block>) {
         let class = class(self.block_len);
         let run = pages.alloc(SLAB_LEN, class.block_align(), Use::Slab, 0, true).unwrap();
         let slab = Slab::found(run.desc, class, HOME);
@@ -54,7 +54,7 @@ impl Scene {
     }
 
     /// All is at rest: each slab is found in the bin, and has all its blocks but those that are `out`.
-    fn check(&self, bin: &Bin, slabs: &[Found], out: &[Block]) {
+    pub(super) fn check(&self, bin: &Bin, slabs: &[Found], out: &[Block]) {
         let mut starts: Vec<_> = out.iter().map(Block::start).collect();
         starts.sort_unstable();
         assert!(starts.windows(2).all(|pair| pair[0] != pair[1]), "a block was handed out twice");
@@ -71,17 +71,17 @@ impl Scene {
     }
 }
 
-fn blocks(chain: Chain) -> Vec<Block> {
+pub(super) fn blocks(chain: Chain) -> Vec<Block> {
     let mut list = List::new();
     list.prepend(chain);
     all_of(list)
 }
 
-fn all_of(mut list: List) -> Vec<Block> {
+pub(super) fn all_of(mut list: List) -> Vec<Block> {
     core::iter::from_fn(|| list.pop()).collect()
 }
 
-fn chain(blocks: Vec<Block>) -> Chain {
+pub(super) fn chain(blocks: Vec<Block>) -> Chain {
     let mut blocks = blocks.into_iter();
     let mut chain = Chain::new(blocks.next().unwrap());
     blocks.for_each(|block| chain.push(block));
@@ -89,7 +89,7 @@ fn chain(blocks: Vec<Block>) -> Chain {
 }
 
 /// Gives blocks back as the engine does, and gives a slab away that the reserve has no place for.
-fn give(bin: &'static Bin, slab: Found, blocks: Vec<Block>, nested: bool, keep: u32, retired: &Kept<Found>) {
+pub(super) fn give(bin: &'static Bin, slab: Found, blocks: Vec<Block>, nested: bool, keep: u32, retired: &Kept<Found>) {
     let duty = slab.push(chain(blocks.into_iter().map(used).collect()), nested);
     if duty.enlist {
         bin.enlist(slab);

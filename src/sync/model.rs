@@ -123,9 +123,12 @@ pub(crate) fn together(work: Vec<Box<dyn FnOnce()>>) {
 }
 
 /// Gives memory away, as `free` or `unmap` does: everything that was ever done to it must have happened before, and nobody may touch it
-/// from now on.
+/// from now on. Outside [`together`], nothing.
 pub(crate) fn bury(memory: Range<usize>) {
     WORLD.with(|world| {
+        if !world.watching.get() {
+            return;
+        }
         let within = |addr: &usize| memory.contains(addr);
         let atomics: BTreeMap<_, _> = world.atomics.borrow_mut().extract_if(|addr, _| within(addr)).collect();
         let cells: BTreeMap<_, _> = world.cells.borrow_mut().extract_if(|addr, _| within(addr)).collect();
@@ -137,11 +140,14 @@ pub(crate) fn bury(memory: Range<usize>) {
     });
 }
 
-/// Takes memory that was given away, or never used: what is in it now was made by this thread.
+/// Takes memory that was given away, or never used: what is in it now was made by this thread. Outside
+/// [`together`], nothing.
 pub(crate) fn revive(memory: Range<usize>) {
     WORLD.with(|world| {
-        world.dead.borrow_mut().retain(|dead| !memory.contains(&dead.start));
-        world.fresh.borrow_mut().push(memory);
+        if world.watching.get() {
+            world.dead.borrow_mut().retain(|dead| !memory.contains(&dead.start));
+            world.fresh.borrow_mut().push(memory);
+        }
     });
 }
 

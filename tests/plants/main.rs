@@ -45,6 +45,8 @@ fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
         .args(arguments)
         .current_dir(tree)
         .env("RUSTFLAGS", "--cfg loom")
+        .env("RUST_BACKTRACE", "0")
+        .env("MODEL_SECONDS", "200")
         .stdin(Stdio::null())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -72,9 +74,9 @@ fn plant(plant: &Plant) -> Result<(), Failed> {
     if passed {
         return Err(format!("{} did not notice:\n{output}", plant.model).into());
     }
-    let said = output.lines().find_map(|line| line.split_once("panicked at ")).map_or("", |(_, place)| place);
-    let what = output.lines().skip_while(|line| !line.contains("panicked at ")).nth(1).unwrap_or("");
-    println!("{}: found by {} ({what}; {said})", plant.name, plant.model);
+    let mut said = output.lines().skip_while(|line| !line.contains("panicked at "));
+    let why = said.nth(1).or_else(|| output.lines().last()).unwrap_or_default();
+    println!("{}: {} says: {why}", plant.name, plant.model);
     Ok(())
 }
 

@@ -37,14 +37,14 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "slab_looked_at_after_the_push",
         file: "slab.rs",
         shipped: "                return Duty { enlist: !old.is(LISTED), settle };",
-        planted: "                return Duty { enlist: !old.is(LISTED), settle: settle && self.is_claimed() };",
+        planted: "                return Duty { enlist: !old.is(LISTED), settle: self.is_claimed() & settle };",
         model: "slab::a_slab_is_unlinked_against_pushes_in_flight",
     },
     Plant {
-        name: "push_forgets_to_enlist",
+        name: "push_never_enlists",
         file: "slab.rs",
         shipped: "enlist: !old.is(LISTED), settle }",
-        planted: "enlist: !old.is(LISTED) && !settle, settle }",
+        planted: "enlist: !new.is(LISTED), settle }",
         model: "slab::a_whole_slab_goes_while_its_enlister_is_still_to_come",
     },
     Plant {
@@ -81,13 +81,6 @@ pub(crate) const PLANTS: &[Plant] = &[
         shipped: "if !slab.settle() || !linked {",
         planted: "let _ = slab.settle();\n        if !linked {",
         model: "slab::a_claim_against_a_taker_and_a_trimmer",
-    },
-    Plant {
-        name: "linked_is_read_after_the_claim_is_gone",
-        file: "partial.rs",
-        shipped: "let linked = slab.desc().kind() == Kind::SlabPartial;\n        if !slab.settle() || !linked {",
-        planted: "if !slab.settle() || slab.desc().kind() != Kind::SlabPartial {",
-        model: "slab::a_whole_slab_goes_while_its_enlister_is_still_to_come",
     },
     Plant {
         name: "emptied_slab_unlinked_after_the_take",
