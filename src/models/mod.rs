@@ -58,11 +58,21 @@ use crate::size_class::SizeClass;
 use crate::sync::model::{Learned, reset};
 use crate::sync::write;
 
+/// How many executions are run between two looks at how many there were.
+const CHECKPOINT: usize = 500;
+
 /// Runs a model in every order of its threads' accesses with up to `preemptions` preemptions; `LOOM_MAX_PREEMPTIONS` overrides that.
 pub(crate) fn explore(preemptions: usize, model: impl Fn() + 'static) {
+    explore_some(preemptions, usize::MAX, model);
+}
+
+/// The same, but for a model that is too large: about `most` executions and no more; `LOOM_MAX_PERMUTATIONS` overrides that.
+pub(crate) fn explore_some(preemptions: usize, most: usize, model: impl Fn() + 'static) {
     let start = Instant::now();
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 50_000;
+    builder.checkpoint_interval = CHECKPOINT;
+    let most = *builder.max_permutations.get_or_insert(most);
     let preemptions = *builder.preemption_bound.get_or_insert(preemptions);
     let model = Arc::new(Alone(model));
     loop {
@@ -78,7 +88,8 @@ pub(crate) fn explore(preemptions: usize, model: impl Fn() + 'static) {
         let executions = executions.load(Ordering::Relaxed);
         match explored {
             Ok(()) => {
-                println!("{executions} executions, {preemptions} preemptions, {:.1?}", start.elapsed());
+                let end = if executions + CHECKPOINT as u64 > most as u64 { ", stopped there" } else { "" };
+                println!("{executions} executions, {preemptions} preemptions, {:.1?}{end}", start.elapsed());
                 return;
             }
             Err(reason) if reason.is::<Learned>() => {}

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::slab::{Found, Scene, all_of, give};
-use super::{Ground, Kept, Place, class, explore, memory, spawn, used};
+use super::{Ground, Kept, Place, class, explore, explore_some, memory, spawn, used};
 use crate::block::Block;
 use crate::cache::CpuCache;
 use crate::pages::Pages;
@@ -229,7 +229,7 @@ fn a_heap_is_trimmed_while_a_block_is_freed() {
 /// The whole heap gives back all it can while a block is wanted.
 fn a_heap_is_trimmed_while_a_block_is_wanted() {
     let (place, memory) = (Place::new(), memory(2 * Ground::LEN));
-    explore(1, move || {
+    explore_some(2, 1000, move || {
         let heap: &'static Small<true> = place.fill(Heap::new(Two::new(memory), Hint(hint as fn() -> Option<usize>)));
         let (block, out) = (filled(heap, BLOCK_LEN).unwrap(), Kept::new());
         free(heap, block, BLOCK_LEN);
@@ -249,7 +249,7 @@ fn a_heap_is_trimmed_while_a_block_is_wanted() {
 /// Two contexts come to an empty heap, over a provider that one may enter at a time.
 fn two_contexts_want_pages_at_once() {
     let (place, memory) = (Place::new(), memory(2 * Ground::LEN));
-    explore(1, move || {
+    explore_some(2, 2000, move || {
         let heap: &'static Small<false> = place.fill(Heap::new(Two::new(memory), Hint(hint as fn() -> Option<usize>)));
         let out = Kept::new();
         let alloc = || {
