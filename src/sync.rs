@@ -18,9 +18,7 @@ pub(crate) use model::{
 pub(crate) use core::{
     hint::spin_loop,
     ptr::{read, write},
-    sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
-    },
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
 };
 
 /// How often a bounded wait looks at a lock before it gives up. Every hold of a lock of the heap touches a constant number of slabs or

@@ -92,7 +92,8 @@ fn a_cache_is_drained_while_others_want_it() {
             let out = out.clone();
             spawn(move || {
                 let lists = with(cache, || cache.lower(class(BLOCK_LEN), 0));
-                let all = lists.into_iter().flatten().flat_map(|mut list: List| core::iter::from_fn(move || list.pop()));
+                let all =
+                    lists.into_iter().flatten().flat_map(|mut list: List| core::iter::from_fn(move || list.pop()));
                 all.for_each(|block| out.add(used(block)));
             })
         };

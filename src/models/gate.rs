@@ -63,7 +63,7 @@ fn who_waited_sees_what_was_done_inside() {
 /// Two runs are left behind while a third context takes what is there, and leaves it behind again.
 fn stranded_runs_are_taken_once() {
     const LEN: usize = 1024;
-    let (stranded, memory) = (Place::new(), memory(2 * LEN).expose_provenance().get());
+    let (stranded, memory) = (Place::new(), memory(2 * LEN).as_ptr().expose_provenance());
     explore(3, move || {
         let (stranded, kept) = (stranded.fill(Stranded::new()), Kept::new());
         let run = PageRun::new(LEN, LEN, LEN).unwrap();

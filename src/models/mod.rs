@@ -13,10 +13,9 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
     clippy::indexing_slicing,
-    reason = "a failed check ends a model, which is what a model is for"
+    clippy::std_instead_of_core,
+    reason = "these run on a host, and a failed check ends a model, which is what a model is for"
 )]
 
 /// A model's name, and the model.
@@ -24,7 +23,10 @@ pub type Model = (&'static str, fn());
 
 /// All models.
 pub fn all() -> impl Iterator<Item = Model> {
-    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS, nested::MODELS, trim::MODELS].into_iter().flatten().copied()
+    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS, nested::MODELS, trim::MODELS]
+        .into_iter()
+        .flatten()
+        .copied()
 }
 
 /// Names the models of a file.
@@ -46,8 +48,8 @@ use core::ptr::NonNull;
 use std::boxed::Box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::println;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use std::vec::Vec;
 

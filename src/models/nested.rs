@@ -236,43 +236,43 @@ fn hints() -> Hints {
 }
 
 fn a_pinned_fast_path_is_interrupted() {
-    pins().explore(|heap| warm(heap), |heap, blocks| fast(heap, blocks));
+    pins().explore(warm, fast);
 }
 
 /// From the very first block, whose pages the provider is asked for.
 fn a_pinned_refill_is_interrupted() {
-    pins().explore(|heap| many(heap, 8, 1), |heap, blocks| refill(heap, blocks));
+    pins().explore(|heap| many(heap, 8, 1), refill);
 }
 
 fn a_pinned_flush_is_interrupted() {
-    pins().explore(|heap| many(heap, SIZE, 40), |heap, blocks| flush(heap, blocks));
+    pins().explore(|heap| many(heap, SIZE, 40), flush);
 }
 
 fn a_pinned_large_block_is_interrupted() {
-    pins().explore(|heap| many(heap, 5000, 2), |heap, blocks| large(heap, blocks));
+    pins().explore(|heap| many(heap, 5000, 2), large);
 }
 
 fn a_pinned_drain_and_trim_are_interrupted() {
-    pins().explore(|heap| many(heap, SIZE, 10), |heap, blocks| drain_and_trim(heap, blocks));
+    pins().explore(|heap| many(heap, SIZE, 10), drain_and_trim);
 }
 
 fn a_hinted_refill_is_interrupted() {
-    hints().explore(|heap| many(heap, 8, 1), |heap, blocks| refill(heap, blocks));
+    hints().explore(|heap| many(heap, 8, 1), refill);
 }
 
 fn a_hinted_flush_is_interrupted() {
-    hints().explore(|heap| many(heap, SIZE, 40), |heap, blocks| flush(heap, blocks));
+    hints().explore(|heap| many(heap, SIZE, 40), flush);
 }
 
 fn a_hinted_drain_and_trim_are_interrupted() {
-    hints().explore(|heap| many(heap, SIZE, 10), |heap, blocks| drain_and_trim(heap, blocks));
+    hints().explore(|heap| many(heap, SIZE, 10), drain_and_trim);
 }
 
 /// The gate keeps nested callers out.
 fn a_provider_that_must_not_be_entered_twice() {
     let scene = Scene::<Single, _>::new(Pinned(OneCpu));
-    scene.explore(|heap| many(heap, 8, 1), |heap, blocks| refill(heap, blocks));
-    scene.explore(|heap| many(heap, SIZE, 10), |heap, blocks| drain_and_trim(heap, blocks));
+    scene.explore(|heap| many(heap, 8, 1), refill);
+    scene.explore(|heap| many(heap, SIZE, 10), drain_and_trim);
 }
 
 /// An interrupt at every access of a few operations, and for each of these an NMI at every access of its handler.

@@ -98,13 +98,18 @@ fn a_hint_does_not_outlive_its_chunk() {
                 give_back(&empty.start, empty.run);
                 pages.chunk_gone(empty);
                 revive(start.addr().get()..start.addr().get() + Ground::LEN);
-                let (run, want) = (PageRun::new(Ground::LEN / 2, 1024, 1024).unwrap(), Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_: Use::Slab });
+                let (run, want) = (
+                    PageRun::new(Ground::LEN / 2, 1024, 1024).unwrap(),
+                    Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_: Use::Slab },
+                );
                 // SAFETY: the memory is out of the page heap, and was given back.
-                let block = unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap();
+                let block =
+                    unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap();
                 told.store(block.start.addr().get(), Ordering::Release);
             }),
             spawn(move || {
-                if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire))) {
+                if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
+                {
                     assert!(pages.desc_near(hint, block).is_none(), "an older chunk's");
                     let desc = pages.desc_far(hint, block).unwrap();
                     assert_eq!(Chunk::start_of(desc), block);

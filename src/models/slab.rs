@@ -63,7 +63,8 @@ impl Scene {
             assert!(slab.verify() && !slab.is_claimed(), "S1, S2, S4");
             let (count, carved) = slab.counts();
             let (desc, rest) = (slab.desc(), count + slab.capacity() - carved);
-            let within = |start: &&NonNull<u8>| Chunk::of(desc).head_of(**start).is_some_and(|head| ptr::eq(head, desc));
+            let within =
+                |start: &&NonNull<u8>| Chunk::of(desc).head_of(**start).is_some_and(|head| ptr::eq(head, desc));
             assert_eq!(rest + starts.iter().filter(within).count(), slab.capacity(), "a block is lost");
             assert_eq!(slab.is_listed(), rest > 0, "S3");
             assert_eq!(slab.is_listed(), desc.kind() != Kind::Slab, "S5: in a list if LISTED");

@@ -15,6 +15,7 @@
 //! only. That is more than is asked for in a protocol that mixes them with weaker ones on one location.
 
 #![expect(dead_code, reason = "every atomic has the same methods, used or not")]
+#![expect(clippy::cast_possible_truncation, reason = "loom's values have 64 bits, which hold any other")]
 
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
@@ -129,15 +130,21 @@ pub(crate) fn bury(memory: Range<usize>) {
         if !world.watching.get() {
             return;
         }
-        let within = |addr: &usize| memory.contains(addr);
-        let atomics: BTreeMap<_, _> = world.atomics.borrow_mut().extract_if(|addr, _| within(addr)).collect();
-        let cells: BTreeMap<_, _> = world.cells.borrow_mut().extract_if(|addr, _| within(addr)).collect();
-        for mut seat in atomics.into_values() {
-            Rc::get_mut(&mut seat.atomic).expect("no access is under way").with_mut(|_| ());
+        for mut seat in take_out(&world.atomics, &memory) {
+            let atomic = Rc::get_mut(&mut seat.atomic);
+            assert!(atomic.map(|atomic| atomic.with_mut(|_| ())).is_some(), "an access is under way");
         }
-        cells.into_values().for_each(|cell| cell.with_mut(|_| ()));
+        take_out(&world.cells, &memory).iter().for_each(|cell| cell.with_mut(|_| ()));
         world.dead.borrow_mut().push(memory);
     });
+}
+
+/// What a table has for a piece of memory, in the order of addresses.
+fn take_out<T>(table: &RefCell<HashMap<usize, T>>, memory: &Range<usize>) -> Vec<T> {
+    let mut table = table.borrow_mut();
+    let mut addrs: Vec<_> = table.keys().copied().filter(|addr| memory.contains(addr)).collect();
+    addrs.sort_unstable();
+    addrs.iter().filter_map(|addr| table.remove(addr)).collect()
 }
 
 /// Takes memory that was given away, or never used: what is in it now was made by this thread. Outside

@@ -6,7 +6,7 @@ fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
     if let Some(seconds) = std::env::var("MODEL_SECONDS").ok().and_then(|seconds| seconds.parse().ok()) {
         std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_secs(seconds));
+            std::thread::sleep(core::time::Duration::from_secs(seconds));
             eprintln!("panicked at the end of its time:\nno end after {seconds} s");
             std::process::exit(1);
         });

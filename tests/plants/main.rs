@@ -3,7 +3,11 @@
 //! Each plant of the table is a test. It replaces a piece of text, which must be there exactly once, in a copy of the tree under `target`, compiles
 //! that, and runs the one model that should find it. The test fails if the model passes, or if the plant does not compile.
 
-#![expect(clippy::std_instead_of_core, clippy::unwrap_used, reason = "this runs on a host, and a failed check ends a test")]
+#![expect(
+    clippy::std_instead_of_core,
+    clippy::unwrap_used,
+    reason = "this runs on a host, and a failed check ends a test"
+)]
 
 mod table;
 
@@ -40,7 +44,15 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
 
 fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
     let output = Command::new(env!("CARGO"))
-        .args(["test", "--quiet", "--package", "smp-heap", "--test", "models", "--target-dir"])
+        .args(["test", "--quiet", "--package", "smp-heap", "--test", "models"])
+        // Compiling takes longer than finding.
+        .args([
+            "--config",
+            "profile.dev.package.smp-heap.opt-level=0",
+            "--config",
+            "profile.dev.package.smp-heap.debug=0",
+        ])
+        .arg("--target-dir")
         .arg(target().join("build"))
         .args(arguments)
         .current_dir(tree)
