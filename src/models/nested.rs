@@ -10,10 +10,10 @@ use std::vec::Vec;
 
 use super::{Kept, Place, memory};
 use crate::battery::Filled;
-use crate::cpu::{CpuMode, CpuPin};
-use crate::provider::RegionProvider;
+use crate::cpu::{CpuMode, CpuPin, Hint, Pinned};
+use crate::heap::Heap;
+use crate::provider::{PageProvider, PageRun, RegionProvider};
 use crate::sync::model::{interrupted, reset};
-use crate::{Heap, Hint, PageProvider, PageRun, Pinned};
 
 models! {
     a_pinned_fast_path_is_interrupted

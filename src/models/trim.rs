@@ -8,12 +8,13 @@ use super::slab::{Found, Scene, all_of, give};
 use super::{Ground, Kept, Place, class, explore, explore_some, memory, spawn, used};
 use crate::block::Block;
 use crate::cache::CpuCache;
-use crate::pages::Pages;
+use crate::cpu::Hint;
+use crate::heap::Heap;
+use crate::pages::{Kind, Pages};
 use crate::partial::{Bin, Sweep};
 use crate::provider::{PageProvider, PageRun};
 use crate::sync::model::{bury, revive, together};
 use crate::sync::{AtomicBool, Ordering, write};
-use crate::{Heap, Hint};
 
 models! {
     a_slab_and_its_chunk_go_while_the_last_block_comes_home
@@ -73,7 +74,7 @@ fn a_slab_and_its_chunk_go_while_the_last_block_comes_home() {
         let (gone, out) = (gone.take(), out.take());
         assert!(gone.is_empty() || out.is_empty(), "a block of a chunk that is gone");
         assert_eq!(pages.verify(), Ok(()), "P1 to P8");
-        if gone.is_empty() && slab.desc().kind() != crate::pages::Kind::Free {
+        if gone.is_empty() && slab.desc().kind() != Kind::Free {
             scene.check(bin, &[slab], &out);
         } else {
             assert!(out.is_empty(), "a block of a slab that is gone");
@@ -127,7 +128,7 @@ fn a_cache_is_drained_into_a_bin_that_is_trimmed() {
         let (gone, out) = (gone.take(), out.take());
         assert!(gone.is_empty() || out.is_empty(), "a block of a chunk that is gone");
         assert_eq!(pages.verify(), Ok(()), "P1 to P8");
-        if gone.is_empty() && slab.desc().kind() != crate::pages::Kind::Free {
+        if gone.is_empty() && slab.desc().kind() != Kind::Free {
             scene.check(bin, &[slab], &out);
         } else {
             assert!(out.is_empty(), "a block of a slab that is gone");

@@ -58,7 +58,7 @@ fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
         .current_dir(tree)
         .env("RUSTFLAGS", "--cfg loom")
         .env("RUST_BACKTRACE", "0")
-        .env("MODEL_SECONDS", "200")
+        .env("MODEL_SECONDS", "100")
         .stdin(Stdio::null())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
