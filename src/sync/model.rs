@@ -11,8 +11,8 @@
 //!
 //! Both ways pass [`tick`], at which [`interrupted`] runs a nested context.
 //!
-//! A sequentially consistent access is put between two sequentially consistent fences, since loom takes such accesses for acquire and release
-//! only. That is more than is asked for in a protocol that mixes them with weaker ones on one location.
+//! A sequentially consistent access is put behind a sequentially consistent fence, since loom takes such accesses for acquire and release
+//! only. That orders a weaker access before it too, which the language does not.
 
 #![expect(dead_code, reason = "every atomic has the same methods, used or not")]
 #![expect(clippy::cast_possible_truncation, reason = "loom's values have 64 bits, which hold any other")]
@@ -303,17 +303,12 @@ fn is_watching() -> bool {
     WORLD.with(|world| world.watching.get()) && !std::thread::panicking()
 }
 
-/// One access by loom, between fences if it is sequentially consistent.
+/// One access by loom, behind a fence if it is sequentially consistent.
 fn ordered<R>(order: Ordering, access: impl FnOnce() -> R) -> R {
-    let fence = || {
-        if order == Ordering::SeqCst {
-            loom::sync::atomic::fence(order);
-        }
-    };
-    fence();
-    let result = access();
-    fence();
-    result
+    if order == Ordering::SeqCst {
+        loom::sync::atomic::fence(order);
+    }
+    access()
 }
 
 macro_rules! atomic {

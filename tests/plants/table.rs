@@ -271,8 +271,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "table_looked_at_without_being_counted",
         file: "pages/chunk_map.rs",
-        shipped: "        self.readers.fetch_add(1, SeqCst);\n        let found",
-        planted: "        self.readers.fetch_add(1, Relaxed);\n        let found",
+        shipped: "        self.readers.fetch_add(1, SeqCst);\n        let found = self.tables().find_map(|table| visit(table.view()));\n        self.readers.fetch_sub(1, Release);\n        found",
+        planted: "        self.tables().find_map(|table| visit(table.view()))",
         model: "pages::a_table_goes_while_it_is_looked_at",
     },
     Plant {
