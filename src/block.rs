@@ -7,6 +7,8 @@
 
 use core::ptr::{NonNull, null_mut};
 
+use crate::sync::{read, write};
+
 /// Reads the link of a free block.
 ///
 /// # Safety
@@ -15,7 +17,7 @@ use core::ptr::{NonNull, null_mut};
 pub(crate) unsafe fn next(block: NonNull<u8>) -> *mut u8 {
     // SAFETY: a block is at least 8 bytes long and aligned to 8 (`SizeClass`), initialised by `set_next`, and nobody writes
     // its link while the caller owns it, or while it is in a list from which only the caller takes.
-    unsafe { block.cast::<*mut u8>().read() }
+    unsafe { read(block.cast::<*mut u8>().as_ptr()) }
 }
 
 /// Writes the link of a free block.
@@ -25,7 +27,7 @@ pub(crate) unsafe fn next(block: NonNull<u8>) -> *mut u8 {
 #[inline]
 pub(crate) unsafe fn set_next(block: NonNull<u8>, next: *mut u8) {
     // SAFETY: a block is at least 8 bytes long and aligned to 8, and by the contract it is the caller's alone.
-    unsafe { block.cast::<*mut u8>().write(next) }
+    unsafe { write(block.cast::<*mut u8>().as_ptr(), next) }
 }
 
 /// A free block, owned.

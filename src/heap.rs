@@ -20,7 +20,6 @@
 //! whose gate excludes what must be excluded.
 
 use core::fmt;
-use core::hint::spin_loop;
 use core::ptr::NonNull;
 
 use crate::block::Block;
@@ -34,7 +33,7 @@ use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 use crate::slab::home_at;
 use crate::stranded::Stranded;
-use crate::sync::{AtomicU64, AtomicUsize, Ordering, SPIN_LIMIT};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering, SPIN_LIMIT, spin_loop};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;

@@ -45,6 +45,7 @@
 //! Each imports only from lines below its own; `tests/host/layers.rs` reads this list and holds it against the sources.
 //!
 //! ```text
+//! models                          what the model checker runs, under `cfg(loom)` only
 //! dump                            the numbers as lines for tools
 //! reserve                         blocks set aside for contexts that must not fail
 //! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
@@ -117,7 +118,7 @@
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 pub mod battery;
@@ -131,6 +132,9 @@ mod faces;
 mod gate;
 mod heap;
 mod large;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod models;
 mod pages;
 mod partial;
 pub mod provider;

@@ -6,7 +6,7 @@
 use core::ptr::{NonNull, null_mut};
 
 use crate::provider::PageRun;
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Ordering, read, write};
 
 /// What is written at the start of a stranded run.
 struct Node {
@@ -37,7 +37,7 @@ impl Stranded {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             // SAFETY: by the contract the run is ours; it is long and aligned enough (asserted above, and pages are at least 1 KiB).
-            unsafe { node.write(Node { next: head, start, run }) };
+            unsafe { write(node.as_ptr(), Node { next: head, start, run }) };
             match self.head.compare_exchange_weak(head, node.as_ptr(), Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -53,7 +53,7 @@ impl Stranded {
         let mut next = self.head.swap(null_mut(), Ordering::Acquire);
         while let Some(node) = NonNull::new(next) {
             // SAFETY: `push` wrote it, and the swap made the whole stack ours.
-            let node = unsafe { node.read() };
+            let node = unsafe { read(node.as_ptr()) };
             next = node.next;
             take(node.start, node.run);
         }

@@ -3,18 +3,33 @@
 //! Everything shared in this crate is an atomic, also what a lock protects: a plain field read by a statistics
 //! call or by a context that interrupted its owner would be a data race, and a relaxed load costs the same
 //! instruction. What pays for it is that no `UnsafeCell` is left in the engine, so no `unsafe impl Sync` either.
-//! A model checker can replace the primitives here and then runs the shipped code.
+//! The few reads and writes of memory that is no atomic's, links in free blocks, come through it too. Under `cfg(loom)` a model checker
+//! stands here (`sync/model.rs`), and what it runs is the shipped code.
 
-pub(crate) use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+#[cfg(loom)]
+pub(crate) mod model;
+
+#[cfg(loom)]
+pub(crate) use model::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
 };
 
-use core::hint::spin_loop;
+#[cfg(not(loom))]
+pub(crate) use core::{
+    hint::spin_loop,
+    ptr::{read, write},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
+};
 
 /// How often a bounded wait looks at a lock before it gives up. Every hold of a lock of the heap touches a constant number of slabs or
 /// runs, so a holder that runs is gone long before; one that does not run (preempted, or interrupted by the waiter
 /// itself) must not be waited for.
-pub(crate) const SPIN_LIMIT: u32 = 2_000;
+pub(crate) const SPIN_LIMIT: u32 = looks(2_000);
+
+/// A wait's bound, in looks. A model checker needs no patience: it tries every outcome of two looks.
+pub(crate) const fn looks(limit: u32) -> u32 {
+    if cfg!(loom) { 2 } else { limit }
+}
 
 /// A lock that nobody is forced to wait for.
 ///

@@ -45,7 +45,10 @@ pub(crate) use hint::ChunkHint;
 pub(crate) use pool::PageFault;
 pub(crate) use want::{AddError, Refused, Use, Want};
 
+#[cfg(not(loom))]
 use chunk_map::{Change, ChunkMap, Entry};
+#[cfg(loom)]
+pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use pool::{Open, Pool, Request, check};
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.

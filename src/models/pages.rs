@@ -1,0 +1,193 @@
+//! The page heap: deferred runs, chunks that leave, hints, and the map's lookups without a lock.
+
+use core::ptr::NonNull;
+use std::vec::Vec;
+
+use super::{Ground, Kept, Place, explore, memory, spawn};
+use crate::pages::{Change, Chunk, ChunkHint, ChunkMap, Entry, Pages, Run, Use, Want};
+use crate::provider::PageRun;
+use crate::sync::model::{bury, revive, together};
+use crate::sync::{AtomicUsize, Ordering};
+
+models! {
+    runs_are_freed_while_the_pool_is_busy
+    a_chunk_leaves_once_its_last_run_is_free
+    a_hint_does_not_outlive_its_chunk
+    a_lookup_finds_its_chunk_while_others_come_and_go
+    chunks_are_entered_at_once_and_found_by_who_is_told
+    a_table_goes_while_it_is_looked_at
+}
+
+const RUN_LEN: usize = 256;
+
+fn alloc(pages: &'static Pages<1>) -> Option<Run<'static>> {
+    pages.alloc(RUN_LEN, 8, Use::Large, 0, false).ok()
+}
+
+fn check(pages: &'static Pages<1>, out: &[Run<'_>]) {
+    assert_eq!(pages.verify(), Ok(()), "P1 to P8");
+    let mut starts: Vec<_> = out.iter().map(|run| run.start).collect();
+    starts.sort_unstable();
+    assert!(starts.windows(2).all(|pair| pair[0] != pair[1]), "a run was handed out twice");
+    let out_len: usize = out.iter().map(|run| run.len).sum();
+    let mut len = 0;
+    pages.for_each_run(&mut |run| len += run.len);
+    assert_eq!(pages.free_len() + out_len, len, "a run is lost");
+}
+
+/// Two contexts free while a third one allocates: who cannot have the lock defers, and nothing is lost.
+fn runs_are_freed_while_the_pool_is_busy() {
+    let ground = Ground::new();
+    explore(2, move || {
+        let (pages, out) = (ground.renew(), Kept::new());
+        let free = |run: Run<'static>| spawn(move || pages.free(run.desc));
+        let mut work: Vec<_> = core::iter::from_fn(|| alloc(pages)).take(2).map(free).collect();
+        work.push({
+            let out = out.clone();
+            spawn(move || alloc(pages).into_iter().for_each(|run| out.add(run)))
+        });
+        together(work);
+        check(pages, &out.take());
+    });
+}
+
+/// The last run of a chunk is freed, the chunk goes back to the provider, and another context wants a run of it.
+fn a_chunk_leaves_once_its_last_run_is_free() {
+    let ground = Ground::new();
+    explore(2, move || {
+        let (pages, out, gone) = (ground.renew(), Kept::new(), Kept::new());
+        let last = alloc(pages).unwrap();
+        together(Vec::from([
+            spawn(move || pages.free(last.desc)),
+            spawn({
+                let gone = gone.clone();
+                move || {
+                    if let Some(empty) = pages.take_empty(0) {
+                        give_back(&empty.start, empty.run);
+                        pages.chunk_gone(empty);
+                        gone.add(());
+                    }
+                }
+            }),
+            spawn({
+                let out = out.clone();
+                move || alloc(pages).into_iter().for_each(|run| out.add(run))
+            }),
+        ]));
+        let (gone, out) = (gone.take(), out.take());
+        assert!(gone.is_empty() || out.is_empty(), "a run of a chunk that is gone");
+        check(pages, &out);
+    });
+}
+
+fn give_back(start: &NonNull<u8>, run: PageRun) {
+    let start = start.addr().get();
+    bury(start..start + run.len());
+}
+
+/// A chunk goes and another one comes to the same place; who is told of a block there does not take it for one of the older chunk's.
+fn a_hint_does_not_outlive_its_chunk() {
+    let (ground, hint, told) = (Ground::new(), Place::new(), Place::new());
+    explore(3, move || {
+        let (pages, hint, told) = (ground.renew(), hint.fill(ChunkHint::new()), told.fill(AtomicUsize::new(0)));
+        let start = ground.memory;
+        assert!(pages.desc_far(hint, start).is_some() && pages.desc_near(hint, start).is_some());
+        together(Vec::from([
+            spawn(move || {
+                let Some(empty) = pages.take_empty(0) else { return };
+                give_back(&empty.start, empty.run);
+                pages.chunk_gone(empty);
+                revive(start.addr().get()..start.addr().get() + Ground::LEN);
+                let (run, want) = (
+                    PageRun::new(Ground::LEN / 2, 1024, 1024).unwrap(),
+                    Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_: Use::Slab },
+                );
+                // SAFETY: the memory is out of the page heap, and was given back.
+                let block =
+                    unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap();
+                told.store(block.start.addr().get(), Ordering::Release);
+            }),
+            spawn(move || {
+                if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
+                {
+                    assert!(pages.desc_near(hint, block).is_none(), "an older chunk's");
+                    let desc = pages.desc_far(hint, block).unwrap();
+                    assert_eq!(Chunk::start_of(desc), block);
+                }
+            }),
+        ]));
+    });
+}
+
+/// Entries of chunks that do not exist: a lookup follows no pointer.
+fn entry(start: usize, end: usize) -> Entry {
+    Entry::chunk(start, NonNull::new(core::ptr::without_provenance_mut(end)).unwrap())
+}
+
+fn is_found(map: &ChunkMap, entry: &Entry, addr: usize) -> bool {
+    map.lookup(addr) == Some(entry.value())
+}
+
+/// The slots that a lookup passes are used anew meanwhile, first and last by chunks between which the asked-for one lies: one's start with the
+/// other's end would seem to be around it.
+fn a_lookup_finds_its_chunk_while_others_come_and_go() {
+    let map = Place::new();
+    explore(3, move || {
+        let map = map.fill(ChunkMap::new());
+        let [before, own, behind] = [entry(0x10000, 0x15000), entry(0x15000, 0x16000), entry(0x16000, 0x1b000)];
+        map.insert(&before, true).unwrap();
+        map.insert(&own, true).unwrap();
+        together(Vec::from([
+            spawn(move || {
+                map.change(&before, Change::Leave);
+                map.change(&before, Change::Forget);
+                map.insert(&behind, true).unwrap();
+                map.change(&behind, Change::Remove);
+                map.insert(&before, true).unwrap();
+            }),
+            spawn(move || assert!(is_found(map, &own, 0x15800))),
+        ]));
+        assert!(is_found(map, &before, 0x10000) && is_found(map, &own, 0x15000) && !is_found(map, &behind, 0x16000));
+        assert_eq!(map.lookup(0x16000), None);
+    });
+}
+
+/// Two chunks are entered under the same section; a third context looks one up as soon as it hears of it.
+fn chunks_are_entered_at_once_and_found_by_who_is_told() {
+    let (map, told) = (Place::new(), Place::new());
+    explore(3, move || {
+        let (map, told) = (map.fill(ChunkMap::new()), told.fill(AtomicUsize::new(0)));
+        let chunks = [entry(0x10000, 0x11000), entry(0x10800, 0x11800)];
+        let [first, second] = chunks;
+        together(Vec::from([
+            spawn(move || {
+                map.insert(&first, true).unwrap();
+                told.store(1, Ordering::Release);
+            }),
+            spawn(move || map.insert(&second, true).unwrap()),
+            spawn(move || assert!(told.load(Ordering::Acquire) == 0 || is_found(map, &first, 0x10400))),
+        ]));
+        assert!(is_found(map, &first, 0x10400) && is_found(map, &second, 0x11400));
+    });
+}
+
+/// The last table is taken out, and its memory given back, while others look there.
+fn a_table_goes_while_it_is_looked_at() {
+    const LEN: usize = 256;
+    let (map, table) = (Place::new(), memory(LEN));
+    explore(3, move || {
+        let map = map.fill(ChunkMap::new());
+        // SAFETY: leaked memory, which only this map uses in this execution.
+        unsafe { map.add_table(table, PageRun::new(LEN, 64, 64).unwrap()) }.unwrap();
+        let look = || spawn(move || assert_eq!(map.lookup(0x10000), None));
+        together(Vec::from([
+            look(),
+            look(),
+            spawn(move || {
+                if let Some((start, run)) = map.take_empty_table() {
+                    give_back(&start, run);
+                }
+            }),
+        ]));
+    });
+}

@@ -1,0 +1,41 @@
+//! Runs the models of `src/models`, which exist only where the whole crate is compiled with `--cfg loom`: without it, this test compiles and runs itself
+//! again, with it. Arguments and `LOOM_MAX_PREEMPTIONS` are passed on. `MODEL_SECONDS` ends it, as a failure, when that much time is over.
+
+#[cfg(loom)]
+fn main() {
+    let arguments = libtest_mimic::Arguments::from_args();
+    if let Some(seconds) = std::env::var("MODEL_SECONDS").ok().and_then(|seconds| seconds.parse().ok()) {
+        std::thread::spawn(move || {
+            std::thread::sleep(core::time::Duration::from_secs(seconds));
+            eprintln!("panicked at the end of its time:\nno end after {seconds} s");
+            std::process::exit(1);
+        });
+    }
+    let trial = |(name, model): smp_heap::models::Model| {
+        let name = name.trim_start_matches("smp_heap::models::");
+        libtest_mimic::Trial::test(name, move || {
+            model();
+            Ok(())
+        })
+    };
+    libtest_mimic::run(&arguments, smp_heap::models::all().map(trial).collect()).exit();
+}
+
+#[cfg(not(loom))]
+fn main() -> std::process::ExitCode {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    command
+        .args(["test", "--quiet", "--release", "--package", "smp-heap", "--test", "models", "--target-dir"])
+        .arg(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("loom"))
+        .arg("--")
+        .args(std::env::args_os().skip(1))
+        .env("RUSTFLAGS", "--cfg loom");
+    match command.status() {
+        Ok(status) if status.success() => std::process::ExitCode::SUCCESS,
+        Ok(_) => std::process::ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cannot run cargo: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
