@@ -14,6 +14,8 @@ mod gate;
 mod layers;
 mod nested;
 mod promises;
+mod random_sequences;
 mod regressions;
+mod sequences;
 mod set_aside;
 mod stress;
