@@ -4,12 +4,14 @@
     clippy::std_instead_of_core,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "these run on a host, and a failed check ends a test, which is what a test is for"
 )]
 
 mod common;
+mod faults;
 mod gate;
 mod layers;
 mod nested;

@@ -184,12 +184,12 @@ impl Align {
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) struct Cpu(pub(crate) u8);
 
-/// How a provider fails. It is asked `Kinds` of questions.
+/// How a provider fails.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(crate) enum Failing {
     Never,
     /// The k-th call from now on.
-    Once(Kinds, u8),
+    Once(Kinds, u16),
     /// This many of 256 calls.
     Share(Kinds, u8),
 }

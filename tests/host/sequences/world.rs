@@ -32,7 +32,9 @@ pub(crate) struct Report {
     pub(crate) at_calls: u64,
     /// Interrupts that came behind an instruction.
     pub(crate) at_instructions: u64,
-    /// Calls of the provider that were made to fail.
+    /// Calls of the provider, but for those at the very end.
+    pub(crate) calls: u64,
+    /// Those that were made to fail.
     pub(crate) failed: u64,
 }
 
@@ -45,6 +47,7 @@ impl Report {
         self.moved += other.moved;
         self.at_calls += other.at_calls;
         self.at_instructions += other.at_instructions;
+        self.calls += other.calls;
         self.failed += other.failed;
     }
 }
@@ -113,6 +116,7 @@ impl<S: Source, C: CpuMode + 'static, const CPUS: usize> World<S, C, CPUS> {
         for (index, step) in sequence.steps.iter().enumerate() {
             self.step(*step).and_then(|()| self.machine.check()).map_err(|what| format!("step {index}: {what}"))?;
         }
+        let calls = self.machine.calls.get();
         self.end().map_err(|what| format!("at the end: {what}"))?;
         Ok(Report {
             served: self.served.get(),
@@ -121,6 +125,7 @@ impl<S: Source, C: CpuMode + 'static, const CPUS: usize> World<S, C, CPUS> {
             moved: self.moved.get(),
             at_calls: self.machine.at_calls.get(),
             at_instructions: self.machine.at_instructions.get(),
+            calls,
             failed: self.machine.failed.get(),
         })
     }
