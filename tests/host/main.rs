@@ -4,19 +4,23 @@
     clippy::std_instead_of_core,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "these run on a host, and a failed check ends a test, which is what a test is for"
 )]
 
 mod common;
+mod faults;
 mod gate;
 mod growth;
 mod layers;
 mod nested;
 mod promises;
+mod random_sequences;
 mod regions;
 mod regressions;
+mod sequences;
 mod set_aside;
 mod statistics;
 mod stress;
