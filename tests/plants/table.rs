@@ -316,7 +316,7 @@ pub(crate) const PLANTS: &[Plant] = &[
         file: "provider/region.rs",
         shipped: "                    Answer::Busy => busy = true,",
         planted: "                    Answer::Busy => return None,",
-        model: "nested::a_pinned_drain_and_trim_are_interrupted",
+        model: "nested::a_pinned_refill_is_interrupted",
     },
     Plant {
         name: "gate_open_to_the_own_cpu",
