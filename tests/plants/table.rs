@@ -328,8 +328,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "busy_cache_forgets_the_block",
         file: "heap.rs",
-        shipped: "            self.engine.give_back(block, None, caller);\n        }\n    }\n\n    /// One bounded lap",
-        planted: "            let _ = block;\n        }\n    }\n\n    /// One bounded lap",
+        shipped: "        if let Some(block) = block {\n            self.engine.give_back(block, None, caller);",
+        planted: "        if let Some(block) = block {\n            let _ = block;",
         model: "nested::an_interrupt_is_interrupted",
     },
     // Drain and trim.
