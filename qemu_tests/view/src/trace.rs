@@ -106,7 +106,8 @@ pub fn parse_trace(log: &str) -> Result<Trace, Misread> {
             continue;
         }
         let misread = |what| Misread { line: index + 1, what };
-        let cpu = fields.hex("cpu").map_err(misread)? as usize;
+        let cpu = fields.hex("cpu").map_err(misread)?;
+        let cpu = usize::try_from(cpu).map_err(|_| misread(What::Value("cpu", format!("{cpu:x}"))))?;
         let mut time = fields.hex("time").map_err(misread)?;
         dropped.insert(cpu, fields.hex("dropped").map_err(misread)?);
         let events = cpus.entry(cpu).or_default();
@@ -226,16 +227,23 @@ pub fn replay<P: PageProvider, C: CpuMode, const CPUS: usize>(
     let mut seen = Replayed::default();
     let mut live_len = 0;
     // One byte at each end, so that blocks of any length are marked, and neighbours differ.
-    let mark = |number: usize| (number % 251) as u8;
+    let mark = |number: usize| number.to_le_bytes()[0] ^ number.to_le_bytes()[1];
     let ends = |layout: Layout| [0, layout.size().saturating_sub(1)];
+    let place = |start: NonNull<u8>, at: usize| {
+        // SAFETY: asked for places inside of blocks in use only.
+        unsafe { start.add(at) }
+    };
     let is_whole = |(start, layout): (NonNull<u8>, Layout), number: usize| {
-        // SAFETY: the block is in use and both places are inside it; `write` has initialised them.
-        layout.size() == 0 || ends(layout).into_iter().all(|at| unsafe { start.add(at).read() } == mark(number))
+        let holds = |at| {
+            // SAFETY: the block is in use, the place is inside it, and `write` has initialised it.
+            unsafe { place(start, at).read() == mark(number) }
+        };
+        layout.size() == 0 || ends(layout).into_iter().all(holds)
     };
     let write = |(start, layout): (NonNull<u8>, Layout), number: usize| {
         for at in ends(layout).into_iter().filter(|_| layout.size() > 0) {
-            // SAFETY: the block is this replay's, and both places are inside it.
-            unsafe { start.add(at).write(mark(number)) };
+            // SAFETY: the block is this replay's, and the place is inside it.
+            unsafe { place(start, at).write(mark(number)) };
         }
     };
     for (number, (cpu, step)) in trace.steps.iter().enumerate() {
