@@ -5,7 +5,7 @@
 //! in a log, behind whatever the kernel puts before its lines, and between whatever else it says.
 //!
 //! # The form, version 1
-//! A line is [`PREFIX`], a word, and `key=value` pairs, each after one space. Values are decimal numbers without sign, or hexadecimal behind `0x` where the key
+//! A line is `smp-heap v1`, a word, and `key=value` pairs, each after one space. Values are decimal numbers without sign, or hexadecimal behind `0x` where the key
 //! is an address, or words of letters. A dump begins with a `dump` line and ends with an `end` line.
 //!
 //! | word | keys | |
@@ -28,9 +28,7 @@ use crate::heap::Heap;
 use crate::provider::PageProvider;
 use crate::size_class::SizeClass;
 use crate::stats::{CpuClassStats, RunInfo, RunKind, Stats};
-
-/// What each line begins with.
-pub(crate) const PREFIX: &str = "smp-heap v1";
+use crate::trace::PREFIX;
 
 /// The heap as lines, made by [`Heap::dump`]. Its `Display` looks at the heap when it is printed, and allocates nothing; the last line has no line end.
 pub struct Dump<'a, P, C, const CPUS: usize> {

@@ -23,6 +23,7 @@ use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Level, Ordering};
+use crate::trace::{Event, Hook, Kind};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
 const SPARE_SHARDS: usize = 3;
@@ -91,6 +92,7 @@ pub(crate) struct Engine<const CPUS: usize> {
     ample: AtomicBool,
     /// Frees of what this heap never gave.
     stray_count: AtomicU64,
+    pub(crate) trace: Hook,
 }
 
 /// Blocks of one slab on their way home.
@@ -113,6 +115,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             used_caches: AtomicUsize::new(0),
             ample: AtomicBool::new(false),
             stray_count: AtomicU64::new(0),
+            trace: Hook::new(),
         }
     }
 
@@ -179,6 +182,10 @@ impl<const CPUS: usize> Engine<CPUS> {
         tallies.map(Tally::get).fold(0, |out, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
     }
 
+    fn trace_batch(&self, kind: Kind, class: SizeClass, count: u32) {
+        self.trace.record(|| Event { kind, addr: class.block_len(), len: count as usize, align: 1 });
+    }
+
     // Up: blocks for a caller.
 
     /// The slow path of `alloc` with the cache held: fills the class's list and gives one block.
@@ -193,6 +200,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let mut list = self.obtain(class, limit.max(1), caller)?;
         cache.count_taken(class, list.count());
         self.count_at(cache, Counts::refill);
+        self.trace_batch(Kind::Refill, class, list.count());
         let block = list.pop();
         if list.count() > 0 {
             cache.fill(class, list);
@@ -347,6 +355,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         match cache {
             Some(cache) => cache.count_pushed(class, chain.count()),
             None => self.loose(class).pushed_by_any(chain.count()),
+        }
+        if cache.is_some() {
+            self.trace_batch(Kind::Flush, class, chain.count());
         }
         let duty = slab.push(chain, caller.nested);
         if duty.enlist {

@@ -16,6 +16,7 @@ use crate::large::may_be_run;
 use crate::provider::PageProvider;
 use crate::size_class::{MAX_SMALL_LEN, SizeClass};
 use crate::sync::Ordering;
+use crate::trace::{Event, Kind};
 
 /// There was no memory for the request, or it can never be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             Some(class) => self.alloc_small(class).map(|start| NonNull::slice_from_raw_parts(start, class.block_len())),
             None => self.alloc_large(layout).map(|large| large.block),
         };
+        self.trace_alloc(block.map(NonNull::cast), layout);
         block.ok_or(AllocError)
     }
 
@@ -61,7 +63,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// As for [`alloc`](Self::alloc).
     pub fn alloc_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         if layout.size() > 0 && SizeClass::of(layout).is_none() {
-            let large = self.alloc_large(layout).ok_or(AllocError)?;
+            let large = self.alloc_large(layout);
+            self.trace_alloc(large.as_ref().map(|large| large.block.cast()), layout);
+            let large = large.ok_or(AllocError)?;
             if !large.zeroed {
                 clear(large.block, layout.size());
             }
@@ -88,12 +92,27 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         unsafe { self.free_sized(start, layout) };
     }
 
+    /// Records an allocation, after it was done.
+    #[inline(always)]
+    fn trace_alloc(&self, start: Option<NonNull<u8>>, layout: Layout) {
+        let kind = if start.is_some() { Kind::Alloc } else { Kind::Refused };
+        let addr = start.map_or(0, |start| start.as_ptr().addr());
+        self.engine.trace.record(|| Event { kind, addr, len: layout.size(), align: layout.align() });
+    }
+
+    /// Records a free before it is done, or a resize after.
+    #[inline(always)]
+    fn trace_block(&self, kind: Kind, start: NonNull<u8>, len: usize, align: usize) {
+        self.engine.trace.record(|| Event { kind, addr: start.as_ptr().addr(), len, align });
+    }
+
     /// [`free`](Self::free) of a block, short ones in line.
     ///
     /// # Safety
     /// As for [`free`](Self::free); the size is not 0.
     #[inline]
     unsafe fn free_sized(&self, start: NonNull<u8>, layout: Layout) {
+        self.trace_block(Kind::Free, start, layout.size(), layout.align());
         match SizeClass::of_short(layout) {
             // SAFETY: the contract is the same, and this is the class that served the Layout.
             Some(class) => unsafe { self.free_classed(start, class) },
@@ -169,11 +188,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if old.size() == 0 || new_size == 0 {
             return old.size() == new_size;
         }
-        match SizeClass::of(old) {
+        let done = match SizeClass::of(old) {
             Some(class) if !may_be_run(class) || self.run_of(start).is_none() => SizeClass::of(new) == Some(class),
             // SAFETY: the contract is the same.
             _ => unsafe { self.resize_large(start, old, new_size) },
+        };
+        if done {
+            self.trace_block(Kind::Resize, start, new_size, old.align());
         }
+        done
     }
 
     /// Changes a block's size and may move it, but never copies. `None`: unchanged, where it was. The slice is as long as may be used.
@@ -190,7 +213,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         // SAFETY: the contract is the same.
-        unsafe { self.remap_huge(start, old, new_size) }
+        let moved = unsafe { self.remap_huge(start, old, new_size) }?;
+        self.trace_block(Kind::Free, start, old.size(), old.align());
+        self.trace_block(Kind::Alloc, moved.cast(), new_size, old.align());
+        Some(moved)
     }
 
     /// Changes a block's size: in place, else by moving its pages, else by copying. The slice is as long as may be used.
@@ -232,7 +258,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if !P::REMAPS || old.size() == 0 || old.size() > MAX_SMALL_LEN || new.size() <= MAX_SMALL_LEN {
             return None;
         }
-        self.alloc_own(new).map(|large| large.block)
+        let block = self.alloc_own(new)?.block;
+        self.trace_alloc(Some(block.cast()), new);
+        Some(block)
     }
 
     /// Counts `count` bytes that are copied out of a block of `size` bytes.
@@ -252,10 +280,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let grows = new.size() > old.size() && SizeClass::of(new).is_none_or(may_be_run);
         if grows {
             if let Some(large) = self.alloc_grown(new) {
+                self.trace_alloc(Some(large.block.cast()), new);
                 return Ok(large.block);
             }
         }
         self.alloc(new)
+    }
+
+    /// Records what happens from now on, or nothing more. What is recorded meanwhile, and how it is printed and replayed, stands at
+    /// [`Trace`](crate::Trace) and at the head of `trace.rs`.
+    #[cfg(feature = "trace")]
+    pub fn trace_to(&self, trace: Option<&'static crate::Trace>) {
+        self.engine.trace.set(trace);
     }
 
     /// Sets memory aside for [`enter_panic_mode`](Self::enter_panic_mode): about `len` bytes, in use from now on and for good. Once, when there is
@@ -316,10 +352,12 @@ fn clear(block: NonNull<[u8]>, len: usize) {
 unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap<P, C, CPUS> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match SizeClass::of_short(layout) {
-            Some(class) => or_null(self.alloc_small(class)),
-            None => or_null(self.alloc_long(layout)),
-        }
+        let start = match SizeClass::of_short(layout) {
+            Some(class) => self.alloc_small(class),
+            None => self.alloc_long(layout),
+        };
+        self.trace_alloc(start, layout);
+        or_null(start)
     }
 
     #[inline]

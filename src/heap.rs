@@ -34,6 +34,7 @@ use crate::size_class::SizeClass;
 use crate::slab::home_at;
 use crate::stranded::Stranded;
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, SPIN_LIMIT, spin_loop};
+use crate::trace::{Event, Kind};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
@@ -498,6 +499,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish, wait)) {
                 Ok(Some((start, run))) => {
                     self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
+                    self.trace_run(Kind::Map, start, run);
                     let _moving = self.begin_moving();
                     let run = self.add_chunk(start, run, want, caller);
                     return Ok(run.ok().and_then(|run| match run {
@@ -582,7 +584,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// A run from the provider.
     pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<NonNull<u8>>, Entry<'_>> {
         let wait = !(C::PINNED && caller.nested) && self.mode.may_wait();
-        self.with_provider(caller, |provider| self.calls.map(provider, run, wait))
+        let start = self.with_provider(caller, |provider| self.calls.map(provider, run, wait))?;
+        start.inspect(|start| self.trace_run(Kind::Map, *start, run));
+        Ok(start)
+    }
+
+    fn trace_run(&self, kind: Kind, start: NonNull<u8>, run: PageRun) {
+        let event = || Event { kind, addr: start.as_ptr().addr(), len: run.len(), align: run.align() };
+        self.engine.trace.record(event);
     }
 
     /// A run back to the provider. False: it is still the heap's.
@@ -592,6 +601,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
         // SAFETY: the contract is the same.
         let taken = self.ask_provider(caller, |provider| unsafe { provider.unmap(start, run) }) == Some(true);
+        if taken {
+            self.trace_run(Kind::Unmap, start, run);
+        }
         Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
         taken
     }

@@ -56,7 +56,7 @@
 //! slab, ring                      a run cut into blocks and its word; a list of such runs
 //! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
 //! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
-//! emergency                       memory for the time after a panic
+//! emergency, trace                memory for the time after a panic; what the heap did, event by event
 //! size_class, provider, cpu       Layout to class; the two contracts and their adapters
 //! sync                            the seam of all atomics, the try-lock
 //! ```
@@ -113,6 +113,7 @@
 //! - `region` (default): [`RegionProvider`], over `linked_list_allocator` and `spin`.
 //! - `x86_64`: `cpu::x86_64::InterruptsMasked`, over the `x86_64` crate.
 //! - `paging`: on x86-64 `provider::PagingProvider`, over the `x86_64` crate's page tables and frames, and `spin`.
+//! - `trace`: `Heap::trace_to`: every allocation and free, flush and refill, run mapped and unmapped, into rings of the kernel's.
 //! - `allocator-api2`: `allocator_api2::alloc::Allocator` for `&Heap`.
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
@@ -145,6 +146,7 @@ mod slab;
 mod stats;
 mod stranded;
 mod sync;
+mod trace;
 mod verify;
 
 pub use cpu::{CpuHint, CpuPin, Hint, Pinned};
@@ -157,6 +159,8 @@ pub use provider::{RegionError, RegionProvider};
 pub use reserve::Reserve;
 pub use size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
 pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats};
+#[cfg(feature = "trace")]
+pub use trace::{Trace, TraceRing, TraceSlot};
 pub use verify::Violation;
 
 /// The examples of the README, compiled.

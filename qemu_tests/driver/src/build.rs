@@ -18,20 +18,22 @@ pub enum Profile {
     Checked,
     /// Optimised as a release is: measurements and demonstrations.
     Fast,
+    /// As [`Fast`](Self::Fast), with what records the heap's events.
+    Traced,
 }
 
 impl Profile {
     fn name(self) -> &'static str {
         match self {
             Self::Checked => "kernel-checked",
-            Self::Fast => "kernel-fast",
+            Self::Fast | Self::Traced => "kernel-fast",
         }
     }
 
     fn config(self) -> &'static [&'static str] {
         match self {
             Self::Checked => &["inherits='dev'", "opt-level=2", "debug=1"],
-            Self::Fast => &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"],
+            Self::Fast | Self::Traced => &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"],
         }
     }
 }
@@ -50,7 +52,7 @@ pub fn kernel_elf(kernel: &str, profile: Profile) -> Result<PathBuf, Failure> {
     static DONE: Mutex<BTreeMap<(Profile, String), Built>> = Mutex::new(BTreeMap::new());
     let only = match profile {
         Profile::Checked => "",
-        Profile::Fast => kernel,
+        Profile::Fast | Profile::Traced => kernel,
     };
     // Held while building: whoever comes meanwhile needs the same kernels.
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,6 +87,9 @@ fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Fail
         // The demonstration's kernels are behind a feature, as the tests can do without what they need.
         if only.starts_with("demo") {
             cargo.args(["--features", "demo"]);
+        }
+        if profile == Profile::Traced {
+            cargo.args(["--features", "trace"]);
         }
     }
     let output = cargo.output().map_err(|error| Failure::Build(format!("{}: {error}", toolchain.describe())))?;

@@ -43,8 +43,14 @@ kernel! {
     hooks = Hooks { early: Some(give_memory), ..Hooks::none() };
     fn main(boot: &Boot) {
         println!("smp-heap, interrupts open: a tick inside the heap allocates in its turn.");
+        #[cfg(feature = "trace")]
+        HEAP.trace_to(Some(&recording::TRACE));
         let sample = || println!("{}", HEAP.dump(time::micros()).brief());
-        common::run(boot, sample, || give_back("after the phases"), || {
+        common::run(boot, sample, || {
+            #[cfg(feature = "trace")]
+            recording::end();
+            give_back("after the phases");
+        }, || {
             verify("while the products are held");
             // No part of the heap may be used while it shows its runs, and `println!` uses none.
             println!("{}", HEAP.dump(time::micros()));
@@ -52,6 +58,29 @@ kernel! {
         });
         println!("@stats");
         give_back("in the end");
+    }
+}
+
+/// What `cargo demo --record` asks for: every event of the phases, as long as there is room.
+#[cfg(feature = "trace")]
+mod recording {
+    use smp_heap::{Trace, TraceRing, TraceSlot};
+    use smp_heap_kernel::{cpu, println, time};
+
+    use super::{CPUS, HEAP};
+
+    /// Events that each CPU has room for.
+    const EVENTS: usize = 16 << 10;
+
+    static RINGS: [TraceRing; CPUS] = [const { TraceRing::new() }; CPUS];
+    static SLOTS: [TraceSlot; CPUS * EVENTS] = [const { TraceSlot::new() }; CPUS * EVENTS];
+    /// In cycles: the time stamp counter is the same on all CPUs.
+    pub(crate) static TRACE: Trace = Trace::new(&RINGS, &SLOTS, cpu::index, time::cycles);
+
+    /// Ends the recording and says it.
+    pub(crate) fn end() {
+        HEAP.trace_to(None);
+        println!("{TRACE}");
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn run(boot: &Boot, sample: impl Fn() + Sync, between: impl FnOnce(),
     for count in boot.arg("phases").unwrap_or("1").split(',') {
         match count.parse() {
             Ok(count) if (1..=boot.cpu_count()).contains(&count) => {
-                phase(count, slot, &sample);
+                phase(count, boot.arg("record"), slot, &sample);
                 widest = count;
             }
             _ => test::fail(format_args!("phases: `{count}` of {} CPUs", boot.cpu_count())),
@@ -53,9 +53,10 @@ pub(crate) fn run(boot: &Boot, sample: impl Fn() + Sync, between: impl FnOnce(),
 }
 
 /// All kinds of work on `count` CPUs.
-fn phase(count: usize, slot: u64, sample: &(impl Fn() + Sync)) {
+fn phase(count: usize, only: Option<&str>, slot: u64, sample: &(impl Fn() + Sync)) {
     let before = ticks();
-    for work in &ALL {
+    // A recording is of one kind of work.
+    for work in ALL.iter().filter(|work| only.is_none_or(|only| only == work.name)) {
         println!("@slot cpus={count} work={}", work.name);
         UNITS.store(0, Relaxed);
         smp::on_all(|cpu| {

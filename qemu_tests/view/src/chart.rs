@@ -9,6 +9,9 @@ use crate::{
     units::{digits, time},
 };
 
+/// A factor above this is cut off: while next to nothing is in use, it says nothing and would flatten the rest.
+const MOST_TIMES: f64 = 8.0;
+
 /// The room around the curves.
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 10.0;
@@ -98,9 +101,13 @@ fn time_of(micros: f64) -> String {
     time(micros as u64)
 }
 
-/// A round number at or above: 1, 2 or 4 times a power of two, so that quarters are round too, bytes above all.
+/// A round number at or above: 1, 1.25 or 1.5 times a power of two, so that quarters are round too, bytes above all.
 fn nice_above(value: f64) -> f64 {
-    if value <= 0.0 { 1.0 } else { 2_f64.powf(value.log2().ceil()) }
+    if value <= 0.0 {
+        return 1.0;
+    }
+    let below = 2_f64.powf(value.log2().floor());
+    [1.0, 1.25, 1.5].map(|step| step * below).into_iter().find(|top| *top >= value).unwrap_or(2.0 * below)
 }
 
 /// What the bytes held are made of.
@@ -164,7 +171,7 @@ fn line_into(
     value: &dyn Fn(&Dump) -> Option<f64>,
 ) -> fmt::Result {
     let most = dumps.iter().filter_map(value).fold(0.0, f64::max);
-    let frame = Frame::new(dumps, width, height, if unit == Unit::Percent { 1.0 } else { most });
+    let frame = Frame::new(dumps, width, height, if unit == Unit::Percent { 1.0 } else { most.min(MOST_TIMES) });
     frame.open(out, title, &|value| match unit {
         Unit::Times => format!("{}x", digits(value)),
         Unit::Percent => format!("{:.0} %", value * 100.0),
@@ -222,15 +229,15 @@ mod tests {
     fn points_are_where_they_belong() {
         let dumps = dumps();
         let svg = line(&dumps, 58.0 + 10.0 + 300.0, 10.0 + 24.0 + 100.0, "x", Unit::Times, |dump| {
-            Some(dump.totals.held_len as f64)
+            Some(dump.totals.held_len as f64 / 65536.0)
         });
         let expected = "M58.0 60.0L158.0 10.0L358.0 60.0";
-        // 262144 is the top, 131072 the middle; times 100, 200, 400 are 0, 1/3 and 1 of the way.
+        // 4 is the top, 2 the middle; times 100, 200, 400 are 0, 1/3 and 1 of the way.
         assert!(svg.contains(expected), "{svg}");
     }
 
     #[test]
     fn tops_are_round() {
-        assert_eq!([0.0, 1.0, 1.2, 4.0, 5.0, 3e6].map(nice_above), [1.0, 1.0, 2.0, 4.0, 8.0, 4194304.0]);
+        assert_eq!([0.0, 1.0, 1.2, 4.0, 5.0, 3e6].map(nice_above), [1.0, 1.0, 1.25, 4.0, 5.0, 3145728.0]);
     }
 }

@@ -224,6 +224,8 @@ pub enum What {
     },
     /// There is no dump.
     Nothing,
+    /// There is no line of events.
+    NoEvents,
 }
 
 impl fmt::Display for Misread {
@@ -249,6 +251,7 @@ impl fmt::Display for Misread {
                     "the dump should have {said} lines up to here, but {found} were found: some are lost or mixed up"
                 )
             }
+            What::NoEvents => write!(f, "there are no events in this log: no line with `{MARK}{VERSION} events`"),
             What::Nothing => write!(
                 f,
                 "there is no dump in this log: no line with `{MARK}{VERSION} dump`; print `heap.dump(time)` in the kernel"
@@ -260,15 +263,19 @@ impl fmt::Display for Misread {
 impl Error for Misread {}
 
 /// The `key=value` words of a line.
-struct Fields<'a>(BTreeMap<&'a str, &'a str>);
+pub(crate) struct Fields<'a>(BTreeMap<&'a str, &'a str>);
 
 impl<'a> Fields<'a> {
-    fn text(&self, key: &'static str) -> Result<&'a str, What> {
+    pub(crate) fn text(&self, key: &'static str) -> Result<&'a str, What> {
         self.0.get(key).copied().ok_or(What::Missing(key))
     }
 
     fn number(&self, key: &'static str) -> Result<u64, What> {
         self.text(key)?.parse().map_err(|error| What::Number(key, error))
+    }
+
+    pub(crate) fn hex(&self, key: &'static str) -> Result<u64, What> {
+        u64::from_str_radix(self.text(key)?, 16).map_err(|error| What::Number(key, error))
     }
 
     fn address(&self, key: &'static str) -> Result<u64, What> {
@@ -307,15 +314,22 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The part of a line that is ours: its version, and what follows.
-fn ours(line: &str) -> Option<(&str, &str)> {
-    line.match_indices(MARK).find_map(|(at, _)| {
+/// The part of a line that is ours: its word, and what follows.
+pub(crate) fn ours(line: &str) -> Result<Option<(&str, Fields<'_>)>, What> {
+    let found = line.match_indices(MARK).find_map(|(at, _)| {
         let rest = line.get(at + MARK.len()..)?;
         let (version, rest) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
         // Colours and carriage returns at a line's end belong to the console.
         let rest = rest.split(|c: char| c.is_control()).next()?;
         (!version.is_empty() && rest.starts_with(' ')).then_some((version, rest.trim()))
-    })
+    });
+    let Some((version, rest)) = found else { return Ok(None) };
+    if version != VERSION {
+        return Err(What::Version(version.to_owned()));
+    }
+    let (word, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+    let fields = rest.split_ascii_whitespace().filter_map(|word| word.split_once('='));
+    Ok(Some((word, Fields(fields.collect()))))
 }
 
 /// All dumps of a log, in its order.
@@ -327,14 +341,9 @@ pub fn parse(log: &str) -> Result<Vec<Dump>, Misread> {
     // The dump that has begun, and its lines so far.
     let mut open: Option<(Dump, u64)> = None;
     for (index, text) in log.lines().enumerate() {
-        let Some((version, rest)) = ours(text) else { continue };
         let line = index + 1;
         let misread = |what| Misread { line, what };
-        if version != VERSION {
-            return Err(misread(What::Version(version.to_owned())));
-        }
-        let (word, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-        let fields = Fields(rest.split_ascii_whitespace().filter_map(|word| word.split_once('=')).collect());
+        let Some((word, fields)) = ours(text).map_err(misread)? else { continue };
         if word == "dump" {
             if let Some((dump, _)) = &open {
                 return Err(misread(What::Unended(dump.line)));
@@ -343,7 +352,7 @@ pub fn parse(log: &str) -> Result<Vec<Dump>, Misread> {
             open = Some((Dump { line, time, cpu_count: cpus, ..Dump::default() }, 1));
             continue;
         }
-        if matches!(word, "event" | "trace") {
+        if word == "events" {
             continue;
         }
         let Some((dump, found)) = &mut open else {
@@ -489,7 +498,7 @@ going on
     fn no_damage_makes_it_panic() {
         for at in 0..SAMPLE.len() {
             let mut bytes = SAMPLE.as_bytes().to_vec();
-            bytes[at] = b'0' + (at % 70) as u8;
+            bytes[at] = b'0' + u8::try_from(at % 70).unwrap_or(0);
             let _ = parse(&String::from_utf8_lossy(&bytes)).map(|dumps| crate::page(&dumps, "x"));
             let _ = parse(&String::from_utf8_lossy(&SAMPLE.as_bytes()[..at]));
         }

@@ -5,6 +5,7 @@
 //! chart, svg    numbers over time; the map, to scale
 //! map           page runs in order of addresses, and what they add up to
 //! dump          the lines that a kernel wrote, found anywhere in a log
+//! trace         recorded events, replayed on a heap of this machine
 //! units         bytes and shares for people
 //! ```
 //! A kernel prints `heap.dump(time)`; whatever carries its console's text to a file will do. Reading is strict where a line claims to be one of
@@ -18,10 +19,12 @@ mod map;
 mod page;
 mod svg;
 mod text;
+mod trace;
 mod units;
 
 pub use dump::{Class, Cpu, Dump, Kind, Misread, Run, Share, Totals, What, parse};
 pub use map::Map;
 pub use page::page;
 pub use text::{map_text, overview};
+pub use trace::{Failed, PlayedCpu, Replayed, Step, Trace, pack, parse_trace, replay, unpack};
 pub use units::bytes;

@@ -8,6 +8,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "a failed check ends a test, which is what a test is for"
 )]
 
@@ -96,7 +97,6 @@ fn noted<'a>(document: &'a str, key: &str) -> &'a str {
     rest.split_once('"').unwrap().0
 }
 
-#[expect(clippy::panic, reason = "a failed check ends a test")]
 fn panic_without(key: &str, document: &str) -> ! {
     panic!("no data-{key} in {}", document.get(..2000).unwrap_or(document))
 }

@@ -8,7 +8,7 @@ use std::{fmt, fs, io, io::IsTerminal, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use smp_heap_qemu::{Boot, Failure, Profile};
-use smp_heap_view::{Dump, map_text, overview, page, parse};
+use smp_heap_view::{Dump, map_text, overview, pack, page, parse, parse_trace};
 
 use progress::Progress;
 use protocol::{Event, Recording};
@@ -29,6 +29,10 @@ pub(crate) struct Options {
     /// Where the page with the pictures (heap.html) and the guests' own words (*.log) go.
     #[arg(long, value_name = "DIR", default_value = "target/demo")]
     out: PathBuf,
+    /// Instead of all that: records what the heap is asked for by one kind of work on two CPUs (json, deflate, index, search,
+    /// wasm), into WORK.events.gz, for `cargo view --replay`.
+    #[arg(long, value_name = "WORK")]
+    record: Option<String>,
 }
 
 /// The two boots: the kernel's name, and what its heap is called in the tables.
@@ -83,6 +87,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         move |error| Error::File { path, error }
     };
     fs::create_dir_all(&options.out).map_err(file_error(&options.out))?;
+    if let Some(work) = &options.record {
+        let path = options.out.join(format!("{work}.events.gz"));
+        let lines = record_events(work)?;
+        return fs::write(&path, pack(&lines)).map_err(file_error(&path)).map(|()| println!("{}", path.display()));
+    }
     let phases = phases(options.cpus);
     let slots = u32::try_from(HEAPS.len() * phases.len()).unwrap_or(1) * WORKLOAD_COUNT;
     let slot = Duration::from_secs(options.seconds.into()) / slots;
@@ -122,6 +131,35 @@ fn dumps(log: &str) -> Result<Vec<Dump>, Error> {
         return Err(silent("it named no page run of its heap".to_owned()));
     }
     Ok(dumps)
+}
+
+/// The heap's events while two CPUs do one kind of work once.
+fn record_events(work: &str) -> Result<String, Error> {
+    let (kernel, _) = HEAPS[0];
+    let mut lines = String::new();
+    let mut last = Vec::new();
+    let outcome = Boot::new(kernel)
+        .profile(Profile::Traced)
+        .cpus(2)
+        .memory_mib(MEMORY_MIB)
+        .arg("phases", 2)
+        .arg("slot_us", 0)
+        .arg("record", work)
+        .time_limit(Duration::from_secs(300))
+        .run(|line| {
+            if line.contains("smp-heap v1 events") {
+                lines.push_str(line);
+                lines.push('\n');
+            } else {
+                last.push(line.to_owned());
+            }
+        });
+    outcome.map_err(|failure| Error::Guest { kernel, failure, last: last.split_off(last.len().saturating_sub(12)) })?;
+    match parse_trace(&lines) {
+        Ok(trace) if !trace.steps.is_empty() => Ok(lines),
+        Ok(_) => Err(Error::Silent { kernel, what: format!("no kind of work is called `{work}`") }),
+        Err(error) => Err(Error::Silent { kernel, what: format!("of the work `{work}`: {error}") }),
+    }
 }
 
 /// Boots one kernel and notes what it says; the log is all of that, also when the boot fails.
