@@ -187,6 +187,10 @@ kernel! {
         }
         let did = renew::counts();
         assert!(did.refilled > 0 && did.flushed > 0 && did.maps > 1 && did.unmaps > 0, "paths are left out: {did:?}");
+        // The last thing, as the heap is of no use afterwards.
+        renew::set_aside(64 << 10);
+        renew::panics();
+        println!("in panic mode: alloc 4096 {:?}", alloc(4096).1);
     }
 }
 
