@@ -244,7 +244,7 @@ fn run(sequence: fn(&Task), call: usize, count: usize) {
     abandon::catch(|| sequence(&Task));
     if PANICS.load(Relaxed) && TRIAL.came.load(Relaxed) > 0 {
         // The heap is as the panic left it, and is used no more.
-        (0..3).for_each(|place| drop(SHARED.swap(place, None)));
+        (0..3).for_each(|place| _ = SHARED.swap(place, None));
         return;
     }
     if call == 0 {
@@ -349,7 +349,8 @@ fn report(context: &Context) {
     renew::panics();
     let mut text = String::new();
     let (call, count) = (TRIAL.call.load(Relaxed), TRIAL.count.load(Relaxed));
-    if write!(text, "panic {count} counts into call {call}, at {:#x}: {:?}", context.rip, Layout::new::<u64>()).is_err() {
+    if write!(text, "panic {count} counts into call {call}, at {:#x}: {:?}", context.rip, Layout::new::<u64>()).is_err()
+    {
         test::fail(format_args!("a string does not take what is written to it"));
     }
     let mut buffer = vec![0_u8; 4096];

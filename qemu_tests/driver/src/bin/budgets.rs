@@ -1,5 +1,4 @@
 //! Measures the instructions of each operation of the heap, and prints the table or makes it the committed one.
-#![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
 use std::process::ExitCode;
 
