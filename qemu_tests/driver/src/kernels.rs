@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::env;
 
-use crate::{Boot, Machine};
+use crate::{Boot, Machine, Profile};
 
 use Machine::{Microvm, Q35};
 
@@ -20,6 +20,10 @@ pub struct Kernel {
     pub memory_mib: u32,
     /// After how many seconds it counts as hung. Generous: a loaded two-core host is slow, a hang is for ever.
     pub seconds: u64,
+    /// How it is built.
+    pub profile: Profile,
+    /// The mode under which the table of budgets has what it measures, if it does.
+    pub budgets: Option<&'static str>,
     /// Its command line.
     pub args: &'static [&'static str],
     /// More arguments of QEMU.
@@ -35,6 +39,8 @@ impl Kernel {
             cpus: &[1, 2, 4, 8],
             memory_mib: 256,
             seconds: 120,
+            profile: Profile::Checked,
+            budgets: None,
             args: &[],
             qemu_args: &[],
         }
@@ -48,6 +54,7 @@ impl Kernel {
         let file = self.name.split_once('+').map_or(self.name, |(file, _)| file);
         let soak = env::var("SMP_HEAP_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1_u32);
         Boot::new(file)
+            .profile(self.profile)
             .machine(machine)
             .cpus(cpus)
             .memory_mib(self.memory_mib)
@@ -64,7 +71,12 @@ const COUNTING: &[&str] = &["-icount", "shift=0,sleep=off"];
 impl Kernel {
     /// The defaults of a kernel that looks at single instructions.
     const fn counting(name: &'static str) -> Self {
-        Self { cpus: &[1], qemu_args: COUNTING, ..Self::new(name) }
+        Self { cpus: &[1], seconds: 600, qemu_args: COUNTING, ..Self::new(name) }
+    }
+
+    /// The defaults of the kernel that measures, in a mode.
+    const fn measuring(name: &'static str, mode: &'static str) -> Self {
+        Self { cpus: &[1, 2, 4, 8], profile: Profile::Fast, budgets: Some(mode), ..Self::counting(name) }
     }
 }
 
@@ -80,10 +92,13 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned") },
     Kernel { args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt") },
     Kernel { args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi") },
+    Kernel { args: &["mode=hint", "raise=panic"], ..Kernel::counting("every_instruction+hint_panic") },
     Kernel { args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt") },
     Kernel { args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi") },
+    Kernel { args: &["mode=pinned", "raise=panic"], ..Kernel::counting("every_instruction+pinned_panic") },
     Kernel { args: &["mode=masked", "raise=interrupt"], ..Kernel::counting("every_instruction+masked_interrupt") },
     Kernel { args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi") },
+    Kernel { args: &["mode=masked", "raise=panic"], ..Kernel::counting("every_instruction+masked_panic") },
     Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned") },
     Kernel { cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint") },
@@ -93,6 +108,9 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned") },
     Kernel::new("growing"),
+    Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
+    Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
+    Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint") },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned") },
     Kernel::new("lying_ids"),

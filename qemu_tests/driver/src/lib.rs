@@ -22,12 +22,14 @@
 #![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
 mod boot;
+mod budgets;
 mod build;
 mod kernels;
 mod qemu;
 mod toolchain;
 
 pub use boot::{Boot, Failure, Passed};
+pub use budgets::{Figures, Table};
 pub use build::{Profile, kernel_elf};
 pub use kernels::{KERNELS, Kernel};
 pub use qemu::{Machine, find_qemu};

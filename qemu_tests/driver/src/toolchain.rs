@@ -110,6 +110,13 @@ impl BareMetal {
         command
     }
 
+    /// What the compiler calls itself, without the date.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let said = output(&self.rustc, &["--version"]).unwrap_or_default();
+        said.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    }
+
     /// One line that says which toolchain was chosen.
     #[must_use]
     pub fn describe(&self) -> String {

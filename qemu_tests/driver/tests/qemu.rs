@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use smp_heap_qemu::{Boot, Failure, KERNELS, Profile, find_qemu};
+use smp_heap_qemu::{BareMetal, Boot, Failure, KERNELS, Passed, Profile, TARGET, Table, find_qemu};
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -27,7 +27,10 @@ fn main() {
             for &cpus in kernel.cpus {
                 let name = format!("x86_64/{machine}/cpus={cpus}/{}", kernel.name);
                 let boot = kernel.boot(machine, cpus).arg("cpus", cpus);
-                trials.push(Trial::test(name, move || passes(&boot, show)));
+                trials.push(Trial::test(name, move || match kernel.budgets {
+                    Some(mode) => keeps_budgets(&boot, mode, show),
+                    None => passes(&boot, show).map(drop),
+                }));
             }
         }
     }
@@ -36,7 +39,7 @@ fn main() {
 }
 
 /// Boots a kernel that has to pass.
-fn passes(boot: &Boot, show: bool) -> Result<(), Failed> {
+fn passes(boot: &Boot, show: bool) -> Result<Passed, Failed> {
     let mut output = String::new();
     let result = boot.run(|line| {
         if show {
@@ -45,7 +48,17 @@ fn passes(boot: &Boot, show: bool) -> Result<(), Failed> {
         output.push_str(line);
         output.push('\n');
     });
-    result.map(drop).map_err(|failure| format!("{failure}\n--- the guest's output:\n{output}").into())
+    result.map_err(|failure| format!("{failure}\n--- the guest's output:\n{output}").into())
+}
+
+/// Boots a kernel that measures, and holds what it says against the table.
+fn keeps_budgets(boot: &Boot, mode: &str, show: bool) -> Result<(), Failed> {
+    let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
+    let mut measured = Table::new(toolchain.version());
+    if measured.add(mode, &passes(boot, show)?.output) < 20 {
+        return Err("the kernel measured next to nothing".into());
+    }
+    Ok(Table::read()?.judge(&measured)?)
 }
 
 /// A test of the harness: boots the kernel that misbehaves and looks at how that was judged.
@@ -86,7 +99,7 @@ fn harness(show: bool) -> Vec<Trial> {
             other => Err(format!("judged {other:?}").into()),
         }),
         Trial::test("harness/release_profile", || {
-            passes(&Boot::new("misbehave").profile(Profile::Fast).arg("mode", "pass"), false)
+            passes(&Boot::new("misbehave").profile(Profile::Fast).arg("mode", "pass"), false).map(drop)
         }),
         Trial::test("harness/missing_qemu", || without("qemu-system-x86_64 is not in PATH", false)),
         Trial::test("harness/missing_target", || without("builds for x86_64-unknown-none", true)),

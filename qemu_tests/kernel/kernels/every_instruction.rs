@@ -8,6 +8,9 @@
 //! alloc and free never deadlock, nor refuse without cause, interrupted at *any* instruction; nothing is handed out twice; the heap is whole
 //! afterwards; everything freed comes back, whoever freed it.
 //!
+//! With `raise=panic` the interrupt is a panic: its handler puts the heap into panic mode, formats a message into a `String`, fills a buffer
+//! of 4 KiB and prints, and what it interrupted never goes on.
+//!
 //! The handler allocates and frees in the class of the interrupted call, in another one, and a large block, and frees blocks that the
 //! task allocated; the task frees what the handler left. There is memory for all of it, in regions of which one at most is locked: no request
 //! is refused.
@@ -18,6 +21,8 @@
     clippy::indexing_slicing,
     reason = "patterns take the low bits; a list that is too short ends the test"
 )]
+
+extern crate alloc;
 
 #[path = "common/block.rs"]
 mod block;
@@ -30,6 +35,8 @@ mod renew;
 #[path = "common/slots.rs"]
 mod slots;
 
+use alloc::string::String;
+use alloc::vec;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -44,7 +51,7 @@ use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::step::{self, Next};
 use smp_heap_kernel::sync::Once;
 use smp_heap_kernel::timer::{self, Raise};
-use smp_heap_kernel::{Boot, Context, arch, interrupts, kernel, nmi, println, test};
+use smp_heap_kernel::{Boot, Context, abandon, arch, interrupts, kernel, nmi, println, test};
 
 heaps! {
     renewable 2 over Regions = Regions::new();
@@ -88,6 +95,10 @@ const OVER: u64 = 0;
 
 /// What the heap does in a run that nothing interrupts.
 static LONE: Once<Counts> = Once::new();
+/// The interrupt is a panic: it reports, and what it interrupted does not go on.
+static PANICS: AtomicBool = AtomicBool::new(false);
+/// Panics that reported.
+static REPORTS: AtomicUsize = AtomicUsize::new(0);
 static NMIS: AtomicBool = AtomicBool::new(false);
 /// Handlers that found a cache held; requests of handlers; those that were refused.
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
@@ -111,6 +122,10 @@ kernel! {
         match boot.arg("raise") {
             Some("interrupt") => {}
             Some("nmi") => NMIS.store(true, Relaxed),
+            Some("panic") => {
+                NMIS.store(true, Relaxed);
+                PANICS.store(true, Relaxed);
+            }
             other => test::fail(format_args!("raise={other:?} is not a way to interrupt")),
         }
         interrupts::set_handler(VECTOR, strike);
@@ -141,6 +156,11 @@ kernel! {
         );
         println!("{} of {} requests of handlers refused", REFUSED.load(Relaxed), REQUESTS.load(Relaxed));
         assert!(sum.places > 1000, "nothing was interrupted");
+        if PANICS.load(Relaxed) {
+            let reports = REPORTS.load(Relaxed);
+            println!("{reports} panics, all of them reported");
+            assert!(reports >= sum.interrupts, "{} panics, {reports} reports", sum.interrupts);
+        }
         // Masking keeps interrupts out of what a cache is held for, and does so for nothing else.
         let kept_out = boot.arg("mode") == Some("masked") && !NMIS.load(Relaxed);
         assert_eq!(kept_out, INSIDE.load(Relaxed) == 0, "interrupts inside the heap");
@@ -218,13 +238,23 @@ fn run(sequence: fn(&Task), call: usize, count: usize) {
     for (place, size) in [64, OTHER, LARGE].into_iter().enumerate() {
         SHARED.swap(place, Block::new(heap(), size, 8, place as u8));
     }
-    sequence(&Task);
+    if PANICS.load(Relaxed) {
+        renew::set_aside(64 << 10);
+    }
+    abandon::catch(|| sequence(&Task));
+    if PANICS.load(Relaxed) && TRIAL.came.load(Relaxed) > 0 {
+        // The heap is as the panic left it, and is used no more.
+        (0..3).for_each(|place| _ = SHARED.swap(place, None));
+        return;
+    }
     if call == 0 {
         // SAFETY: once, at the start, on the only CPU that does anything.
         unsafe { LONE.set(renew::counts()) };
     }
     SHARED.free_part(heap(), 0, 1);
-    expect_left(0);
+    if !PANICS.load(Relaxed) {
+        expect_left(0);
+    }
 }
 
 /// The heap as the task calls it: steps where the trial wants them.
@@ -292,6 +322,10 @@ fn strike(context: &mut Context) {
         TRIAL.place.store(context.rip, Relaxed);
     }
     INSIDE.fetch_add(usize::from(renew::is_held()), Relaxed);
+    if PANICS.load(Relaxed) {
+        report(context);
+        return abandon::leave(context);
+    }
     let size = TRIAL.size.load(Relaxed);
     for (place, size) in [size, OTHER, LARGE].into_iter().enumerate() {
         let [kept, freed] = core::array::from_fn(|seed| {
@@ -308,6 +342,47 @@ fn strike(context: &mut Context) {
         }
     }
 }
+
+/// What a panic handler does: it formats a message, which grows, takes a buffer, and prints.
+fn report(context: &Context) {
+    use core::fmt::Write;
+    renew::panics();
+    let mut text = String::new();
+    let (call, count) = (TRIAL.call.load(Relaxed), TRIAL.count.load(Relaxed));
+    if write!(text, "panic {count} counts into call {call}, at {:#x}: {:?}", context.rip, Layout::new::<u64>()).is_err()
+    {
+        test::fail(format_args!("a string does not take what is written to it"));
+    }
+    let mut buffer = vec![0_u8; 4096];
+    buffer.iter_mut().zip(text.bytes().cycle()).for_each(|(place, byte)| *place = byte);
+    assert!(buffer.starts_with(text.as_bytes()), "the buffer is somebody else's too");
+    println!("{text}");
+    REPORTS.fetch_add(1, Relaxed);
+}
+
+/// The heap as `String` and `Vec` know it.
+struct Global;
+
+// SAFETY: all of it is the heap's doing.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the contract is the same.
+        unsafe { heap().alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the contract is the same.
+        unsafe { heap().dealloc(start, layout) };
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the contract is the same.
+        unsafe { heap().realloc(start, layout, new_size) }
+    }
+}
+
+#[global_allocator]
+static GLOBAL: Global = Global;
 
 /// A block of the task's; there is memory for all of them.
 fn new(task: &Task, size: usize) -> Block {

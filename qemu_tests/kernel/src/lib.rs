@@ -36,7 +36,7 @@ pub mod sync;
 pub mod test;
 pub mod time;
 
-pub use arch::{Context, Fault, cpu, fault, interrupts, ipi, nmi, step, timer};
+pub use arch::{Context, Fault, abandon, cpu, fault, interrupts, ipi, nmi, step, timer};
 pub use boot::{Boot, Hooks, Kernel, Region};
 
 /// Declares the kernel's `main`, and optionally what it does before CPUs know who they are (see [`Hooks`]).

@@ -58,6 +58,10 @@ pub(crate) trait Renew: Sync {
     /// Whether a context holds a cache.
     fn is_held(&self) -> bool;
 
+    /// Sets memory aside for a panic; then the panic is there.
+    fn set_aside(&self, len: usize) -> bool;
+    fn panics(&self);
+
     /// What it did so far.
     fn counts(&self) -> Counts;
 }
@@ -65,6 +69,14 @@ pub(crate) trait Renew: Sync {
 impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> Renew for Renewable<Heap<P, C, N>> {
     fn is_held(&self) -> bool {
         self.get().is_any_cache_held()
+    }
+
+    fn set_aside(&self, len: usize) -> bool {
+        self.get().reserve_for_panic(len).is_ok()
+    }
+
+    fn panics(&self) {
+        self.get().enter_panic_mode();
     }
 
     fn counts(&self) -> Counts {
@@ -122,4 +134,14 @@ pub(crate) fn is_held() -> bool {
 /// What the chosen heap did since it was new.
 pub(crate) fn counts() -> Counts {
     chosen().counts()
+}
+
+/// Has the chosen heap set memory aside for a panic.
+pub(crate) fn set_aside(len: usize) {
+    assert!(chosen().set_aside(len), "no memory to set aside");
+}
+
+/// Puts the chosen heap into panic mode, until it is renewed.
+pub(crate) fn panics() {
+    chosen().panics();
 }

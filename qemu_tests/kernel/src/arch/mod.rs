@@ -6,8 +6,8 @@
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{
-    Context, Exit, MAX_CPUS, STACK_LEN, cpu, cpu_count, enable_and_halt, exit, fault, interrupts, ipi, kernel, nmi,
-    serial_write, step, timer, vector,
+    Context, Exit, MAX_CPUS, STACK_LEN, abandon, cpu, cpu_count, enable_and_halt, exit, fault, interrupts, ipi, kernel,
+    nmi, serial_write, step, timer, vector,
 };
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{THREAD_STACKS, new_thread, stop, switch_threads};

@@ -229,6 +229,32 @@ timed_call:
     popq %rbx
     retq
 timed_end:
+
+    # void catch_call(void (*work)(void *), void *argument, uint64_t *stack): calls, having noted the stack pointer with which a handler may
+    # go on at `catch_resume` instead.
+    .section .text.catch, "ax"
+    .global catch_call, catch_resume
+catch_call:
+    pushq %rbx
+    pushq %rbp
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    subq $8, %rsp
+    movq %rsp, (%rdx)
+    movq %rdi, %rax
+    movq %rsi, %rdi
+    callq *%rax
+catch_resume:
+    addq $8, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbp
+    popq %rbx
+    retq
 "#,
     trampoline_page = const super::TRAMPOLINE_PAGE,
     options(att_syntax)

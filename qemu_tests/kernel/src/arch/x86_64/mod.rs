@@ -3,6 +3,7 @@
 //! The order of the start is the order of `rust_entry` below: serial port, memory map, CPUs, page tables, the kernel's
 //! early hook, own tables, interrupt controllers and clocks, the other CPUs, `main`.
 
+pub mod abandon;
 mod acpi;
 mod apic;
 pub mod clock;

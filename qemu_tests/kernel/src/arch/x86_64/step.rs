@@ -18,7 +18,7 @@ const INTERRUPTS: u64 = 1 << 9;
 const DEBUG: u8 = 1;
 
 /// What is asked after each step.
-type Look<'a> = &'a mut dyn FnMut(&mut Context, Step) -> Next;
+type Look<'a> = dyn FnMut(&mut Context, Step) -> Next + 'a;
 
 /// One instruction that was executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub enum Next {
 
 /// The steps that are being made on a CPU.
 struct Current {
-    look: NonNull<dyn FnMut(&mut Context, Step) -> Next>,
+    look: NonNull<Look<'static>>,
     /// The instruction that the next exception comes after.
     rip: u64,
 }
@@ -64,9 +64,9 @@ unsafe extern "C" {
 /// context of a CPU that stays this one.
 pub fn through(work: impl FnOnce(), mut look: impl FnMut(&mut Context, Step) -> Next) {
     interrupts::set_handler(DEBUG, stepped);
-    let look: Look<'_> = &mut look;
+    let look: &mut Look<'_> = &mut look;
     // SAFETY: only the lifetime changes; the pointer is out of use when this function returns.
-    let look = unsafe { core::mem::transmute::<Look<'_>, Look<'static>>(look) };
+    let look = unsafe { core::mem::transmute::<&mut Look<'_>, &mut Look<'static>>(look) };
     let here = &CPUS[cpu::index()].0;
     let outer = here.replace(Some(Current { look: NonNull::from(look), rip: (&raw const step_called).addr() as u64 }));
     let mut work = Erased::new(work);

@@ -1,0 +1,45 @@
+//! Measures the instructions of each operation of the heap, and prints the table or makes it the committed one.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use smp_heap_qemu::{BareMetal, KERNELS, TARGET, Table};
+
+/// Counts the instructions of each operation of the heap in QEMU, on 1 to 8 CPUs in each mode.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Make what is measured the budgets.
+    #[arg(long)]
+    write: bool,
+}
+
+fn main() -> ExitCode {
+    match measure(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options) -> Result<(), String> {
+    let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
+    let mut table = Table::new(toolchain.version());
+    for kernel in KERNELS {
+        let Some(mode) = kernel.budgets else { continue };
+        for (&machine, &cpus) in
+            kernel.machines.iter().flat_map(|machine| kernel.cpus.iter().map(move |n| (machine, n)))
+        {
+            eprintln!("{} on {cpus} CPUs", kernel.name);
+            let passed =
+                kernel.boot(machine, cpus).arg("cpus", cpus).run(|_| ()).map_err(|failure| failure.to_string())?;
+            table.add(mode, &passed.output);
+        }
+    }
+    if options.write {
+        return table.write().map_err(|error| format!("the budgets cannot be written: {error}"));
+    }
+    print!("{table}");
+    Table::read()?.judge(&table)
+}

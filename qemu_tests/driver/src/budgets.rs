@@ -1,0 +1,192 @@
+//! The table of instruction budgets: what a kernel measured, held against what is committed.
+//!
+//! A kernel prints `MEASURED <instructions> <locked> <held> <name>` for each operation; the table is a text file beside the kernels, a line for
+//! each mode and operation. One number serves all CPU counts: the most that any of them needs. More than the budget is a failure, and so is an
+//! operation that has no budget. The compiler decides how many instructions a path has, so the table names the one it belongs to; under
+//! another one each number may be exceeded by [`TOLERANCE`] in a hundred and [`SLACK`], except locked instructions, which no compiler adds.
+
+use core::fmt;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What another compiler may make worse, in a hundred.
+const TOLERANCE: u32 = 15;
+/// And in instructions.
+const SLACK: u32 = 5;
+
+/// Where the table is.
+fn file() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../kernel/budgets.txt")
+}
+
+/// One operation's figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Instructions from the call to the return.
+    pub instructions: u32,
+    /// Of these, how many lock memory.
+    pub locked: u32,
+    /// The longest stretch in which a cache is held.
+    pub held: u32,
+}
+
+/// Figures by mode and operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// The compiler they belong to.
+    pub compiler: String,
+    rows: BTreeMap<(String, String), Figures>,
+}
+
+impl Table {
+    /// An empty table for the kernels that `compiler` builds.
+    #[must_use]
+    pub fn new(compiler: String) -> Self {
+        Self { compiler, rows: BTreeMap::new() }
+    }
+
+    /// The committed one.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn read() -> Result<Self, String> {
+        let text = std::fs::read_to_string(file()).map_err(|error| format!("{}: {error}", file().display()))?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut table = Self::default();
+        for (line, number) in text.lines().zip(1..) {
+            if let Some(compiler) = line.strip_prefix("compiler: ") {
+                compiler.clone_into(&mut table.compiler);
+            } else if !line.is_empty() && !line.starts_with('#') {
+                let wrong =
+                    || format!("line {number} of the budgets is not `mode instructions locked held name`: {line}");
+                let (mode, rest) = line.trim().split_once(' ').ok_or_else(wrong)?;
+                let (figures, name) = figures(rest).ok_or_else(wrong)?;
+                table.rows.insert((mode.to_owned(), name.to_owned()), figures);
+            }
+        }
+        if table.compiler.is_empty() { Err("the budgets name no compiler".to_owned()) } else { Ok(table) }
+    }
+
+    /// Takes in what a kernel said: the most of what is there already and this. Gives the number of operations.
+    pub fn add(&mut self, mode: &str, output: &[String]) -> usize {
+        let measured = output.iter().filter_map(|line| figures(line.strip_prefix("MEASURED ")?));
+        measured
+            .map(|(new, name)| {
+                let row = self.rows.entry((mode.to_owned(), name.to_owned())).or_default();
+                row.instructions = row.instructions.max(new.instructions);
+                row.locked = row.locked.max(new.locked);
+                row.held = row.held.max(new.held);
+            })
+            .count()
+    }
+
+    /// Writes the table to its file.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self) -> std::io::Result<()> {
+        std::fs::write(file(), self.to_string())
+    }
+
+    /// Holds what was measured against these budgets.
+    ///
+    /// # Errors
+    /// A table of what is over its budget or has none.
+    pub fn judge(&self, measured: &Self) -> Result<(), String> {
+        let may = |budget: u32| {
+            if self.compiler == measured.compiler { budget } else { budget + budget * TOLERANCE / 100 + SLACK }
+        };
+        let mut over = String::new();
+        for ((mode, name), is) in &measured.rows {
+            let verdict = match self.rows.get(&(mode.clone(), name.clone())) {
+                None => "no budget".to_owned(),
+                Some(budget) => {
+                    let fits = is.instructions <= may(budget.instructions)
+                        && is.locked <= budget.locked
+                        && is.held <= may(budget.held);
+                    if fits {
+                        continue;
+                    }
+                    format!("{:>9} {:>6} {:>7}", budget.instructions, budget.locked, budget.held)
+                }
+            };
+            over += &format!("{:>9} {:>6} {:>7} | {verdict} | {mode}: {name}\n", is.instructions, is.locked, is.held);
+        }
+        if over.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "over budget (the budgets are for {}, this is {})\n   measured: instructions, locked, held | budget | operation\n{over}\
+             `cargo run -p smp-heap-qemu --bin budgets` shows all of them, with --write it makes them the budgets",
+            self.compiler, measured.compiler
+        ))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "# Instructions of each operation of the heap, of these those that lock memory, and the longest stretch in which a cache is"
+        )?;
+        writeln!(
+            f,
+            "# held: the most on 1, 2, 4 and 8 CPUs, by kernel `instructions`. What is over its budget fails the test of that name."
+        )?;
+        writeln!(f, "# Made by `cargo run -p smp-heap-qemu --bin budgets -- --write`.")?;
+        writeln!(f, "compiler: {}\n", self.compiler)?;
+        writeln!(f, "# {:<6} {:>12} {:>6} {:>7} operation", "mode", "instructions", "locked", "held")?;
+        for ((mode, name), figures) in &self.rows {
+            writeln!(f, "{mode:<8} {:>12} {:>6} {:>7} {name}", figures.instructions, figures.locked, figures.held)?;
+        }
+        Ok(())
+    }
+}
+
+/// Three numbers and a name.
+fn figures(text: &str) -> Option<(Figures, &str)> {
+    let mut rest = text.trim_start();
+    let mut next = || {
+        let (number, behind) = rest.split_once(' ')?;
+        rest = behind.trim_start();
+        number.parse().ok()
+    };
+    let figures = Figures { instructions: next()?, locked: next()?, held: next()? };
+    Some((figures, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(compiler: &str, line: &str) -> Table {
+        let mut table = Table::new(compiler.to_owned());
+        assert_eq!(table.add("pinned", &["hello".to_owned(), format!("MEASURED {line}")]), 1);
+        table
+    }
+
+    #[test]
+    fn a_table_is_read_as_it_is_written() {
+        let table = measured("rustc 1.0", "41 0 7 alloc 64, hit");
+        assert_eq!(Table::parse(&table.to_string()), Ok(table));
+        assert!(Table::parse("compiler: x\npinned 1 2 alloc").is_err());
+        assert!(Table::parse("").is_err());
+    }
+
+    #[test]
+    fn more_than_the_budget_fails_and_another_compiler_has_a_little_room() {
+        let budgets = measured("rustc 1.0", "100 1 40 free");
+        let judge = |compiler, line| budgets.judge(&measured(compiler, line)).is_ok();
+        assert!(judge("rustc 1.0", "100 1 40 free") && judge("rustc 1.0", "90 0 30 free"));
+        for line in ["101 1 40 free", "100 2 40 free", "100 1 41 free", "1 0 0 unknown"] {
+            assert!(!judge("rustc 1.0", line), "{line}");
+        }
+        assert!(judge("rustc 2.0", "120 1 51 free"));
+        for line in ["121 1 40 free", "100 2 40 free", "100 1 52 free"] {
+            assert!(!judge("rustc 2.0", line), "{line}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! How long each call of the heap is, in instructions, how many of them lock memory, and how long a cache is held at a stretch.
+//!
+//! Every call is walked through in single steps, so the figures are exact, and the same each time; the driver holds them against a table of
+//! budgets (`budgets.txt`). A call is counted from its first instruction to its return, in a kernel without checks.
+//! Under a pin that masks, the stretch in which interrupts are masked is what counts as held. Would catch: a path that became longer or took
+//! a lock unseen; a locked instruction on the pinned fast paths; a hold that grows with the heap or with the number of CPUs.
+#![no_std]
+#![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
+
+#[path = "common/block.rs"]
+mod block;
+#[path = "common/heaps.rs"]
+mod heaps;
+#[path = "common/modes.rs"]
+mod modes;
+#[path = "common/renew.rs"]
+mod renew;
+#[path = "common/slots.rs"]
+mod slots;
+
+use core::alloc::Layout;
+use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use block::Block;
+use heaps::{Regions, expect_left, heap};
+use modes::{Index, heaps};
+use slots::Slots;
+use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
+use smp_heap::{Hint, Pinned};
+use smp_heap_kernel::step::{self, Next};
+use smp_heap_kernel::{Boot, kernel, println, smp, test};
+
+heaps! {
+    renewable 8 over Regions = Regions::new();
+    Hint<Index>,
+    Pinned<NeverPreempts<Index>>,
+    Pinned<InterruptsMasked<Index>>,
+}
+
+/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: three lists of 256 blocks go
+/// home at most, and a block is less than 600 instructions even if it is the last of its slab.
+const LONGEST_HOLD: u32 = 3 * 256 * 600;
+
+/// Blocks of each kind.
+const COUNT: usize = 500;
+
+/// Interrupts are open, in a saved flags register.
+const FLAG_IF: u64 = 1 << 9;
+
+/// Blocks that other CPUs allocated.
+static OTHERS: Slots<COUNT> = Slots::new();
+static MASKS: AtomicBool = AtomicBool::new(false);
+
+/// What one call was, or the most of several.
+#[derive(Clone, Copy, Debug, Default)]
+struct Figures {
+    instructions: u32,
+    locked: u32,
+    held: u32,
+}
+
+impl Figures {
+    fn most(self, other: Self) -> Self {
+        Self {
+            instructions: self.instructions.max(other.instructions),
+            locked: self.locked.max(other.locked),
+            held: self.held.max(other.held),
+        }
+    }
+
+    fn least(self, other: Self) -> Self {
+        if other.instructions < self.instructions { other } else { self }
+    }
+
+    /// Tells the driver.
+    fn report(self, name: &str) {
+        println!("MEASURED {} {} {} {name}", self.instructions, self.locked, self.held);
+        assert!(self.held <= LONGEST_HOLD, "{name}: a cache was held for {} instructions", self.held);
+    }
+}
+
+/// The shortest and the longest of several calls.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    shortest: Figures,
+    longest: Figures,
+}
+
+impl Range {
+    const NONE: Self = Self {
+        shortest: Figures { instructions: u32::MAX, locked: 0, held: 0 },
+        longest: Figures { instructions: 0, locked: 0, held: 0 },
+    };
+
+    fn add(&mut self, figures: Figures) {
+        self.shortest = self.shortest.least(figures);
+        self.longest = self.longest.most(figures);
+    }
+}
+
+/// Walks through one call.
+fn measure(work: impl FnOnce()) -> Figures {
+    let (mut figures, mut stretch) = (Figures::default(), 0);
+    let masks = MASKS.load(Relaxed);
+    step::through(work, |context, step| {
+        figures.instructions += 1;
+        figures.locked += u32::from(step.locks);
+        let held = if masks { context.rflags & FLAG_IF == 0 } else { renew::is_held() };
+        stretch = if held { stretch + 1 } else { 0 };
+        figures.held = figures.held.max(stretch);
+        Next::Step
+    });
+    figures
+}
+
+fn layout(size: usize) -> Layout {
+    match Layout::from_size_align(core::hint::black_box(size), 8) {
+        Ok(layout) => layout,
+        Err(_) => test::fail(format_args!("{size} bytes cannot be")),
+    }
+}
+
+/// A measured allocation.
+fn alloc(size: usize) -> (NonNull<u8>, Figures) {
+    let (layout, mut start) = (layout(size), null_mut());
+    let heap = heap();
+    // SAFETY: no size here is 0.
+    let figures = measure(|| start = unsafe { heap.alloc(layout) });
+    let Some(start) = NonNull::new(start) else { test::fail(format_args!("no memory for {size} bytes")) };
+    (start, figures)
+}
+
+/// A measured free.
+fn free(start: NonNull<u8>, size: usize) -> Figures {
+    let (layout, heap) = (layout(size), heap());
+    // SAFETY: callers pass what `alloc` gave for that size, once.
+    measure(|| unsafe { heap.dealloc(start.as_ptr(), layout) })
+}
+
+/// Allocates so many, then frees all: the shortest of each are those that find what they want in the cache.
+fn cycle(size: usize) -> (Range, Range) {
+    let mut blocks = [NonNull::<u8>::dangling(); COUNT];
+    let (mut allocs, mut frees) = (Range::NONE, Range::NONE);
+    for block in &mut blocks {
+        let (start, figures) = alloc(size);
+        *block = start;
+        allocs.add(figures);
+    }
+    for block in blocks {
+        frees.add(free(block, size));
+    }
+    (allocs, frees)
+}
+
+kernel! {
+    fn main(boot: &Boot) {
+        choose(boot);
+        MASKS.store(boot.arg("mode") == Some("masked"), Relaxed);
+        renew::renew();
+        is_exact();
+        warm_up();
+        for (size, names) in [
+            (64, ["alloc 64, hit", "alloc 64, longest", "free 64, hit", "free 64, longest"]),
+            (24, ["alloc 24, hit", "alloc 24, longest", "free 24, hit", "free 24, longest"]),
+            (1000, ["alloc 1000, hit", "alloc 1000, longest", "free 1000, hit", "free 1000, longest"]),
+        ] {
+            let (allocs, frees) = cycle(size);
+            let figures = [allocs.shortest, allocs.longest, frees.shortest, frees.longest];
+            figures.iter().zip(names).for_each(|(figures, name)| figures.report(name));
+        }
+        large();
+        nested();
+        if boot.cpu_count() > 1 {
+            remote();
+        }
+        measure(|| heap().drain_current()).report("drain_current");
+        expect_left(0);
+        for (count, name) in [
+            (MANY / 16, "free of each slab's last block, 5 MiB held"),
+            (MANY / 4, "free of each slab's last block, 20 MiB held"),
+            (MANY, "free of each slab's last block, 80 MiB held"),
+        ] {
+            longest_hold(count).report(name);
+            expect_left(0);
+        }
+        let did = renew::counts();
+        assert!(did.refilled > 0 && did.flushed > 0 && did.maps > 1 && did.unmaps > 0, "paths are left out: {did:?}");
+        // The last thing, as the heap is of no use afterwards.
+        renew::set_aside(64 << 10);
+        renew::panics();
+        println!("in panic mode: alloc 4096 {:?}", alloc(4096).1);
+    }
+}
+
+/// The instrument, on code that is known.
+fn is_exact() {
+    let word = 0_u64;
+    let pointer = &raw const word;
+    let known = measure(|| {
+        // SAFETY: changes a number of this function's.
+        unsafe {
+            core::arch::asm!("nop", "lock inc qword ptr [{0}]", "xchg {1}, {1}", "xchg [{0}], {1}", "nop",
+                in(reg) pointer, inout(reg) 0_u64 => _);
+        }
+    });
+    let empty = measure(|| ());
+    println!("an empty call: {empty:?}; with five instructions, two of them locked: {known:?}");
+    assert_eq!(known.locked, 2, "locked instructions are not seen");
+    assert!((5..=12).contains(&(known.instructions - empty.instructions)), "instructions are not counted");
+    empty.report("an empty call");
+}
+
+/// Every CPU uses its cache, and leaves blocks for the others.
+fn warm_up() {
+    smp::on_all(|cpu| {
+        for round in 0..4 {
+            let blocks: [_; 100] = core::array::from_fn(|_| Block::new(heap(), 64, 8, round));
+            blocks.into_iter().flatten().for_each(|block| block.free(heap()));
+        }
+        if cpu == 1 {
+            for place in 0..COUNT {
+                OTHERS.swap(place, Block::new(heap(), 24, 8, 1));
+            }
+        }
+    });
+}
+
+fn large() {
+    let mut ranges = [Range::NONE; 3];
+    for _ in 0..8 {
+        let (start, figures) = alloc(40_000);
+        ranges[0].add(figures);
+        let (heap, old) = (heap(), layout(40_000));
+        let mut new = null_mut();
+        // SAFETY: just allocated with this Layout.
+        ranges[1].add(measure(|| new = unsafe { heap.realloc(start.as_ptr(), old, 60_000) }));
+        assert_eq!(new, start.as_ptr(), "the pages behind it are free");
+        ranges[2].add(free(start, 60_000));
+    }
+    let names = ["alloc 40000", "realloc 40000 to 60000 in place", "free 60000"];
+    ranges.iter().zip(names).for_each(|(range, name)| range.longest.report(name));
+}
+
+/// A call interrupts another one that holds the cache.
+fn nested() {
+    for (size, names) in
+        [(64, ["alloc 64, nested", "free 64, nested"]), (40_000, ["alloc 40000, nested", "free 40000, nested"])]
+    {
+        let mut figures = [Figures::default(); 2];
+        let (layout, heap) = (layout(64), heap());
+        let mut outer = null_mut();
+        let mut done = false;
+        step::through(
+            // SAFETY: the size is not 0.
+            || outer = unsafe { heap.alloc(layout) },
+            |_, _| {
+                if !done && renew::is_held() {
+                    done = true;
+                    let (start, alloc) = alloc(size);
+                    figures = [alloc, free(start, size)];
+                }
+                Next::Step
+            },
+        );
+        // SAFETY: just allocated with this Layout.
+        unsafe { heap.dealloc(outer, layout) };
+        // Whoever interrupts finds the cache held all the time: that is not its doing.
+        assert!(done, "a call that never holds its cache");
+        for (figures, name) in figures.iter().zip(names) {
+            Figures { held: 0, ..*figures }.report(name);
+        }
+    }
+}
+
+/// Tiny blocks of another CPU's slabs.
+fn remote() {
+    let mut frees = Range::NONE;
+    for place in 0..COUNT {
+        if let Some(block) = OTHERS.swap(place, None) {
+            block.check();
+            frees.add(free(block.into_start().cast(), 24));
+        }
+    }
+    frees.shortest.report("free 24 of another CPU, shortest");
+    frees.longest.report("free 24 of another CPU, longest");
+}
+
+/// Blocks of each size that [`longest_hold`] begins with, at most.
+const MANY: usize = 160_000;
+
+/// Lists as long as they get, each of their blocks the last one of its slab: sent home, every block retires one. Of two sizes in turn, so that
+/// one class's list goes home and another's has to give way.
+fn longest_hold(count: usize) -> Figures {
+    static BLOCKS: [Slots<MANY>; 2] = [const { Slots::new() }; 2];
+    let sizes = [256, 248];
+    for (blocks, size) in BLOCKS.iter().zip(sizes) {
+        for place in 0..count {
+            blocks.swap(place, Block::new(heap(), size, 8, 2));
+        }
+    }
+    // All but every 64th, of which there is one in each slab; then those, so that list after list is of last blocks.
+    for blocks in &BLOCKS {
+        let most = (0..count).filter(|place| place % 64 != 0).filter_map(|place| blocks.swap(place, None));
+        most.for_each(|block| block.free(heap()));
+    }
+    let mut longest = Figures::default();
+    for place in (0..count).step_by(64) {
+        for (blocks, size) in BLOCKS.iter().zip(sizes) {
+            if let Some(block) = blocks.swap(place, None) {
+                block.check();
+                longest = longest.most(free(block.into_start().cast(), size));
+            }
+        }
+    }
+    assert!(BLOCKS.iter().all(|blocks| blocks.free_part(heap(), 0, 1) == 0), "blocks are left");
+    longest
+}
