@@ -12,6 +12,8 @@
 mod common;
 mod gate;
 mod growth;
+#[cfg(feature = "hardened")]
+mod hardening;
 mod layers;
 mod nested;
 mod promises;
