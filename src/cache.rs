@@ -20,6 +20,7 @@
 use core::ptr::{NonNull, null_mut};
 
 use crate::block::{Block, List};
+use crate::harden::{Damage, Key, KeyCell};
 use crate::pages::ChunkHint;
 use crate::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
@@ -36,6 +37,12 @@ const FIRST_LIST_LEN: usize = 64;
 /// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take room from each other at
 /// every slow path; with more, room stays longer where it is not needed any more.
 const HEAT: u32 = 3;
+
+/// Chunks remembered: one where only tiny blocks are looked up, else as many as take turns when every free is. A power of two.
+const HINT_COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 1 };
+
+/// An address's hint is that of its MiB: chunks of at least that length share none until the heap is [`HINT_COUNT`] MiB long.
+const HINT_SHIFT: u32 = 20;
 
 /// One class's list. 16 bytes, four to a cache line.
 #[derive(Debug)]
@@ -206,10 +213,14 @@ pub(crate) struct CpuCache {
     pub(crate) lap_start: AtomicUsize,
     /// Bytes that the limits allow.
     limit_len: AtomicUsize,
-    /// The chunk that tiny blocks were last looked up in.
-    pub(crate) chunk_hint: ChunkHint,
+    /// The chunks that blocks were last looked up in, by their addresses.
+    chunk_hints: [ChunkHint; HINT_COUNT],
     /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
     copied: [AtomicU64; 2],
+    /// What the lists' links are written under.
+    key: KeyCell,
+    /// Blocks lost out of these lists.
+    pub(crate) damage: Damage,
     hot: [Hot; CLASS_COUNT],
     cold: [Cold; CLASS_COUNT],
 }
@@ -223,7 +234,9 @@ impl CpuCache {
             victim: AtomicU32::new(0),
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
-            chunk_hint: ChunkHint::new(),
+            chunk_hints: [const { ChunkHint::new() }; HINT_COUNT],
+            key: KeyCell::new(),
+            damage: Damage::new(),
             copied: [const { AtomicU64::new(0) }; 2],
             hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
                 CLASS_COUNT],
@@ -340,12 +353,42 @@ impl CpuCache {
     pub(crate) fn pop(&self, class: SizeClass) -> Option<Block> {
         let hot = self.hot(class);
         let first = NonNull::new(hot.head.load(Ordering::Relaxed))?;
+        let key = self.key.get();
         // SAFETY: blocks in the list are owned by the cache's holder (C1), whom we are.
-        let next = unsafe { crate::block::next(first) };
+        let Some(next) = (unsafe { crate::block::next(first, key) }) else {
+            self.give_up(class, first);
+            return None;
+        };
         hot.head.store(next, Ordering::Relaxed);
         hot.room.store(hot.room.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         // SAFETY: it is out of the list, so nobody else has it.
-        Some(unsafe { Block::new(first) })
+        Some(unsafe { Block::unlinked(first, key) })
+    }
+
+    /// Loses the class's list, whose first block has a damaged link. Nobody looks at it again.
+    #[cold]
+    #[inline(never)]
+    fn give_up(&self, class: SizeClass, at: NonNull<u8>) {
+        self.damage.note(at, self.take_list(class).count());
+    }
+
+    /// The chunk hint for an address.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "taken modulo the length")]
+    pub(crate) fn chunk_hint(&self, place: NonNull<u8>) -> &ChunkHint {
+        &self.chunk_hints[place.as_ptr().addr() >> HINT_SHIFT & (HINT_COUNT - 1)]
+    }
+
+    /// What the lists' links are written under.
+    #[inline]
+    #[cfg(feature = "hardened")]
+    pub(crate) fn key(&self) -> Key {
+        self.key.get()
+    }
+
+    /// Says under which key links are written. Every list's is the same, that of the heap.
+    pub(crate) fn set_key(&self, key: Key) {
+        self.key.set(key);
     }
 
     /// Puts a block into the class's list, or gives it back if there is no room. Fast.
@@ -358,7 +401,7 @@ impl CpuCache {
         }
         let start = block.into_start();
         // SAFETY: the token proved that the block is ours.
-        unsafe { crate::block::set_next(start, hot.head.load(Ordering::Relaxed)) };
+        unsafe { crate::block::set_next(start, hot.head.load(Ordering::Relaxed), self.key.get()) };
         hot.head.store(start.as_ptr(), Ordering::Relaxed);
         hot.room.store(room - 1, Ordering::Relaxed);
         Ok(())
@@ -379,6 +422,7 @@ impl CpuCache {
     /// Puts a list of at most [`limit`](Self::limit) blocks in place of the class's empty one.
     pub(crate) fn fill(&self, class: SizeClass, list: List) {
         let hot = self.hot(class);
+        self.key.set(list.key());
         let (head, count) = list.into_raw();
         hot.head.store(head, Ordering::Relaxed);
         hot.room.store(self.limit(class).wrapping_sub(count), Ordering::Relaxed);
@@ -392,7 +436,7 @@ impl CpuCache {
         let count = limit.wrapping_sub(hot.room.load(Ordering::Relaxed));
         hot.room.store(limit, Ordering::Relaxed);
         // SAFETY: C1: that list has `count` blocks, and it is out of the cache now.
-        unsafe { List::from_raw(head, count) }
+        unsafe { List::from_raw(head, count, self.key.get()) }
     }
 
     /// Takes the class's spare list out.
@@ -402,7 +446,7 @@ impl CpuCache {
         let count = cold.spare_count.load(Ordering::Relaxed);
         cold.spare_count.store(0, Ordering::Relaxed);
         // SAFETY: C2: that list has `count` blocks, and it is out of the cache now.
-        unsafe { List::from_raw(head, count) }
+        unsafe { List::from_raw(head, count, self.key.get()) }
     }
 
     /// Makes the class's list the spare one. The spare list was taken out before.
@@ -490,23 +534,24 @@ impl CpuCache {
             let spare_count = cold.spare_count.load(Ordering::Relaxed);
             room <= limit
                 && spare_count <= limit
-                && has_length(hot.head.load(Ordering::Relaxed), limit - room)
-                && has_length(cold.spare.load(Ordering::Relaxed), spare_count)
+                && self.has_length(hot.head.load(Ordering::Relaxed), limit - room)
+                && self.has_length(cold.spare.load(Ordering::Relaxed), spare_count)
         });
         let sum: usize = SizeClass::all().map(|class| 2 * self.limit(class) as usize * class.block_len()).sum();
         lists_agree && sum == self.limit_len.load(Ordering::Relaxed)
     }
-}
 
-/// Whether `count` blocks are linked from `head` on. At rest.
-fn has_length(head: *mut u8, count: u32) -> bool {
-    let mut block = head;
-    for _ in 0..count {
-        let Some(here) = NonNull::new(block) else { return false };
-        // SAFETY: at rest nobody takes from a cache's list.
-        block = unsafe { crate::block::next(here) };
+    /// Whether `count` blocks are linked from `head` on. At rest.
+    fn has_length(&self, head: *mut u8, count: u32) -> bool {
+        let mut block = head;
+        for _ in 0..count {
+            let Some(here) = NonNull::new(block) else { return false };
+            // SAFETY: at rest nobody takes from a cache's list.
+            let Some(next) = (unsafe { crate::block::next(here, self.key.get()) }) else { return false };
+            block = next;
+        }
+        block.is_null()
     }
-    block.is_null()
 }
 
 /// A swap by the only writer: two plain instructions instead of a locked one.
@@ -548,7 +593,7 @@ mod tests {
             let start = NonNull::from(&mut memory[..]).cast();
             let mut list = List::new();
             // SAFETY: the memory is as long as that many blocks, and used through them only.
-            list.prepend(unsafe { Chain::carve(start, 64, BLOCKS) });
+            list.prepend(unsafe { Chain::carve(start, 64, BLOCKS, Key::NONE) });
             Self { _memory: memory, list }
         }
 

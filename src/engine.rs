@@ -18,6 +18,9 @@ use core::ptr::NonNull;
 
 use crate::block::{Block, Chain, List};
 use crate::cache::{Counts, CpuCache, Raise, Tally};
+use crate::harden::Damage;
+#[cfg(feature = "hardened")]
+use crate::harden::{Misuse, Report, Watch};
 use crate::pages::{Chunk, Pages, Refused, Run, Step, Use, Want};
 use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::size_class::{CLASS_COUNT, SizeClass};
@@ -93,6 +96,11 @@ pub(crate) struct Engine<const CPUS: usize> {
     /// Frees of what this heap never gave.
     stray_count: AtomicU64,
     pub(crate) trace: Hook,
+    /// Blocks in use that came from a slab of longer ones.
+    #[cfg(feature = "hardened")]
+    pub(crate) lent_count: AtomicU64,
+    #[cfg(feature = "hardened")]
+    pub(crate) watch: Watch,
 }
 
 /// Blocks of one slab on their way home.
@@ -116,6 +124,10 @@ impl<const CPUS: usize> Engine<CPUS> {
             ample: AtomicBool::new(false),
             stray_count: AtomicU64::new(0),
             trace: Hook::new(),
+            #[cfg(feature = "hardened")]
+            lent_count: AtomicU64::new(0),
+            #[cfg(feature = "hardened")]
+            watch: Watch::new(),
         }
     }
 
@@ -179,7 +191,8 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Blocks of the class that are not in its slabs: in use, or in a cache.
     pub(crate) fn out_count(&self, class: SizeClass) -> u64 {
         let tallies = self.caches.iter().map(|cache| cache.tally(class)).chain([self.loose(class)]);
-        tallies.map(Tally::get).fold(0, |out, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
+        let lost = self.bins(class).map(|(_, bin)| bin.damage.lost_count()).sum();
+        tallies.map(Tally::get).fold(lost, |out: u64, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
     }
 
     fn trace_batch(&self, kind: Kind, class: SizeClass, count: u32) {
@@ -190,6 +203,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// The slow path of `alloc` with the cache held: fills the class's list and gives one block.
     pub(crate) fn refill(&self, cache: &CpuCache, class: SizeClass, caller: Caller) -> Result<Block, Refused> {
+        self.report_damage(&cache.damage);
         let spare = cache.take_spare(class);
         if spare.count() > 0 {
             cache.fill(class, spare);
@@ -225,7 +239,10 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Up to `most` blocks: from the own bin, else from a new slab, else from any other bin.
     fn obtain(&self, class: SizeClass, most: u32, caller: Caller) -> Result<List, Refused> {
         let home = self.home_for(class, caller);
-        if let Ok(Some(list)) = self.bin(home, class).take(most, !caller.nested) {
+        let own = self.bin(home, class);
+        let taken = own.take(most, !caller.nested);
+        self.report_damage(&own.damage);
+        if let Ok(Some(list)) = taken {
             return Ok(list);
         }
         let run = self.slab_run(class, caller);
@@ -234,7 +251,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
         for (_, bin) in self.bins(class) {
-            match bin.take(most, false) {
+            let taken = bin.take(most, false);
+            self.report_damage(&bin.damage);
+            match taken {
                 Ok(Some(list)) => return Ok(list),
                 Ok(None) => {}
                 Err(Busy) => refused = Refused::Busy,
@@ -291,6 +310,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         longer.filter(|longer| longer.block_align() >= class.block_align()).find_map(|longer| {
             let mut list = self.bins(longer).find_map(|(_, bin)| bin.take(1, false).ok().flatten())?;
             self.loose(longer).taken_by_any(1);
+            #[cfg(feature = "hardened")]
+            self.lent_count.fetch_add(1, Ordering::Relaxed);
             list.pop()
         })
     }
@@ -345,6 +366,32 @@ impl<const CPUS: usize> Engine<CPUS> {
         for group in groups.into_iter().flatten() {
             self.send_home(group, cache, caller);
         }
+        #[cfg(feature = "hardened")]
+        if let Some(at) = list.first() {
+            self.report(Misuse::CorruptLink, at);
+        }
+    }
+
+    /// Reports blocks that were lost since the last time.
+    #[cfg(feature = "hardened")]
+    #[inline]
+    fn report_damage(&self, damage: &Damage) {
+        if let Some(at) = damage.take() {
+            self.report(Misuse::CorruptLink, at);
+        }
+    }
+
+    /// Nothing is lost where nothing is checked.
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    fn report_damage(&self, _: &Damage) {}
+
+    #[cfg(feature = "hardened")]
+    pub(crate) fn report(&self, misuse: Misuse, at: NonNull<u8>) {
+        if misuse == Misuse::ForeignPointer {
+            self.count_stray();
+        }
+        self.watch.report(Report { misuse, addr: at.as_ptr().addr() });
     }
 
     /// Pushes a group onto its slab and does what that obliges to.
@@ -374,6 +421,8 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Gives a whole slab, owned, back to the pages.
     fn retire(&self, slab: Slab<'_>) {
         self.slab_len(slab.class()).sub(Chunk::run_len(slab.desc()));
+        #[cfg(feature = "hardened")]
+        slab.dissolve();
         self.pages.free(slab.desc());
     }
 
@@ -393,7 +442,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[inline]
     fn slab_of<'a>(&'a self, block: NonNull<u8>, cache: Option<&'a CpuCache>) -> Option<Slab<'a>> {
         let head = match cache {
-            Some(cache) => Chunk::head(self.pages.desc(&cache.chunk_hint, block)?),
+            Some(cache) => Chunk::head(self.pages.desc(cache.chunk_hint(block), block)?),
             None => self.pages.lookup(block)?.head_of(block),
         };
         Slab::of(head?)
@@ -430,6 +479,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
         }
         let budget = self.budget();
+        cache.set_key(self.pages.key.get());
         let raise = cache.raise_limit(class, budget);
         cache.heat(class);
         let is_over = cache.is_over(budget);

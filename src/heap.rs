@@ -31,6 +31,7 @@ use crate::gate::{Entry, Gate};
 use crate::pages::{AddError, PageDesc, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
+#[cfg(not(feature = "hardened"))]
 use crate::slab::home_at;
 use crate::stranded::Stranded;
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, SPIN_LIMIT, spin_loop};
@@ -239,11 +240,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn free_small(&self, block: Block, class: SizeClass) {
         match self.enter() {
             Ok(entered) => {
-                if class.index() < TINY_COUNT {
-                    let near = self.engine.pages.desc_near(&entered.cache.chunk_hint, block.start());
-                    if near.is_none_or(|desc| home_at(desc) != entered.index) {
-                        return self.free_tiny(entered, class, block, near);
-                    }
+                if !self.is_plain(&entered, &block, class) {
+                    return self.free_other(entered, class, block);
                 }
                 if let Err(block) = entered.cache.push(class, block) {
                     self.free_spill(entered, class, block);
@@ -257,9 +255,29 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline]
     pub(crate) fn desc_at(&self, start: NonNull<u8>) -> Option<&PageDesc> {
         match self.enter() {
-            Ok(entered) => self.engine.pages.desc(&entered.cache.chunk_hint, start),
+            Ok(entered) => self.engine.pages.desc(entered.cache.chunk_hint(start), start),
             Err(_) => self.engine.pages.lookup(start)?.head_of(start),
         }
+    }
+
+    /// Whether a block may be put into this cache without further questions: it is not tiny, or its slab is known to be at home on this CPU. If it
+    /// is not, keeping the block would make two CPUs deal out neighbours in one cache line for ever.
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    fn is_plain(&self, entered: &Entered<'_, C>, block: &Block, class: SizeClass) -> bool {
+        if class.index() >= TINY_COUNT {
+            return true;
+        }
+        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(block.start()), block.start());
+        desc.is_some_and(|desc| home_at(desc) == entered.index)
+    }
+
+    /// Whether a block may be put into this cache without further questions.
+    #[cfg(feature = "hardened")]
+    #[inline]
+    fn is_plain(&self, entered: &Entered<'_, C>, block: &Block, class: SizeClass) -> bool {
+        // SAFETY: the token says that the memory is the caller's, or that the contract of `free` was broken.
+        unsafe { self.engine.is_plain(entered.cache, entered.index, block.start(), class) }
     }
 
     /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that it is nested and
@@ -307,14 +325,37 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.return_surplus(caller);
     }
 
-    /// A tiny block of another CPU's slab, or (`near` is `None`) in another chunk than the last one. Keeping another one's block would make two CPUs
-    /// deal out neighbours in one cache line for ever.
+    /// A tiny block of another CPU's slab, or in another chunk than the last one.
+    #[cfg(not(feature = "hardened"))]
     #[cold]
     #[inline(never)]
-    fn free_tiny(&self, entered: Entered<'_, C>, class: SizeClass, block: Block, near: Option<&PageDesc>) {
+    fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let desc = self.engine.pages.desc_far(entered.cache.chunk_hint(block.start()), block.start());
+        let is_home = desc.is_some_and(|desc| home_at(desc) == entered.index);
+        self.free_looked_up(entered, class, block, is_home);
+    }
+
+    /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may be freed.
+    #[cfg(feature = "hardened")]
+    #[cold]
+    #[inline(never)]
+    fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        match self.engine.inspect(Some(entered.cache), block.start(), class) {
+            Ok(slab) => {
+                let is_near = class.index() >= TINY_COUNT || slab.home() == entered.index;
+                self.free_looked_up(entered, class, block, is_near && slab.class() == class);
+            }
+            Err(misuse) => {
+                drop(entered);
+                self.engine.report(misuse, block.into_start());
+            }
+        }
+    }
+
+    /// A block whose slab was looked up: into the own list, or home at once.
+    fn free_looked_up(&self, entered: Entered<'_, C>, class: SizeClass, block: Block, stays: bool) {
         let caller = entered.caller();
-        let far = || self.engine.pages.desc_far(&entered.cache.chunk_hint, block.start());
-        if near.or_else(far).is_some_and(|desc| home_at(desc) == caller.index) {
+        if stays {
             if let Err(block) = entered.cache.push(class, block) {
                 self.free_spill(entered, class, block);
             }
@@ -355,6 +396,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn free_elsewhere(&self, class: SizeClass, block: Block, caller: Caller) {
         if self.emergency.owns(block.start()) {
             return;
+        }
+        #[cfg(feature = "hardened")]
+        match self.engine.inspect(None, block.start(), class) {
+            Ok(slab) if slab.class() == class => {}
+            Ok(_) => return self.engine.give_back(block, None, caller),
+            Err(misuse) => return self.engine.report(misuse, block.into_start()),
         }
         self.count_nested(caller, Counts::nested_free);
         let mut block = Some(block);

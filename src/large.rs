@@ -18,6 +18,8 @@ use core::ptr::NonNull;
 use crate::cpu::CpuMode;
 use crate::engine::Caller;
 use crate::gate::Entry;
+#[cfg(feature = "hardened")]
+use crate::harden::Misuse;
 use crate::heap::{Depth, Heap, Seek};
 use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want};
 use crate::provider::{PageProvider, PageRun};
@@ -198,9 +200,21 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
         let caller = self.caller();
-        if self.huge_run_of(start, layout.size()).is_some() {
+        if let Some(run) = self.huge_run_of(start, layout.size()) {
+            #[cfg(feature = "hardened")]
+            if huge_run::<P>(layout.size(), layout.align()) != Some(run) {
+                return self.engine.report(Misuse::LayoutMismatch, start);
+            }
+            let _ = run;
             return self.free_huge(start, caller);
         }
+        #[cfg(feature = "hardened")]
+        match self.engine.inspect_run(start, layout) {
+            _ if self.emergency.owns(start) => {}
+            Ok(desc) => self.held(|_| self.engine.pages.free(desc)),
+            Err(misuse) => return self.engine.report(misuse, start),
+        }
+        #[cfg(not(feature = "hardened"))]
         match self.run_of(start) {
             Some(desc) => self.held(|_| self.engine.pages.free(desc)),
             None if self.emergency.owns(start) => {}

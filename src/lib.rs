@@ -51,12 +51,14 @@
 //! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
 //! large                           blocks that are page runs of their own
 //! heap                            fast paths, the lap, the out-of-memory sequence, calls of the provider, drain and trim
+//! inspect                         whether what is freed is what was given (`hardened`)
 //! engine                          refill, flush, home bins, retiring of slabs, nested callers, cache budgets
 //! cache, partial                  one CPU's bounded lists; one CPU's partial slabs by class
 //! slab, ring                      a run cut into blocks and its word; a list of such runs
 //! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
 //! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
 //! emergency, trace                memory for the time after a panic; what the heap did, event by event
+//! harden                          how a free block's link is written; what misuse is, and who is told
 //! size_class, provider, cpu       Layout to class; the two contracts and their adapters
 //! sync                            the seam of all atomics, the try-lock
 //! ```
@@ -114,6 +116,8 @@
 //! - `x86_64`: `cpu::x86_64::InterruptsMasked`, over the `x86_64` crate.
 //! - `paging`: on x86-64 `provider::PagingProvider`, over the `x86_64` crate's page tables and frames, and `spin`.
 //! - `trace`: `Heap::trace_to`: every allocation and free, flush and refill, run mapped and unmapped, into rings of the kernel's.
+//! - `hardened`: links of free blocks under a key; double frees, foreign and interior pointers, wrong Layouts and writes to free blocks
+//!   are reported and ignored (`docs/hardening.md`).
 //! - `allocator-api2`: `allocator_api2::alloc::Allocator` for `&Heap`.
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
@@ -131,7 +135,10 @@ mod emergency;
 mod engine;
 mod faces;
 mod gate;
+mod harden;
 mod heap;
+#[cfg(feature = "hardened")]
+mod inspect;
 mod large;
 #[cfg(loom)]
 #[doc(hidden)]
@@ -152,6 +159,8 @@ mod verify;
 pub use cpu::{CpuHint, CpuPin, Hint, Pinned};
 pub use dump::Dump;
 pub use faces::AllocError;
+#[cfg(feature = "hardened")]
+pub use harden::{Misuse, Report};
 pub use heap::Heap;
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]

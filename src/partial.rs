@@ -20,6 +20,7 @@
 use core::ptr::null_mut;
 
 use crate::block::{Chain, List};
+use crate::harden::Damage;
 use crate::pages::{Kind, PageDesc};
 use crate::ring::{Ring, pop_inbox};
 use crate::size_class::{CLASS_COUNT, SizeClass};
@@ -51,6 +52,8 @@ pub(crate) struct Bin {
     partial: Ring,
     whole: Ring,
     inbox: AtomicPtr<PageDesc>,
+    /// Blocks lost out of the slabs' lists.
+    pub(crate) damage: Damage,
 }
 
 /// Somebody was in the way; what was asked for may be there.
@@ -81,7 +84,13 @@ impl Shard {
 
 impl Bin {
     const fn new() -> Self {
-        Self { lock: TryLock::new(), partial: Ring::new(), whole: Ring::new(), inbox: AtomicPtr::new(null_mut()) }
+        Self {
+            lock: TryLock::new(),
+            partial: Ring::new(),
+            whole: Ring::new(),
+            inbox: AtomicPtr::new(null_mut()),
+            damage: Damage::new(),
+        }
     }
 
     /// Whether there seems to be nothing to take. A guess, without the lock.
@@ -140,11 +149,22 @@ impl Bin {
     fn take_from(&self, held: &Held<'_>, slab: Slab<'_>, most: u32) -> Option<Chain> {
         let stays = slab.desc().kind() == Kind::SlabPartial && !slab.may_exhaust(most);
         if stays {
-            return slab.take(most).map(|taken| taken.chain);
+            match slab.take(most) {
+                None if slab.is_damaged() => {}
+                taken => return taken.map(|taken| taken.chain),
+            }
         }
         self.unlink(held, slab);
         match slab.take(most) {
             Some(Taken { chain, exhausted: true }) => Some(chain),
+            None if slab.is_damaged() => {
+                let (at, count, exhausted) = slab.give_up();
+                self.damage.note(at, count);
+                if !exhausted {
+                    self.link(held, slab, Kind::SlabPartial);
+                }
+                None
+            }
             taken => {
                 self.link(held, slab, Kind::SlabPartial);
                 taken.map(|taken| taken.chain)

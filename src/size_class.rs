@@ -73,6 +73,19 @@ static LENS: [NonZeroU16; CLASS_COUNT] = {
     lens
 };
 
+/// 2^64 divided by every class's block length, rounded up.
+#[cfg(feature = "hardened")]
+#[expect(clippy::indexing_slicing, reason = "at compile time; the loop ends at the table's length")]
+static INVERSES: [u64; CLASS_COUNT] = {
+    let mut inverses = [0; CLASS_COUNT];
+    let mut index = 0;
+    while index < CLASS_COUNT {
+        inverses[index] = u64::MAX / compute_len(index) as u64 + 1;
+        index += 1;
+    }
+    inverses
+};
+
 /// The index of the smallest class of at least `size` bytes.
 const fn compute_index(size: usize) -> usize {
     if size <= LINEAR_LEN {
@@ -168,6 +181,15 @@ impl SizeClass {
         LENS[self.index()].get() as usize
     }
 
+    /// Whether an offset below 2^32 is a multiple of the block length, without a division (Lemire, Kaser and Kurz 2019).
+    #[cfg(feature = "hardened")]
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "an index is below CLASS_COUNT, the table's length")]
+    pub(crate) const fn divides(self, offset: usize) -> bool {
+        let inverse = INVERSES[self.index()];
+        (offset as u64).wrapping_mul(inverse) < inverse
+    }
+
     /// The alignment that every block of this class has: the largest power of two that divides its length.
     pub const fn block_align(self) -> usize {
         1 << self.block_len().trailing_zeros()
@@ -198,6 +220,17 @@ mod tests {
                 }
                 align *= 2;
             }
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "hardened")]
+    fn multiples_of_a_block_length_are_told_from_all_other_offsets() {
+        for class in SizeClass::all() {
+            for offset in 0..3 * MAX_SMALL_LEN {
+                assert_eq!(class.divides(offset), offset % class.block_len() == 0, "{offset} {class:?}");
+            }
+            assert!(class.divides(class.block_len() * 1000) && !class.divides(class.block_len() * 1000 + 1));
         }
     }
 

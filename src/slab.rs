@@ -33,6 +33,7 @@
 use core::ptr::{NonNull, null_mut};
 
 use crate::block::{Chain, peek};
+use crate::harden::Key;
 use crate::pages::{Chunk, Kind, PageDesc};
 use crate::size_class::SizeClass;
 use crate::sync::Ordering;
@@ -129,6 +130,17 @@ fn round_up(len: usize, granule: usize) -> usize {
     len.wrapping_add(granule.wrapping_sub(1)) & granule.wrapping_neg()
 }
 
+/// The word of a descriptor that belongs to no slab: no class has that number.
+#[cfg(feature = "hardened")]
+pub(crate) const NO_SLAB: u64 = 0x3f << CLASS_SHIFT;
+
+/// The class of the slab that a granule belongs to, as an index: any granule's descriptor will do. None's, if there is no slab.
+#[cfg(feature = "hardened")]
+#[inline]
+pub(crate) fn class_index_at(desc: &PageDesc) -> usize {
+    (desc.word.load(Ordering::Relaxed) >> CLASS_SHIFT & 0x3f) as usize
+}
+
 /// The home of the slab that a granule belongs to: any granule's descriptor will do.
 #[inline]
 pub(crate) fn home_at(desc: &PageDesc) -> usize {
@@ -198,7 +210,12 @@ impl<'a> Slab<'a> {
         Word(self.desc.word.load(Ordering::Acquire))
     }
 
-    fn start(self) -> NonNull<u8> {
+    /// What the links of its blocks are written under.
+    fn key(self) -> Key {
+        Chunk::of(self.desc).key()
+    }
+
+    pub(crate) fn start(self) -> NonNull<u8> {
         Chunk::start_of(self.desc)
     }
 
@@ -231,7 +248,7 @@ impl<'a> Slab<'a> {
         let head = self.head_for(chain.first().as_ptr());
         loop {
             let old = self.load();
-            chain.set_end(self.head_of(old));
+            chain.set_end(self.head_of(old), self.key());
             let mut new = old.with_head(head);
             new.0 = new.0.wrapping_add(u64::from(chain.count()) << COUNT_SHIFT) | LISTED;
             let settle = !nested && new.is_whole() && !old.is(CLAIMED);
@@ -277,7 +294,7 @@ impl<'a> Slab<'a> {
     fn take_freed(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let head = NonNull::new(self.head_of(old))?;
         // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only popper.
-        let (last, rest) = unsafe { peek(head, count as u32) };
+        let (last, rest) = unsafe { peek(head, count as u32, self.key()) }?;
         let exhausted = count == old.count() && old.carved() == capacity;
         let mut new = Word(old.0 - (count << COUNT_SHIFT)).with_head(self.head_for(rest));
         if exhausted {
@@ -287,7 +304,7 @@ impl<'a> Slab<'a> {
             return None;
         }
         // SAFETY: the exchange unhooked exactly these blocks: `head` had not moved, and behind it nobody else takes.
-        let chain = unsafe { Chain::from_raw(head, last, count as u32) };
+        let chain = unsafe { Chain::from_raw(head, last, count as u32, self.key()) };
         Some(Taken { chain, exhausted })
     }
 
@@ -306,7 +323,7 @@ impl<'a> Slab<'a> {
         // SAFETY: `carved + count <= capacity` blocks fit the run, so the offset is inside it.
         let start = unsafe { self.start().add(offset) };
         // SAFETY: blocks from `carved` on were never handed out, and the exchange made `count` of them ours.
-        let chain = unsafe { Chain::carve(start, block_len, count as u32) };
+        let chain = unsafe { Chain::carve(start, block_len, count as u32, self.key()) };
         Some(Taken { chain, exhausted })
     }
 
@@ -319,6 +336,57 @@ impl<'a> Slab<'a> {
     /// Clears the claim; true if the slab was whole at that moment. The caller is the claimer and holds the bin's lock.
     pub(crate) fn settle(self) -> bool {
         Word(self.desc.word.fetch_and(!CLAIMED, Ordering::AcqRel)).is_whole()
+    }
+
+    /// Whether the free list has a link that somebody has overwritten. The caller holds the bin's lock.
+    #[cfg(not(feature = "hardened"))]
+    pub(crate) fn is_damaged(self) -> bool {
+        false
+    }
+
+    /// Whether the free list has a link that somebody has overwritten. The caller holds the bin's lock.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn is_damaged(self) -> bool {
+        let word = self.load();
+        let head = NonNull::new(self.head_of(word));
+        #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+        // SAFETY: the word says that `count` blocks hang on `head`; the bin's lock makes us the only popper.
+        head.is_some_and(|head| unsafe { peek(head, word.count() as u32, self.key()) }.is_none())
+    }
+
+    /// Loses the free list, whose blocks count as handed out from now on: where it began, how many they were, and whether nothing is left in the slab,
+    /// which then is no longer LISTED. The caller holds the bin's lock and has unlinked the slab.
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    pub(crate) fn give_up(self) -> (NonNull<u8>, u32, bool) {
+        loop {
+            let old = self.load();
+            let exhausted = old.carved() == self.capacity() as u64;
+            let mut new = Word(old.0 - (old.count() << COUNT_SHIFT)).with_head(0);
+            if exhausted {
+                new.0 &= !LISTED;
+            }
+            if self.replace(old, new) {
+                return (NonNull::new(self.head_of(old)).unwrap_or(self.start()), old.count() as u32, exhausted);
+            }
+        }
+    }
+
+    /// Makes the run's descriptors say that it is no slab. The caller owns the slab and gives its pages back.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn dissolve(self) {
+        for rest in Chunk::of(self.desc).descs_of(self.desc).skip(1) {
+            rest.word.store(NO_SLAB, Ordering::Relaxed);
+            rest.set(Kind::Inside, 0, false);
+        }
+        self.desc.word.store(NO_SLAB, Ordering::Relaxed);
+    }
+
+    /// Bytes from the slab's start to `place`, and which block begins there, if one does that was ever handed out.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn block_index(self, place: NonNull<u8>) -> Option<usize> {
+        let offset = place.as_ptr().addr().checked_sub(self.start().as_ptr().addr())?;
+        let index = offset / self.class().block_len();
+        (offset % self.class().block_len() == 0 && index < self.capacity()).then_some(index)
     }
 
     /// Walks the free list and checks S1, S2. At rest only.
@@ -337,7 +405,8 @@ impl<'a> Slab<'a> {
                 return false;
             }
             // SAFETY: at rest nobody takes from this list.
-            block = unsafe { crate::block::next(here) };
+            let Some(next) = (unsafe { crate::block::next(here, self.key()) }) else { return false };
+            block = next;
         }
         block.is_null()
     }
@@ -589,7 +658,7 @@ pub(crate) mod tests {
             // SAFETY: the block is inside the slab, and nobody uses the ones hurt here.
             let block = unsafe { slab.start().add(index * 128) };
             // SAFETY: as above.
-            unsafe { crate::block::set_next(block, to) };
+            unsafe { crate::block::set_next(block, to, slab.key()) };
         };
         assert!(broken(&|slab, word| write(slab, with(word, CARVED_SHIFT, 3))), "S1: more free than carved");
         assert!(broken(&|slab, word| write(slab, with(word, CARVED_SHIFT, 9))), "S1: more carved than fit");

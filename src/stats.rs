@@ -13,6 +13,8 @@ use core::fmt;
 
 use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
+#[cfg(feature = "hardened")]
+use crate::harden::{Misuse, Report};
 use crate::heap::Heap;
 use crate::pages::{self, Kind};
 use crate::partial::Bin;
@@ -287,6 +289,29 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             stats.flushed_count += on.flushed_count;
         }
         stats
+    }
+
+    /// Has every bug that is noticed reported to `hook`, instead of only being counted. There is one hook; the last one set is called.
+    ///
+    /// # Context
+    /// The hook runs where the bug was noticed: in any context, and in the middle of the heap. It may do what an interrupt handler may that interrupted
+    /// the heap on this CPU: print, stop the machine, even use this heap, which then serves it as a nested context.
+    #[cfg(feature = "hardened")]
+    pub fn set_report_hook(&self, hook: fn(&Report)) {
+        self.engine.watch.set_hook(hook);
+    }
+
+    /// How often a bug was noticed.
+    #[cfg(feature = "hardened")]
+    pub fn misuse_count(&self, misuse: Misuse) -> u64 {
+        self.engine.watch.count(misuse)
+    }
+
+    /// Makes the key that links of free blocks are written under out of `entropy`. Before the heap has its first memory; false: it has some, and
+    /// with it a key made of addresses.
+    #[cfg(feature = "hardened")]
+    pub fn set_key(&self, entropy: u64) -> bool {
+        self.engine.pages.key.offer(crate::harden::Key::of(entropy))
     }
 
     /// Shows every run of every chunk, chunk by chunk, in the order of addresses within a chunk. For pictures and dumps.

@@ -215,7 +215,7 @@ mod tests {
             let cache = heap.engine.cache(0).unwrap();
             assert!(cache.count(class()) > 1);
             // SAFETY: a list of no blocks.
-            cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1) });
+            cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) });
         };
         assert_eq!(broken(lost), Some(('C', 0)));
         assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 48)), Some(('B', 0)), "of another home");

@@ -14,11 +14,12 @@
 //!   run lengths of different chunks compare only in bytes (or units of 256), so every descriptor's length is shifted by its chunk's.
 //! - *A descriptor leads back to its chunk by its index*, not by a pointer: 4 bytes instead of 8, and a descriptor
 //!   stays half a cache line. Price: that step leaves the reference's provenance, so the chunk's pointer is
-//!   exposed once, when it is created, and [`Chunk::of`] is the only place that picks it up again.
+//!   exposed once, when it is created; [`Chunk::of`] and, the other way, [`Chunk::table`] are the only places that pick it up again.
 
-use core::ptr::{NonNull, with_exposed_provenance};
+use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 
 use super::desc::{Kind, MAX_LEN, PageDesc};
+use crate::harden::{Key, KeyCell};
 use crate::provider::PageRun;
 use crate::sync::{AtomicPtr, Ordering};
 
@@ -38,12 +39,10 @@ const DESC_LEN: usize = size_of::<PageDesc>();
 pub(crate) struct Chunk {
     /// First granule; with the provenance of the whole run.
     start: NonNull<u8>,
-    /// Descriptor of granule 0; with the provenance of the whole run.
-    table: NonNull<PageDesc>,
     /// What the provider gave: not `start` where its run was less aligned than the granule.
     base: NonNull<u8>,
     run: PageRun,
-    /// Granules, at least one; `table` has as many descriptors.
+    /// Granules, at least one; the table behind this header has as many descriptors.
     count: u32,
     /// Granule length as a shift.
     shift: u16,
@@ -51,6 +50,8 @@ pub(crate) struct Chunk {
     /// Links of the one list of its pool that the chunk is in; written under the pool's lock.
     pub(crate) next: AtomicPtr<Chunk>,
     pub(crate) prev: AtomicPtr<Chunk>,
+    /// What the links of free blocks in this chunk are written under: the heap's.
+    key: KeyCell,
 }
 
 const _: () = assert!(HEADER_LEN == 64, "one cache line");
@@ -89,7 +90,6 @@ impl Chunk {
         }
         let chunk = Chunk {
             start,
-            table,
             base,
             run,
             count,
@@ -97,6 +97,7 @@ impl Chunk {
             pool,
             next: AtomicPtr::new(core::ptr::null_mut()),
             prev: AtomicPtr::new(core::ptr::null_mut()),
+            key: KeyCell::new(),
         };
         // SAFETY: in the run, which the caller owns, at a multiple of the granule, so of `align_of::<Chunk>()`.
         unsafe { header.write(chunk) };
@@ -130,6 +131,17 @@ impl Chunk {
     #[inline]
     pub(crate) fn as_link(&self) -> *mut Chunk {
         core::ptr::from_ref(self).cast_mut()
+    }
+
+    /// What the links of free blocks in this chunk are written under.
+    #[inline]
+    pub(crate) fn key(&self) -> Key {
+        self.key.get()
+    }
+
+    /// Says so, before anybody else can see the chunk.
+    pub(crate) fn set_key(&self, key: Key) {
+        self.key.set(key);
     }
 
     /// What the provider gave: where it starts, and the run.
@@ -178,14 +190,17 @@ impl Chunk {
             return None;
         }
         // SAFETY: `index < count`, and the table has `count` descriptors inside the run.
-        let desc = unsafe { self.table.add(index) };
+        let desc = unsafe { self.table().add(index) };
         // SAFETY: initialised by `create`, shared by reference only, alive as long as the header.
         Some(unsafe { desc.as_ref() })
     }
 
     /// The descriptor of granule 0, with the provenance of the whole chunk.
+    #[inline]
     pub(crate) fn table(&self) -> NonNull<PageDesc> {
-        self.table
+        let addr = core::ptr::from_ref(self).addr() + HEADER_LEN;
+        // SAFETY: the table stands right behind the header, so not at address 0; `create` exposed the run's provenance.
+        unsafe { NonNull::new_unchecked(with_exposed_provenance_mut(addr)) }
     }
 
     /// Bytes in the run whose first descriptor this is.

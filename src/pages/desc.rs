@@ -39,6 +39,9 @@ pub(crate) enum Kind {
     Leaving = 9,
 }
 
+/// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.
+const FIRST_WORD: u64 = if cfg!(feature = "hardened") { 0x3f << 56 } else { 0 };
+
 const KIND_SHIFT: u32 = 28;
 const ZEROED: u32 = 1 << 27;
 const LEN_MASK: u32 = ZEROED - 1;
@@ -67,7 +70,7 @@ const _: () = assert!(size_of::<PageDesc>() == 32, "two descriptors fill a cache
 impl PageDesc {
     pub(crate) const fn new(index: u32) -> Self {
         Self {
-            word: AtomicU64::new(0),
+            word: AtomicU64::new(FIRST_WORD),
             next: AtomicPtr::new(core::ptr::null_mut()),
             prev: AtomicPtr::new(core::ptr::null_mut()),
             tag: AtomicU32::new(0),
@@ -101,6 +104,14 @@ impl PageDesc {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         (self.tag.load(Ordering::Relaxed) & LEN_MASK) as usize
+    }
+
+    /// Granules from the slab's first one to this one.
+    #[cfg(feature = "hardened")]
+    #[inline]
+    pub(crate) fn distance(&self) -> usize {
+        let tag = self.tag.load(Ordering::Relaxed);
+        if tag >> KIND_SHIFT == Kind::SlabRest as u32 { (tag & LEN_MASK) as usize } else { 0 }
     }
 
     /// Whether the run's pages are known to hold zeros only (first granule of a run).

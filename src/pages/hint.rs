@@ -48,6 +48,17 @@ impl ChunkHint {
         Some(unsafe { desc.as_ref() })
     }
 
+    /// The same, and how many bytes into its slab `addr` is, if that granule is one of a slab. Fast.
+    #[cfg(feature = "hardened")]
+    #[inline]
+    pub(crate) fn place(&self, addr: NonNull<u8>, removals: usize) -> Option<(&PageDesc, usize)> {
+        let desc = self.desc(addr, removals)?;
+        let shift = self.shift.load(Relaxed) & 63;
+        let offset = addr.as_ptr().addr().wrapping_sub(self.start.load(Relaxed));
+        let first = (offset >> shift).wrapping_sub(desc.distance());
+        Some((desc, offset.wrapping_sub(first << shift)))
+    }
+
     /// Remembers a chunk. `removals` was read before the chunk was looked up.
     pub(crate) fn set(&self, chunk: &Chunk, removals: usize) {
         self.start.store(chunk.addr(), Relaxed);

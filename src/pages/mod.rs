@@ -36,6 +36,7 @@ mod want;
 
 use core::ptr::NonNull;
 
+use crate::harden::KeyCell;
 use crate::provider::PageRun;
 use crate::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 
@@ -66,6 +67,8 @@ pub(crate) type Step<'a> = &'a dyn Fn(&mut dyn FnMut(bool));
 /// The page heap. All zero is the empty state.
 #[derive(Debug)]
 pub(crate) struct Pages<const N: usize> {
+    /// What the links of free blocks are written under; made when the first chunk arrives.
+    pub(crate) key: KeyCell,
     map: ChunkMap,
     /// Bytes that the provider has given and not taken back; P8.
     held_len: Level,
@@ -117,6 +120,7 @@ pub(crate) struct RunInfo<'a> {
 impl<const N: usize> Pages<N> {
     pub(crate) const fn new() -> Self {
         Self {
+            key: KeyCell::new(),
             map: ChunkMap::new(),
             held_len: Level::new(),
             own_len: AtomicUsize::new(0),
@@ -297,13 +301,28 @@ impl<const N: usize> Pages<N> {
         self.desc_near(hint, addr).or_else(|| self.desc_far(hint, addr))
     }
 
+    /// The same with the bytes from the start of its slab to `addr`, if it is in a slab. Fast.
+    #[cfg(feature = "hardened")]
+    #[inline]
+    pub(crate) fn place_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<(&'a PageDesc, usize)> {
+        hint.place(addr, self.removals.load(Relaxed))
+    }
+
     /// [`desc_near`](Self::desc_near) by looking the chunk up, which the hint then knows.
     #[cold]
     pub(crate) fn desc_far(&self, hint: &ChunkHint, addr: NonNull<u8>) -> Option<&PageDesc> {
+        let chunk = self.chunk_far(Some(hint), addr)?;
+        chunk.desc((addr.as_ptr().addr() - chunk.addr()) >> chunk.shift())
+    }
+
+    /// [`lookup`](Self::lookup) of a chunk that the hint then knows.
+    pub(crate) fn chunk_far(&self, hint: Option<&ChunkHint>, addr: NonNull<u8>) -> Option<&Chunk> {
         let removals = self.removals.load(Relaxed);
         let chunk = self.lookup(addr)?;
-        hint.set(chunk, removals);
-        chunk.desc((addr.as_ptr().addr() - chunk.addr()) >> chunk.shift())
+        if let Some(hint) = hint {
+            hint.set(chunk, removals);
+        }
+        Some(chunk)
     }
 
     /// Takes in a run of the provider's as a chunk, for the kind that is wanted and the shard that
@@ -330,6 +349,12 @@ impl<const N: usize> Pages<N> {
         // SAFETY: passed on to the caller.
         let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
         let Some(chunk) = chunk else { return Err(AddError::TooSmall) };
+        #[cfg(feature = "hardened")]
+        if !crate::harden::is_linkable(chunk.addr()) || !crate::harden::is_linkable(chunk.addr() + chunk.len()) {
+            return Err(AddError::TooSmall);
+        }
+        self.key.begin(chunk.addr());
+        chunk.set_key(self.key.get());
         let mut fits = false;
         let mut rests = [want.len, want.least_len].into_iter().filter_map(|len| {
             let rest = pool::split_new(chunk, want, len);

@@ -14,6 +14,8 @@ mod common;
 mod faults;
 mod gate;
 mod growth;
+#[cfg(feature = "hardened")]
+mod hardening;
 mod layers;
 mod nested;
 mod promises;

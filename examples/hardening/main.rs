@@ -1,0 +1,175 @@
+//! What each level of hardening catches, and what it costs.
+//!
+//! ```sh
+//! cargo run --example hardening -- table     # every bug against every level; writes the table into docs/hardening.md
+//! cargo run --example hardening -- price     # every workload at every level: instructions (valgrind) and time; the same
+//! ```
+//! A level is a feature, so both build this example again for each one, and run those. What they then call: `corpus`, `clean OPERATIONS` (a
+//! program without a bug: any report ends it) and `work NAME OPERATIONS`.
+
+#![expect(
+    clippy::std_instead_of_core,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "this runs on a host, and a failed check ends it"
+)]
+
+mod corpus;
+mod work;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use corpus::{BUGS, observe};
+
+/// Each level: its name in the tables, and its feature.
+const LEVELS: [(&str, &str); 2] = [("off", ""), ("hardened", "hardened")];
+
+const ROUNDS: usize = 11;
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hardening.md");
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["table"] => table(),
+        ["price"] => price(),
+        ["corpus"] => {
+            BUGS.iter().for_each(|bug| println!("{}\t{}", bug.name, observe(bug).text()));
+            Ok(())
+        }
+        ["clean", operations] => number(operations).and_then(work::clean),
+        ["work", name, operations] => number(operations).and_then(|count| work::run(name, count)),
+        _ => Err("expected: table | price | corpus | clean OPERATIONS | work NAME OPERATIONS".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("not a number: {text}"))
+}
+
+/// This example, built for a level.
+fn build((name, feature): (&str, &str)) -> Result<PathBuf, String> {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hardening").join(name);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "smp-heap",
+            "--example",
+            "hardening",
+            "--features",
+            feature,
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .arg("--target-dir")
+        .arg(&target)
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(target.join("release/examples/hardening")),
+        Ok(_) => Err(format!("the example does not build for level {name}")),
+        Err(error) => Err(format!("cargo cannot be started: {error}")),
+    }
+}
+
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?} cannot be started: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+/// Puts text between two marks of the document.
+fn write_docs(mark: &str, text: &str) -> Result<(), String> {
+    let old = fs::read_to_string(DOCS).map_err(|error| format!("{DOCS}: {error}"))?;
+    let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->"));
+    let parts = old.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
+    let Some((before, after)) = parts else { return Err(format!("{DOCS} has no place for {mark}")) };
+    println!("{text}");
+    fs::write(DOCS, format!("{before}{begin}{text}{end}{after}")).map_err(|error| format!("{DOCS}: {error}"))
+}
+
+fn header(first: &str) -> String {
+    let names = LEVELS.map(|(name, _)| format!(" {name} |")).concat();
+    format!("| {first} |{names}\n|---|{}\n", "---|".repeat(LEVELS.len()))
+}
+
+/// Runs the corpus at each level.
+fn table() -> Result<(), String> {
+    let mut columns = Vec::new();
+    for level in LEVELS {
+        let text = output(Command::new(build(level)?).arg("corpus"))?;
+        let seen: Vec<String> = text.lines().filter_map(|line| Some(line.split_once('\t')?.1.to_owned())).collect();
+        if seen.len() != BUGS.len() {
+            return Err(format!("{} results for {} bugs:\n{text}", seen.len(), BUGS.len()));
+        }
+        columns.push(seen);
+    }
+    let mut text = header("bug");
+    for (row, bug) in BUGS.iter().enumerate() {
+        let cells: String = columns.iter().map(|column| format!(" {} |", column[row])).collect();
+        text += &format!("| {} |{cells}\n", bug.name);
+    }
+    let caught = |column: &Vec<String>| column.iter().filter(|cell| corpus::is_caught(cell)).count();
+    let sums: String = columns.iter().map(|column| format!(" **{}** |", caught(column))).collect();
+    text += &format!("| **reported, of {}** |{sums}\n", BUGS.len());
+    write_docs("bugs", &text)
+}
+
+/// Runs each workload at each level, levels in turn.
+fn price() -> Result<(), String> {
+    let programs = LEVELS.map(build).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut text = header("instructions an operation");
+    for name in work::NAMES {
+        let counts = programs.iter().map(|program| instructions(program, name)).collect::<Result<Vec<_>, _>>()?;
+        text += &row(name, &counts);
+    }
+    text += &format!("\n{}", header("ns an operation"));
+    for name in work::NAMES {
+        let mut times = vec![Vec::new(); programs.len()];
+        for _ in 0..ROUNDS {
+            for (program, times) in programs.iter().zip(&mut times) {
+                let text = output(Command::new(program).args(["work", name, "4000000"]))?;
+                times.push(text.trim().parse::<f64>().map_err(|_| format!("no time: {text}"))?);
+            }
+        }
+        text += &row(name, &times.into_iter().map(median).collect::<Vec<_>>());
+    }
+    write_docs("price", &text)
+}
+
+fn row(name: &str, cells: &[f64]) -> String {
+    let cell = |value: &f64| format!(" {value:.1} ({:+.1} %) |", (value / cells[0] - 1.0) * 100.0);
+    format!("| {name} | {:.1} |{}\n", cells[0], cells[1..].iter().map(cell).collect::<String>())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Instructions of one operation: what twice as many take more.
+fn instructions(program: &Path, name: &str) -> Result<f64, String> {
+    const OPERATIONS: usize = 100_000;
+    let count = |operations: usize| {
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
+        let text = output(command.args(["work", name, &operations.to_string()]))?;
+        let sum = text.lines().find_map(|line| line.split_once("Collected :")).map(|(_, sum)| sum.trim().to_owned());
+        sum.and_then(|sum| sum.parse::<f64>().ok()).ok_or(format!("no count in: {text}"))
+    };
+    Ok((count(2 * OPERATIONS)? - count(OPERATIONS)?) / OPERATIONS as f64)
+}
