@@ -18,6 +18,9 @@ use crate::stress::{all_back, on_threads};
 /// Steps of the long mixed run.
 const STEPS: usize = 400;
 
+/// Steps from one `trim` to the next: what went back has to be asked for again.
+const TRIM_STEPS: usize = 8;
+
 /// A long run without faults of its own; interrupts come at calls only, so that it is quick.
 fn mixed(setup: Setup, seed: u64) -> Sequence {
     let mut random = Random::new(seed);
@@ -25,6 +28,9 @@ fn mixed(setup: Setup, seed: u64) -> Sequence {
     let mut bytes = Unstructured::new(&bytes);
     let mut steps = Vec::new();
     while steps.len() < STEPS {
+        if steps.len() % TRIM_STEPS == 0 {
+            steps.push(Step::Trim(0));
+        }
         match Step::arbitrary(&mut bytes).unwrap() {
             Step::Fail(_) => {}
             Step::Interrupted(op, mut interrupt) => {
@@ -43,7 +49,7 @@ fn mixed(setup: Setup, seed: u64) -> Sequence {
 fn setups() -> impl Iterator<Item = Setup> {
     let sources = [Source::Regions, Source::Plain, Source::Moving, Source::MovingReentrant];
     let modes = [Mode::Hint, Mode::Pinned];
-    let setup = |(mode, source)| Setup { mode, cpus: Cpus::Two, source, limit: Limit(10) };
+    let setup = |(mode, source)| Setup { mode, cpus: Cpus::Two, source, limit: Limit(6) };
     modes.into_iter().flat_map(move |mode| sources.map(|source| (mode, source))).map(setup)
 }
 

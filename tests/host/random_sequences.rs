@@ -154,7 +154,7 @@ fn the_seeds_of_the_fuzz_target_pass() {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let bytes = std::fs::read(&path).unwrap();
-        let sequence = Sequence::arbitrary_take_rest(Unstructured::new(&bytes)).unwrap();
+        let sequence = Sequence::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
         sum.add(run(&sequence).unwrap_or_else(|what| panic!("{}: {what}\n{sequence:#?}", path.display())));
     }
     println!("{sum:?}");
