@@ -426,10 +426,11 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.pages.free(slab.desc());
     }
 
-    /// How many whole slabs a bin keeps.
+    /// How many whole slabs a bin keeps. Counted by the length that new ones have: shorter ones fill what is left over in chunks, and
+    /// if as many of them were kept as have the same length together, they would keep a chunk each.
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
-        let slab_len = Chunk::run_len(slab.desc());
+        let slab_len = self.slab_want(slab.class()).len.max(Chunk::run_len(slab.desc()));
         (self.pages.held_len() / RESERVE_SHARE / slab_len.max(1)).max(1) as u32
     }
 

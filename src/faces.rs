@@ -288,9 +288,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Records what happens from now on, or nothing more. What is recorded meanwhile, and how it is printed and replayed, stands at
-    /// [`Trace`](crate::Trace) and at the head of `trace.rs`.
+    /// [`Trace`](crate::trace::Trace) and at the head of `trace.rs`.
     #[cfg(feature = "trace")]
-    pub fn trace_to(&self, trace: Option<&'static crate::Trace>) {
+    pub fn trace_to(&self, trace: Option<&'static crate::trace::Trace>) {
         self.engine.trace.set(trace);
     }
 
