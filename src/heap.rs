@@ -330,7 +330,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
-        let desc = self.engine.pages.desc_far(entered.cache.chunk_hint(block.start()), block.start());
+        let desc = self.engine.pages.desc(entered.cache.chunk_hint(block.start()), block.start());
         let is_home = desc.is_some_and(|desc| home_at(desc) == entered.index);
         self.free_looked_up(entered, class, block, is_home);
     }
