@@ -162,8 +162,11 @@ fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
 
 /// A request that is refused, and pages that the provider does not take back.
 fn refuse(model: &mut Model, heap: &Tested) {
+    // Longer than any chunk, so that it has one to itself, which is then empty.
+    model.alloc(heap, 40 << 20);
     heap.provider().books.failing_share.store(256, Ordering::Relaxed);
     heap.provider().books.keeps.store(true, Ordering::Relaxed);
+    model.free(heap, model.blocks.len() - 1);
     model.alloc(heap, 64 << 20);
     heap.trim(0);
     heap.provider().books.failing_share.store(0, Ordering::Relaxed);
