@@ -31,10 +31,8 @@ const LONG_STEP: usize = 256;
 pub(crate) const ENTRY_LEN: usize = 16;
 
 /// A size class: the set of block sizes that blocks of one length serve.
-///
-/// Inside, its index times [`ENTRY_LEN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SizeClass(u16);
+pub struct SizeClass(/* the index times `ENTRY_LEN` */ u16);
 
 /// The class of every size up to [`SHORT_LEN`], by (size - 1) / 8.
 static SHORT: [SizeClass; SHORT_LEN / STEP] = table(STEP);

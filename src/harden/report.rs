@@ -22,7 +22,7 @@ pub enum Misuse {
 }
 
 impl Misuse {
-    /// Every kind, in the order of [`index`](Self::index).
+    /// Every kind, in the order of their indexes.
     pub const ALL: [Self; 5] =
         [Self::DoubleFree, Self::ForeignPointer, Self::InteriorPointer, Self::LayoutMismatch, Self::CorruptLink];
 
