@@ -133,6 +133,14 @@ impl<T> Place<T> {
         // SAFETY: just written; nobody writes it again in this execution.
         unsafe { &*self.0 }
     }
+
+    /// Puts a copy of another place's value there, which was filled and never used: a model's stack is too short for a heap to pass over it.
+    pub(crate) fn fill_from(&self, unused: &Self) -> &'static T {
+        // SAFETY: both are leaked memory for one `T`; the copied value is never used or dropped itself, so that it is one value still.
+        unsafe { self.0.copy_from_nonoverlapping(unused.0, 1) };
+        // SAFETY: just written; nobody writes it again in this execution.
+        unsafe { &*self.0 }
+    }
 }
 
 /// A page heap over one chunk, at the same addresses in each execution.

@@ -213,14 +213,21 @@ fn all_back<const REENTRANT: bool>(heap: &'static Small<REENTRANT>, blocks: Vec<
     blocks.into_iter().for_each(|block| free(heap, block, BLOCK_LEN));
     heap.trim(0);
     heap.verify().unwrap();
-    assert_eq!((heap.stats().held_len, heap.provider().used()), (0, 0), "memory is lost");
+    assert_eq!((heap.engine.pages.held_len(), heap.provider().used()), (0, 0), "memory is lost");
+}
+
+/// Room for a heap over memory for two chunks, and such a heap, to be copied there.
+fn small<const REENTRANT: bool>() -> (Place<Small<REENTRANT>>, Place<Small<REENTRANT>>) {
+    let unused = Place::new();
+    unused.fill(Heap::new(Two::new(memory(2 * Ground::LEN)), Hint(hint as fn() -> Option<usize>)));
+    (Place::new(), unused)
 }
 
 /// The whole heap gives back all it can while its last block is freed.
 fn a_heap_is_trimmed_while_a_block_is_freed() {
-    let (place, memory) = (Place::new(), memory(2 * Ground::LEN));
+    let (place, unused) = small::<true>();
     explore(1, move || {
-        let heap: &'static Small<true> = place.fill(Heap::new(Two::new(memory), Hint(hint as fn() -> Option<usize>)));
+        let heap = place.fill_from(&unused);
         let block = filled(heap, BLOCK_LEN).unwrap();
         together(Vec::from([spawn(move || free(heap, block, BLOCK_LEN)), spawn(move || _ = heap.trim(0))]));
         all_back(heap, Vec::new());
@@ -229,9 +236,9 @@ fn a_heap_is_trimmed_while_a_block_is_freed() {
 
 /// The whole heap gives back all it can while a block is wanted.
 fn a_heap_is_trimmed_while_a_block_is_wanted() {
-    let (place, memory) = (Place::new(), memory(2 * Ground::LEN));
+    let (place, unused) = small::<true>();
     explore_some(2, 1000, move || {
-        let heap: &'static Small<true> = place.fill(Heap::new(Two::new(memory), Hint(hint as fn() -> Option<usize>)));
+        let heap = place.fill_from(&unused);
         let (block, out) = (filled(heap, BLOCK_LEN).unwrap(), Kept::new());
         free(heap, block, BLOCK_LEN);
         together(Vec::from([
@@ -249,9 +256,9 @@ fn a_heap_is_trimmed_while_a_block_is_wanted() {
 
 /// Two contexts come to an empty heap, over a provider that one may enter at a time.
 fn two_contexts_want_pages_at_once() {
-    let (place, memory) = (Place::new(), memory(2 * Ground::LEN));
+    let (place, unused) = small::<false>();
     explore_some(2, 2000, move || {
-        let heap: &'static Small<false> = place.fill(Heap::new(Two::new(memory), Hint(hint as fn() -> Option<usize>)));
+        let heap = place.fill_from(&unused);
         let out = Kept::new();
         let alloc = || {
             let out = out.clone();
