@@ -178,12 +178,23 @@ impl List {
         Some(unsafe { Block::unlinked(first, self.key) })
     }
 
+    /// [`pop`](Self::pop), but for the last `rest` blocks.
+    pub(crate) fn pop_beyond(&mut self, rest: u32) -> Option<Block> {
+        if self.count > rest { self.pop() } else { None }
+    }
+
     /// Puts a chain before the first block.
     pub(crate) fn prepend(&mut self, mut chain: Chain) {
         self.key = chain.key;
         chain.set_end(self.head, chain.key);
         self.head = chain.first.as_ptr();
         self.count += chain.count;
+    }
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

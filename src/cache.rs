@@ -25,7 +25,7 @@ use crate::pages::ChunkHint;
 use crate::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
-/// The most blocks in one list: what one flush walks while the cache is held.
+/// The most blocks in one list.
 pub(crate) const MAX_BLOCKS: u32 = 256;
 
 /// The most bytes in one list.

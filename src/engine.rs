@@ -8,7 +8,9 @@
 //! two CPUs that deal out one slab's blocks share its cache lines. Price: memory that others could use waits in their shards until the
 //! pages run out.
 //!
-//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel.
+//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel. Lists that leave a cache may have hundreds of
+//! blocks, each the last of its slab; so they are given to the caller, who sends them home a few ([`HOME_BATCH`], [`HOME_SLABS`]) a hold. Price: meanwhile they are
+//! in no cache, and a caller that is preempted in between hides them.
 //!
 //! A *nested* caller interrupted the heap on this CPU, or may have. It takes single blocks straight from the slabs, prefers the spare
 //! shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own shard's lock is held, and
@@ -58,6 +60,12 @@ const MIN_SLAB_LEN: usize = 256;
 /// A bin's reserve of whole slabs: this share of the bytes held.
 const RESERVE_SHARE: usize = 128;
 
+/// The most blocks that one flush sends home: each is looked up.
+const HOME_BATCH: u32 = 128;
+/// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then be whole and go to the pages,
+/// which takes as long as thirty look-ups.
+const HOME_SLABS: u32 = 8;
+
 /// Slabs that one flush gathers blocks for at a time.
 const GROUPS: usize = 8;
 
@@ -101,6 +109,23 @@ pub(crate) struct Engine<const CPUS: usize> {
     pub(crate) lent_count: AtomicU64,
     #[cfg(feature = "hardened")]
     pub(crate) watch: Watch,
+}
+
+/// Lists that were taken out of a cache, to be sent home.
+#[must_use = "dropped blocks are leaked"]
+#[derive(Debug, Default)]
+pub(crate) struct Surplus {
+    /// Both lists of a class whose limit was lowered.
+    gave_way: [List; 2],
+    /// The list in whose place another one was set aside.
+    spare: List,
+}
+
+impl Surplus {
+    /// The lists, empty ones too.
+    pub(crate) fn into_lists(self) -> impl Iterator<Item = List> {
+        self.gave_way.into_iter().chain([self.spare])
+    }
 }
 
 /// Blocks of one slab on their way home.
@@ -201,15 +226,21 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Up: blocks for a caller.
 
-    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block.
-    pub(crate) fn refill(&self, cache: &CpuCache, class: SizeClass, caller: Caller) -> Result<Block, Refused> {
+    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block. `surplus` gets what is to go home afterwards.
+    pub(crate) fn refill(
+        &self,
+        cache: &CpuCache,
+        class: SizeClass,
+        caller: Caller,
+        surplus: &mut Surplus,
+    ) -> Result<Block, Refused> {
         self.report_damage(&cache.damage);
         let spare = cache.take_spare(class);
         if spare.count() > 0 {
             cache.fill(class, spare);
             return cache.pop(class).ok_or(Refused::Empty);
         }
-        self.tune(cache, class, caller);
+        self.tune(cache, class, surplus);
         let limit = cache.limit(class);
         let mut list = self.obtain(class, limit.max(1), caller)?;
         cache.count_taken(class, list.count());
@@ -318,16 +349,24 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Down: blocks that come home.
 
-    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back.
-    pub(crate) fn spill(&self, cache: &CpuCache, class: SizeClass, block: Block, caller: Caller) {
-        self.tune(cache, class, caller);
+    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back. `surplus` gets what is to go home
+    /// afterwards.
+    pub(crate) fn spill(
+        &self,
+        cache: &CpuCache,
+        class: SizeClass,
+        block: Block,
+        caller: Caller,
+        surplus: &mut Surplus,
+    ) {
+        self.tune(cache, class, surplus);
         let Err(block) = cache.push(class, block) else { return };
         if cache.limit(class) == 0 {
             return self.give_back(block, Some(cache), caller);
         }
-        let spare = cache.take_spare(class);
+        surplus.spare = cache.take_spare(class);
         cache.set_aside(class);
-        self.flush(spare, Some(cache), caller);
+        self.flush(&mut surplus.spare, Some(cache), caller);
         if let Err(block) = cache.push(class, block) {
             self.give_back(block, Some(cache), caller);
         }
@@ -341,14 +380,17 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Gives a list of blocks back to their slabs, each group of one slab by one push.
+    /// Gives the first blocks of a list back to their slabs, each group of one slab by one push; as many as a hold may.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
-    pub(crate) fn flush<'a>(&'a self, mut list: List, cache: Option<&'a CpuCache>, caller: Caller) {
+    pub(crate) fn flush<'a>(&'a self, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
+        let rest = list.count().saturating_sub(HOME_BATCH);
         if let Some(cache) = cache.filter(|_| list.count() > 0) {
             self.count_at(cache, Counts::flush);
         }
         let mut groups: [Option<Group<'_>>; GROUPS] = [const { None }; GROUPS];
-        while let Some(block) = list.pop() {
+        let mut sent = 0;
+        while sent < HOME_SLABS {
+            let Some(block) = list.pop_beyond(rest) else { break };
             let Some(slab) = self.slab_of(block.start(), cache) else {
                 self.count_stray();
                 continue;
@@ -359,6 +401,7 @@ impl<const CPUS: usize> Engine<CPUS> {
                 _ => {
                     if let Some(group) = place.replace(Group { slab, chain: Chain::new(block) }) {
                         self.send_home(group, cache, caller);
+                        sent += 1;
                     }
                 }
             }
@@ -367,7 +410,9 @@ impl<const CPUS: usize> Engine<CPUS> {
             self.send_home(group, cache, caller);
         }
         #[cfg(feature = "hardened")]
-        if let Some(at) = list.first() {
+        if let Some(at) = list.first().filter(|_| sent < HOME_SLABS && list.count() > rest) {
+            // What is behind a damaged link is lost.
+            *list = List::new();
             self.report(Misuse::CorruptLink, at);
         }
     }
@@ -474,8 +519,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         if ample { share.max(AMPLE_CACHE_LEN.min(held_len / 2 / used_count)) } else { share }
     }
 
-    /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds.
-    fn tune(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
+    /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds. `surplus` gets that class's blocks.
+    fn tune(&self, cache: &CpuCache, class: SizeClass, surplus: &mut Surplus) {
         if cache.is_new() {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
         }
@@ -485,20 +530,11 @@ impl<const CPUS: usize> Engine<CPUS> {
         cache.heat(class);
         let is_over = cache.is_over(budget);
         if raise == Raise::Spent || is_over {
-            for list in cache.lower_limit(class, is_over).into_iter().flatten() {
-                self.flush(list, Some(cache), caller);
-            }
+            surplus.gave_way = cache.lower_limit(class, is_over).unwrap_or_default();
         }
     }
 
     // Back to the pages.
-
-    /// Empties the class's lists of a cache that the caller holds.
-    pub(crate) fn drain_class(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
-        for list in cache.lower(class, 0) {
-            self.flush(list, Some(cache), caller);
-        }
-    }
 
     /// Gives the reserves of whole slabs to the pages, a slab a step; true if there was one.
     pub(crate) fn release_reserves(&self, step: Step<'_>) -> bool {
@@ -589,6 +625,17 @@ mod tests {
         }
     }
 
+    /// Tunes, and sends home what gave way.
+    fn tune(engine: &Engine<2>, cache: &CpuCache, class: SizeClass, caller: Caller) {
+        let mut surplus = Surplus::default();
+        engine.tune(cache, class, &mut surplus);
+        for mut list in surplus.into_lists() {
+            while list.count() > 0 {
+                engine.flush(&mut list, Some(cache), caller);
+            }
+        }
+    }
+
     /// The shortest of a few times.
     fn shortest(mut work: impl FnMut()) -> Duration {
         let time = |_| {
@@ -616,7 +663,11 @@ mod tests {
             blocks = later.into_iter().map(|(_, block)| block).collect();
         }
         assert_eq!(list.count(), 1600);
-        engine.flush(list, None, ORDINARY);
+        while list.count() > 0 {
+            let before = list.count();
+            engine.flush(&mut list, None, ORDINARY);
+            assert!((1..=HOME_BATCH).contains(&(before - list.count())), "blocks in one hold");
+        }
         assert!(SizeClass::all().all(|class| engine.out_count(class) == 0));
         engine.release_whole(&step);
         assert!(SizeClass::all().all(|class| engine.slab_len(class).get() == 0));
@@ -695,7 +746,7 @@ mod tests {
         for (index, cache) in engine.caches().iter().enumerate() {
             let caller = Caller { index, nested: false };
             for _ in 0..50 {
-                SizeClass::all().for_each(|class| engine.tune(cache, class, caller));
+                SizeClass::all().for_each(|class| tune(engine, cache, class, caller));
             }
         }
         assert_eq!(engine.used_caches.load(Ordering::Relaxed), 2);
@@ -704,7 +755,7 @@ mod tests {
         // The first one filled its share while it was alone; its next slow paths bring it down.
         assert!(engine.caches()[0].is_over(budget));
         for _ in 0..100 {
-            engine.tune(&engine.caches()[0], class(64), ORDINARY);
+            tune(engine, &engine.caches()[0], class(64), ORDINARY);
         }
         assert!(engine.caches().iter().all(|cache| !cache.is_over(budget) && cache.verify()));
     }
@@ -714,11 +765,11 @@ mod tests {
         let alone = Alone::new(1 << 20);
         let (engine, cache) = (&alone.engine, &alone.engine.caches()[0]);
         for _ in 0..50 {
-            (20..40).filter_map(SizeClass::from_index).for_each(|class| engine.tune(cache, class, ORDINARY));
+            (20..40).filter_map(SizeClass::from_index).for_each(|class| tune(engine, cache, class, ORDINARY));
         }
         let late = SizeClass::from_index(41).unwrap();
         assert_eq!(cache.limit(late), 0);
-        (0..60).for_each(|_| engine.tune(cache, late, ORDINARY));
+        (0..60).for_each(|_| tune(engine, cache, late, ORDINARY));
         assert!(cache.limit(late) > 0);
         assert!(cache.verify() && !cache.is_over(engine.budget()));
     }

@@ -7,7 +7,7 @@
 //!        │          └─ search: reserves → provider → everything    nothing found; nothing held
 //!        └─ large: pages ─ search
 //! free  ─┬─ small: enter ─ push                                    fast, in view below
-//!        │          ├─ spill (engine) ─ return surplus chunks
+//!        │          ├─ spill (engine) ─ send home the rest, a batch a hold ─ return surplus chunks
 //!        │          └─ elsewhere: lap │ straight to the slab       own cache busy: always succeeds
 //!        └─ large: pages (waits for no lock) ─ return surplus chunks
 //! ```
@@ -22,11 +22,11 @@
 use core::fmt;
 use core::ptr::NonNull;
 
-use crate::block::Block;
+use crate::block::{Block, List};
 use crate::cache::{Counts, CpuCache};
 use crate::cpu::CpuMode;
 use crate::emergency::Emergency;
-use crate::engine::{Caller, Engine, TINY_COUNT};
+use crate::engine::{Caller, Engine, Surplus, TINY_COUNT};
 use crate::gate::{Entry, Gate};
 use crate::pages::{AddError, PageDesc, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
@@ -173,8 +173,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
         let engine = &self.heap.engine;
         match self.heap.enter() {
             Ok(entered) => {
-                let refill = || engine.refill(entered.cache, self.class, entered.caller()).ok();
-                entered.cache.pop(self.class).or_else(refill)
+                let mut surplus = Surplus::default();
+                let refill = || engine.refill(entered.cache, self.class, entered.caller(), &mut surplus).ok();
+                let block = entered.cache.pop(self.class).or_else(refill);
+                drop(entered);
+                self.heap.send_home(surplus.into_lists());
+                block
             }
             Err(caller) => engine.obtain_one(self.class, caller).ok(),
         }
@@ -300,9 +304,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(never)]
     fn alloc_refill(&self, entered: Entered<'_, C>, class: SizeClass) -> Option<NonNull<u8>> {
         let caller = entered.caller();
-        let block = self.engine.refill(entered.cache, class, caller);
+        let mut surplus = Surplus::default();
+        let block = self.engine.refill(entered.cache, class, caller, &mut surplus);
         let asked = entered.cache.is_drain_asked();
         drop(entered);
+        self.send_home(surplus.into_lists());
         if asked {
             self.drain_current();
         }
@@ -316,13 +322,28 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(never)]
     fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         let caller = entered.caller();
-        self.engine.spill(entered.cache, class, block, caller);
+        let mut surplus = Surplus::default();
+        self.engine.spill(entered.cache, class, block, caller, &mut surplus);
         let asked = entered.cache.is_drain_asked();
         drop(entered);
+        self.send_home(surplus.into_lists());
         if asked {
             self.drain_current();
         }
         self.return_surplus(caller);
+    }
+
+    /// Sends blocks home that are in no cache any more, a batch a hold, so that nobody waits long: with the cache of whichever CPU this is by then, or
+    /// as a nested caller if that is busy.
+    fn send_home(&self, lists: impl IntoIterator<Item = List>) {
+        for mut list in lists {
+            while list.count() > 0 {
+                match self.enter() {
+                    Ok(entered) => self.engine.flush(&mut list, Some(entered.cache), entered.caller()),
+                    Err(caller) => self.engine.flush(&mut list, None, caller),
+                }
+            }
+        }
     }
 
     /// A tiny block of another CPU's slab, or in another chunk than the last one.
@@ -376,8 +397,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return block.or_else(|| self.engine.obtain_one(class, caller).ok().map(Block::into_start));
         }
         self.count_nested(caller, Counts::nested_alloc);
-        let lapped =
-            self.lap(caller, |cache| cache.pop(class).or_else(|| self.engine.refill(cache, class, caller).ok()));
+        let mut surplus = Surplus::default();
+        let lapped = self.lap(caller, |cache| {
+            cache.pop(class).or_else(|| self.engine.refill(cache, class, caller, &mut surplus).ok())
+        });
+        self.send_home(surplus.into_lists());
         if let Some(block) = lapped.flatten() {
             return Some(block.into_start());
         }
@@ -743,15 +767,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Empties the cache with that index, class by class, so that it is never held long.
+    /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held.
     fn drain_index(&self, index: usize) {
         let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used()) else {
             return;
         };
         for class in SizeClass::all() {
             if cache.count(class) > 0 && cache.try_lock() {
-                self.engine.drain_class(cache, class, Caller { index, nested: false });
+                let lists = cache.lower(class, 0);
                 cache.unlock();
+                self.send_home(lists);
             }
         }
     }
@@ -759,12 +784,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Empties the cache of the CPU that runs. For the idle loop, or for the handler of an interrupt that asks a CPU to do so; a nested caller
     /// changes nothing.
     ///
-    /// Takes the cache once for each class, so that nobody waits long. Callable from any context.
+    /// Takes the cache once for each class and each batch of blocks, so that nobody waits long. Callable from any context.
     pub fn drain_current(&self) {
         for class in SizeClass::all() {
             let Ok(entered) = self.enter() else { return };
-            self.engine.drain_class(entered.cache, class, entered.caller());
+            let lists = entered.cache.lower(class, 0);
             entered.cache.end_drain();
+            drop(entered);
+            self.send_home(lists);
         }
     }
 
@@ -1235,7 +1262,9 @@ mod tests {
                 block.check().unwrap();
                 block.free(&heap).unwrap();
                 let freed = heap.engine.obtain_one(class, Caller { index: 0, nested: true });
-                let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller));
+                let mut surplus = Surplus::default();
+                let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller, &mut surplus));
+                heap.send_home(surplus.into_lists());
                 continue;
             }
             kept.push(block);

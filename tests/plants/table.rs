@@ -29,7 +29,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "block_linked_after_it_was_published",
         file: "slab.rs",
-        shipped: "            chain.set_end(self.head_of(old));\n            let mut new",
+        shipped: "            chain.set_end(self.head_of(old), self.key());\n            let mut new",
         planted: "            let mut new",
         model: "slab::a_chain_is_pushed_while_blocks_are_taken",
     },
@@ -293,8 +293,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "cache_given_up_before_the_spill",
         file: "heap.rs",
-        shipped: "        self.engine.spill(entered.cache, class, block, caller);\n        let asked = entered.cache.is_drain_asked();\n        drop(entered);\n",
-        planted: "        let cache = entered.cache;\n        drop(entered);\n        self.engine.spill(cache, class, block, caller);\n        let asked = cache.is_drain_asked();\n",
+        shipped: "        self.engine.spill(entered.cache, class, block, caller, &mut surplus);\n        let asked = entered.cache.is_drain_asked();\n        drop(entered);\n",
+        planted: "        let cache = entered.cache;\n        drop(entered);\n        self.engine.spill(cache, class, block, caller, &mut surplus);\n        let asked = cache.is_drain_asked();\n",
         model: "nested::a_pinned_flush_is_interrupted",
     },
     Plant {

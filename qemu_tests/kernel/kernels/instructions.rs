@@ -39,9 +39,9 @@ heaps! {
     Pinned<InterruptsMasked<Index>>,
 }
 
-/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: three lists of 256 blocks go
-/// home at most, and a block is less than 600 instructions even if it is the last of its slab.
-const LONGEST_HOLD: u32 = 3 * 256 * 600;
+/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 128 blocks are looked
+/// up at most, which takes less than 60 each, and go home to 16 slabs, one more to its own; a slab that goes to the pages takes less than 1,700.
+const LONGEST_HOLD: u32 = 128 * 60 + 17 * 1_700;
 
 /// Blocks of each kind.
 const COUNT: usize = 500;
