@@ -1,0 +1,95 @@
+//! All at once: threads that the timer takes off their CPU at any instruction and that go on elsewhere, timer handlers, broadcast IPIs and NMIs whose
+//! handlers allocate and free.
+//!
+//! Would catch breaking: alloc and free never deadlock, whoever interrupts whom and wherever the interrupted goes on; nothing is handed out twice (each
+//! block is filled, and checked when it is freed, by a thread or a handler, on any CPU); of a thousand requests of threads at most one is refused while there
+//! is memory, of a hundred of handlers at most ten; everything freed comes back. Which handlers came inside the heap is a guess here: the mark
+//! stays with the CPU, the thread does not.
+#![no_std]
+#![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
+
+#[path = "common/block.rs"]
+mod block;
+#[path = "common/heaps.rs"]
+mod heaps;
+#[path = "common/modes.rs"]
+mod modes;
+#[path = "common/sizes.rs"]
+mod sizes;
+#[path = "common/slots.rs"]
+mod slots;
+#[path = "common/storm.rs"]
+mod storm;
+
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use heaps::{Regions, expect_left, give};
+use modes::{Index, Pins, heaps};
+use smp_heap::cpu::{PreemptionPin, x86_64::InterruptsMasked};
+use smp_heap::{Hint, Pinned};
+use smp_heap_kernel::arch::vector;
+use smp_heap_kernel::{Boot, interrupts, ipi, kernel, nmi, println, sched, timer};
+
+heaps! {
+    over Regions = Regions::new();
+    Hint<Index>,
+    Pinned<PreemptionPin<Pins, Index>>,
+    Pinned<InterruptsMasked<Index>>,
+}
+
+const THREADS: usize = 24;
+/// Microseconds between two timer interrupts of a CPU.
+const QUANTUM: u32 = 100;
+/// What a thread does before it interrupts the other CPUs.
+const STEPS: usize = 50;
+/// The interrupts whose handlers allocate, besides the timer's.
+const STRIKE: u8 = vector::FREE + 2;
+
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+static DONE: AtomicUsize = AtomicUsize::new(0);
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+
+kernel! {
+    fn main(boot: &Boot) {
+        assert!(boot.cpu_count() > 1, "nobody sends interrupts to a CPU that is alone");
+        choose(boot);
+        give(boot.largest_region());
+        TURNS.store(boot.number("turns", 50), Relaxed);
+        timer::set_handler(|_| storm::strike());
+        nmi::set_handler(|_| storm::strike());
+        interrupts::set_handler(STRIKE, |_| storm::strike());
+        let rounds = boot.rounds(1);
+        for _ in 0..rounds {
+            for thread in 0..THREADS {
+                assert!(sched::spawn(work, thread), "no room for a thread");
+            }
+            storm::set_on(true);
+            sched::run(QUANTUM);
+            storm::set_on(false);
+            heaps::verify();
+        }
+        let turns = rounds * THREADS * TURNS.load(Relaxed);
+        let (counts, refused, asked) = (sched::counts(), REFUSED.load(Relaxed), turns * STEPS);
+        println!("{} operations of threads, {refused} requests refused; {counts:?}", 2 * asked);
+        assert_eq!(DONE.load(Relaxed), turns, "turns of threads");
+        assert!(asked * 2 >= 100_000 * rounds, "that was no storm");
+        assert!(counts.migrations > 100 && counts.preemptions > 100, "threads stayed where they were");
+        assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
+        storm::judge(0, 10);
+        expect_left(0);
+    }
+}
+
+/// A thread: works, and interrupts all CPUs but the one it is on.
+fn work(thread: usize) {
+    for turn in 0..TURNS.load(Relaxed) {
+        REFUSED.fetch_add(storm::try_work(STEPS), Relaxed);
+        if (thread + turn) % 2 == 0 {
+            nmi::broadcast();
+        } else {
+            ipi::send_all_but_self(STRIKE);
+        }
+        DONE.fetch_add(1, Relaxed);
+    }
+}
