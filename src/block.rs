@@ -179,6 +179,7 @@ impl List {
     }
 
     /// [`pop`](Self::pop), but for the last `rest` blocks.
+    #[inline]
     pub(crate) fn pop_beyond(&mut self, rest: u32) -> Option<Block> {
         if self.count > rest { self.pop() } else { None }
     }

@@ -583,14 +583,14 @@ mod tests {
 
     /// Blocks of 64 bytes that belong to nobody else.
     struct Blocks {
-        _memory: Box<[u64]>,
+        _memory: Vec<u64>,
         list: List,
     }
 
     impl Blocks {
         fn new() -> Self {
-            let mut memory: Box<[u64]> = std::vec![0; BLOCKS as usize * 8].into();
-            let start = NonNull::from(&mut memory[..]).cast();
+            let mut memory = std::vec![0_u64; BLOCKS as usize * 8];
+            let start = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
             let mut list = List::new();
             // SAFETY: the memory is as long as that many blocks, and used through them only.
             list.prepend(unsafe { Chain::carve(start, 64, BLOCKS, Key::NONE) });

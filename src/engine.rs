@@ -387,10 +387,12 @@ impl<const CPUS: usize> Engine<CPUS> {
         if let Some(cache) = cache.filter(|_| list.count() > 0) {
             self.count_at(cache, Counts::flush);
         }
+        // In registers while blocks are popped.
+        let mut left = core::mem::take(list);
         let mut groups: [Option<Group<'_>>; GROUPS] = [const { None }; GROUPS];
         let mut sent = 0;
         while sent < HOME_SLABS {
-            let Some(block) = list.pop_beyond(rest) else { break };
+            let Some(block) = left.pop_beyond(rest) else { break };
             let Some(slab) = self.slab_of(block.start(), cache) else {
                 self.count_stray();
                 continue;
@@ -410,11 +412,12 @@ impl<const CPUS: usize> Engine<CPUS> {
             self.send_home(group, cache, caller);
         }
         #[cfg(feature = "hardened")]
-        if let Some(at) = list.first().filter(|_| sent < HOME_SLABS && list.count() > rest) {
+        if let Some(at) = left.first().filter(|_| sent < HOME_SLABS && left.count() > rest) {
             // What is behind a damaged link is lost.
-            *list = List::new();
+            left = List::new();
             self.report(Misuse::CorruptLink, at);
         }
+        *list = left;
     }
 
     /// Reports blocks that were lost since the last time.
