@@ -527,8 +527,10 @@ impl<const CPUS: usize> Engine<CPUS> {
         if cache.is_new() {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
         }
-        let budget = self.budget();
-        cache.set_key(self.pages.key.get());
+        let key = self.pages.key.get();
+        // The key comes with the first chunk, and a huge block may come before. Without one no link may be written.
+        let budget = if key.is_some() { self.budget() } else { 0 };
+        cache.set_key(key);
         let raise = cache.raise_limit(class, budget);
         cache.heat(class);
         let is_over = cache.is_over(budget);

@@ -19,6 +19,12 @@ pub(crate) struct Damage;
 impl Key {
     pub(crate) const NONE: Self = Self;
 
+    /// Links may always be written.
+    #[inline]
+    pub(crate) fn is_some(self) -> bool {
+        true
+    }
+
     /// Reads the link at `place`: always good.
     ///
     /// # Safety

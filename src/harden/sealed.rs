@@ -78,6 +78,11 @@ impl Key {
         Self(mixed(number) & !0b111 | KEY_BITS)
     }
 
+    /// Whether it is a key, so that links may be written under it.
+    pub(crate) fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+
     #[inline]
     fn mask(self, place: NonNull<u8>) -> u64 {
         self.0 ^ place.as_ptr().addr() as u64

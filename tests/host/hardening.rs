@@ -4,6 +4,8 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(target_os = "linux")]
+use crate::common::Mmap;
 use crate::common::{Books, ThreadCpu, play_cpu};
 use crate::stress::{all_back, on_threads};
 use smp_heap::battery::{Filled, Random, churn, exhaust, free_all};
@@ -141,4 +143,25 @@ fn a_key_is_taken_before_the_first_memory_and_not_later() {
     exhaust(&other, Layout::new::<[u64; 4]>(), 1000).unwrap();
     assert!(!other.set_key(0x1234), "there are links already");
     [heap, other].iter().for_each(|heap| heap.verify().unwrap());
+}
+
+/// A huge block is memory without a chunk, so there is no key yet when the first short blocks are asked for and freed.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_link_is_written_before_there_is_a_key() {
+    play_cpu(0);
+    let heap: Heap<_, _, 2> = Heap::new(Mmap::default(), Pinned(ThreadCpu));
+    let huge = Layout::new::<[u8; 1 << 20]>();
+    let first: NonNull<u8> = heap.alloc(huge).unwrap().cast();
+    for short in [Layout::new::<[u64; 8]>(), Layout::new::<[u64; 16]>()] {
+        let block = heap.alloc(short).unwrap().cast();
+        // SAFETY: allocated above with this Layout, and used no more.
+        unsafe { heap.free(block, short) };
+        heap.verify().unwrap();
+    }
+    // SAFETY: as above.
+    unsafe { heap.free(first, huge) };
+    assert_eq!(reports(&heap).iter().map(|(_, count)| count).sum::<u64>(), 0, "{:?}", reports(&heap));
+    heap.trim(0);
+    heap.verify().unwrap();
 }
