@@ -207,6 +207,8 @@ pub(crate) struct CpuCache {
     drain_asked: AtomicBool,
     /// Whether this cache was ever used: it then counts in the budget's divisor.
     used: AtomicBool,
+    /// Whether its CPU used it and was retired.
+    gone: AtomicBool,
     /// The class that gives up half its limit next.
     victim: AtomicU32,
     /// Where the next lap over the caches starts: where the last one succeeded.
@@ -231,6 +233,7 @@ impl CpuCache {
             busy: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
             used: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             victim: AtomicU32::new(0),
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
@@ -309,6 +312,29 @@ impl CpuCache {
 
     pub(crate) fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the CPU has gone; false if it did not use the heap.
+    pub(crate) fn goes(&self) -> bool {
+        let used = self.is_used();
+        if used {
+            self.used.store(false, Ordering::Relaxed);
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        used
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the CPU is there; true if it had gone.
+    pub(crate) fn comes_back(&self) -> bool {
+        let gone = self.is_gone();
+        if gone {
+            self.gone.store(false, Ordering::Relaxed);
+        }
+        gone
     }
 
     #[inline]
@@ -486,7 +512,7 @@ impl CpuCache {
 
     /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up, unless it was busy lately; or, if `all`, in any
     /// case. Looks at every class at most once.
-    pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<[List; 2]> {
+    pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<(SizeClass, [List; 2])> {
         for _ in 0..CLASS_COUNT {
             let turn = self.victim.load(Ordering::Relaxed);
             let next = if turn as usize + 1 < CLASS_COUNT { turn + 1 } else { 0 };
@@ -503,7 +529,7 @@ impl CpuCache {
                     heat.store(less, Ordering::Relaxed);
                     return None;
                 }
-                _ => return Some(self.lower(class, self.limit(class) / 2)),
+                _ => return Some((class, self.lower(class, self.limit(class) / 2))),
             }
         }
         None

@@ -25,6 +25,7 @@ use crate::harden::Damage;
 use crate::harden::{Misuse, Report, Watch};
 use crate::pages::{Chunk, Pages, Refused, Run, Step, Use, Want};
 use crate::partial::{Bin, Busy, Shard, Sweep};
+use crate::places::Places;
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Level, Ordering};
@@ -46,25 +47,28 @@ const AMPLE_CACHE_LEN: usize = 1 << 20;
 /// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a larger one.
 const SLAB_SHARES: [usize; 2] = [256, 64];
 const MAX_SLAB_LEN: usize = 16 * 1024;
-/// On big heaps slabs are up to four times as long: this share of the bytes held, divided among the CPUs, which each have slabs of their own.
+/// On big heaps slabs are up to four times as long: this share of the bytes held.
 const LONG_SLAB_SHARE: usize = 512;
 const MAX_LONG_SLAB_LEN: usize = 64 * 1024;
 /// A long block's slab holds this many on a big heap.
 const LONG_BLOCKS: usize = 4;
+/// A slab has at most this many blocks, if it is longer than a granule: one block that stays then keeps little, and all that are free can be looked at in one hold
+/// to join neighbours.
+const MAX_SLAB_BLOCKS: usize = Places::MOST;
 
 /// Slabs are cut in steps of 256 bytes up to the first length held, of 1 KiB up to the second, else of 4 KiB: as the granules of chunks.
 const TINY_HEAP_LEN: usize = 16 * 1024;
 const SMALL_HEAP_LEN: usize = 256 * 1024;
 const MIN_SLAB_LEN: usize = 256;
 
-/// A bin's reserve of whole slabs: this share of the bytes held.
+/// Reserves of whole slabs: all bins of a class together keep this share of the bytes held.
 const RESERVE_SHARE: usize = 128;
 
 /// The most blocks that one flush sends home: each is looked up.
-const HOME_BATCH: u32 = 128;
+const HOME_BATCH: u32 = 64;
 /// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then be whole and go to the pages,
 /// which takes as long as thirty look-ups.
-const HOME_SLABS: u32 = 8;
+const HOME_SLABS: u32 = 6;
 
 /// Slabs that one flush gathers blocks for at a time.
 const GROUPS: usize = 8;
@@ -95,10 +99,18 @@ pub(crate) struct Engine<const CPUS: usize> {
     pub(crate) pages: Pages<CPUS>,
     /// Blocks that went past the caches.
     loose: [Tally; CLASS_COUNT],
+    /// Blocks in use that serve a class less those of its slabs that serve other classes; below 0 it wraps.
+    lent: [AtomicU64; CLASS_COUNT],
+    /// The home where neighbours are looked for next.
+    pub(crate) join_turn: AtomicUsize,
+    /// By class, how far the search for neighbours has come; 0: it begins.
+    join_positions: [AtomicUsize; CLASS_COUNT],
     /// Bytes in slabs, by class.
     slab_lens: [Level; CLASS_COUNT],
-    /// Caches ever used: what the budget is divided by.
+    /// Caches in use: what the budget is divided by.
     used_caches: AtomicUsize,
+    /// Caches of CPUs that have gone.
+    gone_caches: AtomicUsize,
     /// The provider last gave as much as the heap wished for.
     ample: AtomicBool,
     /// Frees of what this heap never gave.
@@ -116,25 +128,32 @@ pub(crate) struct Engine<const CPUS: usize> {
 #[derive(Debug, Default)]
 pub(crate) struct Surplus {
     /// Both lists of a class whose limit was lowered.
-    gave_way: [List; 2],
+    gave_way: Option<(SizeClass, [List; 2])>,
     /// The list in whose place another one was set aside.
-    spare: List,
+    spare: Option<(SizeClass, List)>,
 }
 
 impl Surplus {
-    /// The lists, empty ones too.
-    pub(crate) fn into_lists(self) -> impl Iterator<Item = List> {
-        self.gave_way.into_iter().chain([self.spare])
+    /// The lists, empty ones too, each with the class that its blocks served.
+    pub(crate) fn into_lists(self) -> impl Iterator<Item = (SizeClass, List)> {
+        let gave_way = self.gave_way.into_iter().flat_map(|(class, lists)| lists.map(|list| (class, list)));
+        gave_way.chain(self.spare)
     }
 }
 
 /// Blocks of one slab on their way home.
-struct Group<'a> {
-    slab: Slab<'a>,
-    chain: Chain,
+pub(crate) struct Group<'a> {
+    pub(crate) slab: Slab<'a>,
+    pub(crate) chain: Chain,
 }
 
 impl<const CPUS: usize> Engine<CPUS> {
+    /// Bins of a class: one for each CPU, and the spare ones.
+    pub(crate) const HOMES: usize = CPUS + SPARE_SHARDS;
+
+    /// All bins.
+    pub(crate) const BINS: usize = Self::HOMES * CLASS_COUNT;
+
     pub(crate) const fn new() -> Self {
         const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 253 CPUs") };
         Self {
@@ -144,8 +163,12 @@ impl<const CPUS: usize> Engine<CPUS> {
             spare_shards: [const { Shard::new() }; SPARE_SHARDS],
             pages: Pages::new(),
             loose: [const { Tally::new() }; CLASS_COUNT],
+            lent: [const { AtomicU64::new(0) }; CLASS_COUNT],
+            join_turn: AtomicUsize::new(0),
+            join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
             slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),
+            gone_caches: AtomicUsize::new(0),
             ample: AtomicBool::new(false),
             stray_count: AtomicU64::new(0),
             trace: Hook::new(),
@@ -188,7 +211,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.shards.get(home).or_else(|| self.spare_shards.get(home.wrapping_sub(CPUS))).unwrap_or(first)
     }
 
-    fn bin(&self, home: usize, class: SizeClass) -> &Bin {
+    pub(crate) fn bin(&self, home: usize, class: SizeClass) -> &Bin {
         self.shard(home).bin(class)
     }
 
@@ -202,6 +225,16 @@ impl<const CPUS: usize> Engine<CPUS> {
         &self.loose[class.index()]
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    pub(crate) fn lent(&self, class: SizeClass) -> &AtomicU64 {
+        &self.lent[class.index()]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    pub(crate) fn join_position(&self, class: SizeClass) -> &AtomicUsize {
+        &self.join_positions[class.index()]
+    }
+
     /// The bins of one CPU.
     pub(crate) fn own_bin(&self, index: usize, class: SizeClass) -> Option<&Bin> {
         self.shards.get(index).map(|shard| shard.bin(class))
@@ -213,7 +246,12 @@ impl<const CPUS: usize> Engine<CPUS> {
         &self.slab_lens[class.index()]
     }
 
-    /// Blocks of the class that are not in its slabs: in use, or in a cache.
+    /// Blocks that serve the class and are not in slabs: in use, or in a cache.
+    pub(crate) fn served_count(&self, class: SizeClass) -> u64 {
+        self.out_count(class).wrapping_add(self.lent(class).load(Ordering::Relaxed))
+    }
+
+    /// Blocks of the class's slabs that are not there: in use, or in a cache.
     pub(crate) fn out_count(&self, class: SizeClass) -> u64 {
         let tallies = self.caches.iter().map(|cache| cache.tally(class)).chain([self.loose(class)]);
         let lost = self.bins(class).map(|(_, bin)| bin.damage.lost_count()).sum();
@@ -242,8 +280,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         self.tune(cache, class, surplus);
         let limit = cache.limit(class);
-        let mut list = self.obtain(class, limit.max(1), caller)?;
-        cache.count_taken(class, list.count());
+        let mut list = self.obtain(class, limit.max(1), caller, Some(cache))?;
         self.count_at(cache, Counts::refill);
         self.trace_batch(Kind::Refill, class, list.count());
         let block = list.pop();
@@ -255,25 +292,45 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// One block past the caches, for a caller that has none or finds its own busy.
     pub(crate) fn obtain_one(&self, class: SizeClass, caller: Caller) -> Result<Block, Refused> {
-        let block = self.obtain(class, 1, caller)?.pop();
-        self.loose(class).taken_by_any(1);
-        block.ok_or(Refused::Empty)
+        self.obtain(class, 1, caller, None)?.pop().ok_or(Refused::Empty)
     }
 
     /// One block out of a run that the caller got from the provider for this purpose.
     pub(crate) fn adopt(&self, run: &Run<'_>, class: SizeClass, caller: Caller) -> Option<Block> {
-        let block = self.found_slab(run, class, 1, self.home_for(class, caller))?.pop();
-        self.loose(class).taken_by_any(1);
-        block
+        let mut list = self.found_slab(run, class, 1, self.home_for(class, caller))?;
+        self.count_taken(None, class, list.count());
+        list.pop()
     }
 
-    /// Up to `most` blocks: from the own bin, else from a new slab, else from any other bin.
-    fn obtain(&self, class: SizeClass, most: u32, caller: Caller) -> Result<List, Refused> {
+    /// Up to `most` blocks, at least one: from the own bin or what CPUs left that have gone, else from a new slab, else from any other bin, else joined. Counted as taken at the
+    /// cache, if there is one.
+    fn obtain(&self, class: SizeClass, most: u32, caller: Caller, cache: Option<&CpuCache>) -> Result<List, Refused> {
+        let list = match self.obtain_cut(class, most, caller) {
+            Ok(list) => list,
+            Err(refused) => return self.join(class, most, caller, cache, true).ok_or(refused),
+        };
+        self.count_taken(cache, class, list.count());
+        Ok(list)
+    }
+
+    /// Counts blocks that left slabs of the class.
+    pub(crate) fn count_taken(&self, cache: Option<&CpuCache>, class: SizeClass, count: u32) {
+        match cache {
+            Some(cache) => cache.count_taken(class, count),
+            None => self.loose(class).taken_by_any(count),
+        }
+    }
+
+    /// Blocks of the class's own slabs.
+    fn obtain_cut(&self, class: SizeClass, most: u32, caller: Caller) -> Result<List, Refused> {
         let home = self.home_for(class, caller);
         let own = self.bin(home, class);
         let taken = own.take(most, !caller.nested);
         self.report_damage(&own.damage);
         if let Ok(Some(list)) = taken {
+            return Ok(list);
+        }
+        if let Some(list) = self.obtain_left(class, most) {
             return Ok(list);
         }
         let run = self.slab_run(class, caller);
@@ -293,8 +350,17 @@ impl<const CPUS: usize> Engine<CPUS> {
         Err(refused)
     }
 
+    /// Blocks of slabs that are at home on a CPU that has gone.
+    fn obtain_left(&self, class: SizeClass, most: u32) -> Option<List> {
+        if self.gone_caches.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let gone = self.caches.iter().zip(&self.shards).filter(|(cache, _)| cache.is_gone());
+        gone.map(|(_, shard)| shard.bin(class)).find_map(|bin| bin.take(most, false).ok().flatten())
+    }
+
     /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a spare one.
-    fn home_for(&self, class: SizeClass, caller: Caller) -> usize {
+    pub(crate) fn home_for(&self, class: SizeClass, caller: Caller) -> usize {
         let is_own = caller.index < CPUS;
         if is_own && !(caller.nested && self.bin(caller.index, class).looks_busy()) {
             return caller.index;
@@ -309,7 +375,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let granule =
             granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
         Want {
-            len: slab_len(class, granule, slab_target(class, held_len, self.used_count()).max(granule)),
+            len: slab_len(class, granule, slab_target(class, held_len).max(granule)),
             least_len: slab_len(class, MIN_SLAB_LEN, 0),
             align: class.block_align(),
             use_: Use::Slab,
@@ -335,18 +401,6 @@ impl<const CPUS: usize> Engine<CPUS> {
         Some(list)
     }
 
-    /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes home by its address.
-    pub(crate) fn borrow(&self, class: SizeClass) -> Option<Block> {
-        let longer = (class.index() + 1..CLASS_COUNT).filter_map(SizeClass::from_index);
-        longer.filter(|longer| longer.block_align() >= class.block_align()).find_map(|longer| {
-            let mut list = self.bins(longer).find_map(|(_, bin)| bin.take(1, false).ok().flatten())?;
-            self.loose(longer).taken_by_any(1);
-            #[cfg(feature = "hardened")]
-            self.lent_count.fetch_add(1, Ordering::Relaxed);
-            list.pop()
-        })
-    }
-
     // Down: blocks that come home.
 
     /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back. `surplus` gets what is to go home
@@ -362,27 +416,28 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.tune(cache, class, surplus);
         let Err(block) = cache.push(class, block) else { return };
         if cache.limit(class) == 0 {
-            return self.give_back(block, Some(cache), caller);
+            return self.give_back(class, block, Some(cache), caller);
         }
-        surplus.spare = cache.take_spare(class);
+        let mut spare = cache.take_spare(class);
         cache.set_aside(class);
-        self.flush(&mut surplus.spare, Some(cache), caller);
+        self.flush(class, &mut spare, Some(cache), caller);
+        surplus.spare = Some((class, spare));
         if let Err(block) = cache.push(class, block) {
-            self.give_back(block, Some(cache), caller);
+            self.give_back(class, block, Some(cache), caller);
         }
     }
 
-    /// Gives one block back to its slab. Callable from any context, always succeeds.
-    pub(crate) fn give_back<'a>(&'a self, block: Block, cache: Option<&'a CpuCache>, caller: Caller) {
+    /// Gives one block that served `class` back to its slab. Callable from any context, always succeeds.
+    pub(crate) fn give_back<'a>(&'a self, class: SizeClass, block: Block, cache: Option<&'a CpuCache>, caller: Caller) {
         match self.slab_of(block.start(), cache) {
-            Some(slab) => self.send_home(Group { slab, chain: Chain::new(block) }, cache, caller),
+            Some(slab) => self.send_home(self.group_of(slab, class, block), cache, caller),
             None => self.count_stray(),
         }
     }
 
-    /// Gives the first blocks of a list back to their slabs, each group of one slab by one push; as many as a hold may.
+    /// Gives the first blocks of a list, which served `class`, back to their slabs, each group of one slab by one push; as many as a hold may.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
-    pub(crate) fn flush<'a>(&'a self, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
+    pub(crate) fn flush<'a>(&'a self, class: SizeClass, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
         let rest = list.count().saturating_sub(HOME_BATCH);
         if let Some(cache) = cache.filter(|_| list.count() > 0) {
             self.count_at(cache, Counts::flush);
@@ -397,6 +452,11 @@ impl<const CPUS: usize> Engine<CPUS> {
                 self.count_stray();
                 continue;
             };
+            if slab.class() != class {
+                self.send_home(self.group_of(slab, class, block), cache, caller);
+                sent += 1;
+                continue;
+            }
             let place = &mut groups[slab.desc().index() % GROUPS];
             match place {
                 Some(group) if core::ptr::eq(group.slab.desc(), slab.desc()) => group.chain.push(block),
@@ -443,7 +503,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// Pushes a group onto its slab and does what that obliges to.
-    fn send_home(&self, group: Group<'_>, cache: Option<&CpuCache>, caller: Caller) {
+    pub(crate) fn send_home(&self, group: Group<'_>, cache: Option<&CpuCache>, caller: Caller) {
         let Group { slab, chain } = group;
         // Read before the push: afterwards the slab may be gone.
         let (class, bin) = (slab.class(), self.bin(slab.home(), slab.class()));
@@ -461,13 +521,13 @@ impl<const CPUS: usize> Engine<CPUS> {
         if duty.settle {
             let keep = self.reserve_count(slab);
             if let Some(surplus) = bin.settle(slab, keep) {
-                self.retire(surplus);
+                self.dissolve(surplus);
             }
         }
     }
 
     /// Gives a whole slab, owned, back to the pages.
-    fn retire(&self, slab: Slab<'_>) {
+    fn dissolve(&self, slab: Slab<'_>) {
         self.slab_len(slab.class()).sub(Chunk::run_len(slab.desc()));
         #[cfg(feature = "hardened")]
         slab.dissolve();
@@ -479,7 +539,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
         let slab_len = self.slab_want(slab.class()).len.max(Chunk::run_len(slab.desc()));
-        (self.pages.held_len() / RESERVE_SHARE / slab_len.max(1)).max(1) as u32
+        (self.pages.held_len() / RESERVE_SHARE / self.used_count() / slab_len.max(1)).max(1) as u32
     }
 
     /// Counts a free of what this heap never gave; nothing else happens to it.
@@ -526,6 +586,9 @@ impl<const CPUS: usize> Engine<CPUS> {
     fn tune(&self, cache: &CpuCache, class: SizeClass, surplus: &mut Surplus) {
         if cache.is_new() {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
+            if cache.comes_back() {
+                self.gone_caches.fetch_sub(1, Ordering::Relaxed);
+            }
         }
         let key = self.pages.key.get();
         // The key comes with the first chunk, and a huge block may come before. Without one no link may be written.
@@ -535,7 +598,15 @@ impl<const CPUS: usize> Engine<CPUS> {
         cache.heat(class);
         let is_over = cache.is_over(budget);
         if raise == Raise::Spent || is_over {
-            surplus.gave_way = cache.lower_limit(class, is_over).unwrap_or_default();
+            surplus.gave_way = cache.lower_limit(class, is_over);
+        }
+    }
+
+    /// Notes that the CPU of this cache, which is empty, has gone; until it uses the heap again, what is at home there serves every other one first.
+    pub(crate) fn retire(&self, cache: &CpuCache) {
+        if cache.goes() {
+            self.gone_caches.fetch_add(1, Ordering::Relaxed);
+            self.used_caches.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -547,7 +618,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         for bin in SizeClass::all().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
             while bin.has_whole() {
                 let mut released = false;
-                step(&mut |_| released = bin.take_whole().map(|slab| self.retire(slab)).is_some());
+                step(&mut |_| released = bin.take_whole().map(|slab| self.dissolve(slab)).is_some());
                 if !released {
                     break;
                 }
@@ -568,12 +639,24 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.release_reserves(step);
         self.pages.drain_deferred(step);
     }
+
+    /// [`release_whole`](Self::release_whole) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next few slabs, and keeps one whole one.
+    pub(crate) fn release_from(&self, number: usize, step: Step<'_>) {
+        let Some(class) = SizeClass::from_index(number % CLASS_COUNT) else { return };
+        let bin = self.bin(number / CLASS_COUNT, class);
+        if bin.looks_empty() {
+            return;
+        }
+        step(&mut |_| _ = bin.sweep(&mut { u32::MAX }));
+        step(&mut |_| _ = bin.take_surplus(1).map(|slab| self.dissolve(slab)));
+    }
 }
 
 /// How long a slab should be.
-fn slab_target(class: SizeClass, held_len: usize, cpus: usize) -> usize {
-    let longest = (held_len / LONG_SLAB_SHARE / cpus).clamp(MAX_SLAB_LEN, MAX_LONG_SLAB_LEN);
-    share_of(held_len, SLAB_SHARES).min(longest.max(LONG_BLOCKS * class.block_len()))
+fn slab_target(class: SizeClass, held_len: usize) -> usize {
+    let longest = (held_len / LONG_SLAB_SHARE).clamp(MAX_SLAB_LEN, MAX_LONG_SLAB_LEN);
+    let most = longest.max(LONG_BLOCKS * class.block_len()).min(MAX_SLAB_BLOCKS * class.block_len());
+    share_of(held_len, SLAB_SHARES).min(most)
 }
 
 /// The share of the bytes held that small and larger heaps spend on something.
@@ -634,9 +717,9 @@ mod tests {
     fn tune(engine: &Engine<2>, cache: &CpuCache, class: SizeClass, caller: Caller) {
         let mut surplus = Surplus::default();
         engine.tune(cache, class, &mut surplus);
-        for mut list in surplus.into_lists() {
+        for (class, mut list) in surplus.into_lists() {
             while list.count() > 0 {
-                engine.flush(&mut list, Some(cache), caller);
+                engine.flush(class, &mut list, Some(cache), caller);
             }
         }
     }
@@ -655,22 +738,20 @@ mod tests {
     fn a_flush_brings_every_block_to_its_own_slab() {
         let alone = Alone::new(1 << 20);
         let engine = &alone.engine;
-        let mut blocks = Vec::new();
-        for size in [16, 64, 128, 1000] {
-            blocks.extend((0..400).map(|_| (class(size), engine.obtain_one(class(size), ORDINARY).unwrap())));
-        }
+        let class = class(128);
+        let mut blocks: Vec<_> = (0..1600).map(|_| engine.obtain_one(class, ORDINARY).unwrap()).collect();
         let mut list = List::new();
         // Neighbours in the list are of different slabs, and of more slabs than are gathered at a time.
         for start in 0..97 {
             let rest = core::mem::take(&mut blocks).into_iter().enumerate();
             let (now, later): (Vec<_>, Vec<_>) = rest.partition(|(index, _)| index % (97 - start) == 0);
-            now.into_iter().for_each(|(_, (_, block))| list.prepend(Chain::new(block)));
+            now.into_iter().for_each(|(_, block)| list.prepend(Chain::new(block)));
             blocks = later.into_iter().map(|(_, block)| block).collect();
         }
         assert_eq!(list.count(), 1600);
         while list.count() > 0 {
             let before = list.count();
-            engine.flush(&mut list, None, ORDINARY);
+            engine.flush(class, &mut list, None, ORDINARY);
             assert!((1..=HOME_BATCH).contains(&(before - list.count())), "blocks in one hold");
         }
         assert!(SizeClass::all().all(|class| engine.out_count(class) == 0));
@@ -693,9 +774,9 @@ mod tests {
             let blocks: Vec<_> = (0..4).map(|_| engine.obtain_one(class, NESTED).unwrap()).collect();
             let lens = engine.slab_len(class).get();
             assert!(lens <= 2 * engine.slab_want(class).len, "{lens} bytes in slabs");
-            blocks.into_iter().for_each(|block| engine.give_back(block, None, NESTED));
+            blocks.into_iter().for_each(|block| engine.give_back(class, block, None, NESTED));
         });
-        engine.give_back(kept, None, ORDINARY);
+        engine.give_back(class, kept, None, ORDINARY);
         engine.release_whole(&step);
         assert_eq!(engine.slab_len(class).get(), 0);
         assert_eq!(engine.home_for(class, Caller { index: 9, nested: false }), 2, "a CPU without a shard");
@@ -712,8 +793,8 @@ mod tests {
         let busy = while_locked(engine.bin(0, class), || engine.obtain_one(class, other).err());
         assert_eq!(busy, Some(Refused::Busy));
         let more = engine.obtain_one(class, other).unwrap();
-        engine.give_back(more, None, other);
-        engine.give_back(block, None, other);
+        engine.give_back(class, more, None, other);
+        engine.give_back(class, block, None, other);
     }
 
     #[test]
@@ -738,9 +819,12 @@ mod tests {
         let borrowed = engine.borrow(class(16)).unwrap();
         assert_eq!(borrowed.start().addr().get() % 16, 0);
         assert_eq!((engine.out_count(class(48)), engine.out_count(class(16))), (2, 0), "counted where it came from");
-        for block in held.into_iter().chain([shorter, more, borrowed]) {
-            engine.give_back(block, None, ORDINARY);
+        let served =
+            [(8, shorter), (48, more), (16, borrowed)].into_iter().chain(held.into_iter().map(|held| (24, held)));
+        for (size, block) in served {
+            engine.give_back(class(size), block, None, ORDINARY);
         }
+        assert!([8, 16, 24, 48].into_iter().all(|size| engine.served_count(class(size)) == 0));
         assert_eq!((engine.out_count(class(48)), engine.out_count(class(24))), (0, 0));
     }
 
@@ -785,7 +869,7 @@ mod tests {
         let (engine, class) = (&alone.engine, class(1024));
         let blocks: Vec<_> = (0..2000).map(|_| engine.obtain_one(class, ORDINARY).unwrap()).collect();
         let most = engine.slab_len(class).get();
-        blocks.into_iter().for_each(|block| engine.give_back(block, None, ORDINARY));
+        blocks.into_iter().for_each(|block| engine.give_back(class, block, None, ORDINARY));
         let kept = engine.slab_len(class).get();
         assert!(most > 1 << 20 && kept > 0 && kept <= (4 << 20) / RESERVE_SHARE, "{kept} of {most} kept");
         assert!(engine.release_reserves(&step) && !engine.release_reserves(&step));
@@ -800,7 +884,7 @@ mod tests {
         let (engine, class) = (&alone.engine, class(128));
         let _out = engine.obtain_one(class, ORDINARY).unwrap();
         let nested = while_locked(engine.bin(0, class), || engine.obtain_one(class, NESTED).unwrap());
-        engine.give_back(nested, None, NESTED);
+        engine.give_back(class, nested, None, NESTED);
         let time = |caller| shortest(|| assert!(engine.obtain_one(class, caller).is_err()));
         let compare = |what| {
             let (ordinary, nested) = (time(ORDINARY), time(NESTED));

@@ -41,10 +41,13 @@ use crate::trace::{Event, Kind};
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
 const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
 /// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's size.
-const CHUNK_SHARE: usize = 4;
+const CHUNK_SHARE: usize = 8;
 
 /// Free pages up to this share of the bytes held stay with the heap.
 const KEPT_SHARE: usize = 4;
+
+/// Each call of `maintain` forgets this share of what was in use once and is not now.
+const DECAY_SHARE: usize = 8;
 
 /// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
 const ASK_TRIES: u32 = 64;
@@ -60,8 +63,11 @@ const BUSY_TRIES: u32 = 16;
 /// the provider, or a virtual CPU that its host does not run, hides what it holds for a time slice. Each look waits within the spin limit.
 const LAST_TRIES: u32 = 1024;
 
+/// Looks for neighbours to join, a slab each, when there are no pages for a short block.
+const JOIN_TRIES: u32 = 64;
+
 /// How often the kernel is asked to relieve the pressure for one allocation.
-const RELIEF_TRIES: u32 = 4;
+const RELIEF_TRIES: u32 = 64;
 
 /// A heap for kernels: scales with CPUs, callable from every context. See the [crate's documentation](crate).
 ///
@@ -75,6 +81,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     /// Contexts that carry a chunk between provider and heap: neither has it meanwhile.
     moving: AtomicUsize,
     stranded: Stranded,
+    pub(crate) recent: Recent,
     pub(crate) emergency: Emergency,
     /// Bytes that `realloc` copied while the caller's cache was busy: of short blocks, of long ones.
     pub(crate) copied: [AtomicU64; 2],
@@ -99,6 +106,44 @@ impl<P: fmt::Debug, C: fmt::Debug, const CPUS: usize> fmt::Debug for Heap<P, C, 
             .field("mode", &self.mode)
             .field("held_len", &self.engine.pages.held_len())
             .finish_non_exhaustive()
+    }
+}
+
+/// The most bytes that were in use lately, for who calls [`maintain`](Heap::maintain).
+#[derive(Debug)]
+pub(crate) struct Recent {
+    /// Up to the last call; 0: nobody maintains the heap.
+    used_len: AtomicUsize,
+    /// Since then, as far as somebody noted it.
+    since_len: AtomicUsize,
+    /// The bin that is swept next.
+    pub(crate) turn: AtomicUsize,
+}
+
+impl Recent {
+    const fn new() -> Self {
+        Self { used_len: AtomicUsize::new(0), since_len: AtomicUsize::new(0), turn: AtomicUsize::new(0) }
+    }
+
+    /// That many bytes are in use now.
+    fn note(&self, used_len: usize) {
+        self.since_len.fetch_max(used_len, Ordering::Relaxed);
+    }
+
+    /// Begins anew with that many bytes in use, and forgets a share of what is in use no more and was not since the last call.
+    pub(crate) fn decay(&self, used_len: usize) {
+        let since = self.since_len.swap(used_len, Ordering::Relaxed).max(used_len);
+        let before = self.used_len.load(Ordering::Relaxed);
+        let kept = before - before.saturating_sub(since).div_ceil(DECAY_SHARE);
+        self.used_len.store(kept.max(since).max(1), Ordering::Relaxed);
+    }
+
+    /// Free bytes that were in use lately; 0 if nobody maintains the heap.
+    pub(crate) fn spare_len(&self, used_len: usize) -> usize {
+        match self.used_len.load(Ordering::Relaxed) {
+            0 => 0,
+            before => before.max(self.since_len.load(Ordering::Relaxed)).saturating_sub(used_len),
+        }
     }
 }
 
@@ -152,6 +197,11 @@ pub(crate) trait Seek {
     /// Looks once among what the heap has.
     fn attempt(&self, depth: Depth) -> Option<Self::Found>;
 
+    /// Whether the last attempt had not looked everywhere that a further one would.
+    fn has_more(&self) -> bool {
+        false
+    }
+
     /// Makes a run, wanted like this and owned, what is searched for.
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Self::Found>;
 }
@@ -184,6 +234,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
         }
     }
 
+    fn has_more(&self) -> bool {
+        self.heap.engine.is_joining(self.class)
+    }
+
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Block> {
         self.heap.engine.adopt(&run, self.class, caller)
     }
@@ -198,6 +252,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             calls: Calls::new(),
             moving: AtomicUsize::new(0),
             stranded: Stranded::new(),
+            recent: Recent::new(),
             emergency: Emergency::new(),
             copied: [const { AtomicU64::new(0) }; 2],
             provider,
@@ -335,12 +390,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Sends blocks home that are in no cache any more, a batch a hold, so that nobody waits long: with the cache of whichever CPU this is by then, or
     /// as a nested caller if that is busy.
-    fn send_home(&self, lists: impl IntoIterator<Item = List>) {
-        for mut list in lists {
+    pub(crate) fn send_home(&self, lists: impl IntoIterator<Item = (SizeClass, List)>) {
+        for (class, mut list) in lists {
             while list.count() > 0 {
                 match self.enter() {
-                    Ok(entered) => self.engine.flush(&mut list, Some(entered.cache), entered.caller()),
-                    Err(caller) => self.engine.flush(&mut list, None, caller),
+                    Ok(entered) => self.engine.flush(class, &mut list, Some(entered.cache), entered.caller()),
+                    Err(caller) => self.engine.flush(class, &mut list, None, caller),
                 }
             }
         }
@@ -382,7 +437,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
             return;
         }
-        self.engine.give_back(block, Some(entered.cache), caller);
+        self.engine.give_back(class, block, Some(entered.cache), caller);
         drop(entered);
         self.return_surplus(caller);
     }
@@ -424,7 +479,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         #[cfg(feature = "hardened")]
         match self.engine.inspect(None, block.start(), class) {
             Ok(slab) if slab.class() == class => {}
-            Ok(_) => return self.engine.give_back(block, None, caller),
+            Ok(_) => return self.engine.give_back(class, block, None, caller),
             Err(misuse) => return self.engine.report(misuse, block.into_start()),
         }
         self.count_nested(caller, Counts::nested_free);
@@ -434,7 +489,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             block = kept;
         });
         if let Some(block) = block {
-            self.engine.give_back(block, None, caller);
+            self.engine.give_back(class, block, None, caller);
         }
     }
 
@@ -477,7 +532,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     fn search_small(&self, class: SizeClass, refused: Refused, caller: Caller) -> Option<NonNull<u8>> {
         let found = self.search(&Small { heap: self, class }, refused, caller);
-        found.or_else(|| self.engine.borrow(class)).map(Block::into_start)
+        let joined = || (0..JOIN_TRIES).find_map(|_| self.held(|caller| self.engine.join_one(class, caller)));
+        found.or_else(joined).or_else(|| self.engine.borrow(class)).map(Block::into_start)
     }
 
     /// Finds memory for a request that was just refused, in the order of what it costs others: a lock that was busy, reserves, new
@@ -490,7 +546,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let reserves = || self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step);
         let at_hand = (0..tries)
             .find_map(|_| seek.attempt(Depth::Quick))
-            .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None });
+            .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None })
+            .or_else(|| (0..JOIN_TRIES).take_while(|_| seek.has_more()).find_map(|_| seek.attempt(Depth::Quick)));
         if at_hand.is_some() {
             return at_hand;
         }
@@ -539,13 +596,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         found
     }
 
-    /// The pressure hook, unlocked.
+    /// The pressure hook, unlocked, and a search after each time that it helped.
     fn relieve<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
         let want = seek.want();
         let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
-        (0..RELIEF_TRIES)
-            .map_while(|_| self.calls.relieve(&self.provider, need).then_some(()))
-            .find_map(|()| seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller).ok().flatten()))
+        self.relieved(need, || seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller).ok().flatten()))
+    }
+
+    /// Asks the kernel to relieve the pressure until `look` finds something, the kernel says no, or it was asked often.
+    pub(crate) fn relieved<T>(&self, need: PageRun, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        (0..RELIEF_TRIES).map_while(|_| self.calls.relieve(&self.provider, need).then_some(())).find_map(|()| look())
     }
 
     /// What a nested caller may ask of the provider: pages, if that is safe while the provider was interrupted.
@@ -571,6 +631,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 Ok(Some((start, run))) => {
                     self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
                     self.trace_run(Kind::Map, start, run);
+                    self.recent.note(self.used_len().saturating_add(run.len()));
                     let _moving = self.begin_moving();
                     let run = self.add_chunk(start, run, want, caller);
                     return Ok(run.ok().and_then(|run| match run {
@@ -595,7 +656,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Offers the provider again what it did not take.
-    fn offer_stranded(&self, caller: Caller) {
+    pub(crate) fn offer_stranded(&self, caller: Caller) {
         // SAFETY: `take_all` makes each run ours, and it came from `map` as it is.
         self.stranded.take_all(|start, run| unsafe { self.give_back(start, run, caller) });
     }
@@ -732,8 +793,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline]
     pub(crate) fn return_surplus(&self, caller: Caller) {
         if !caller.nested && self.engine.pages.has_surplus() && self.mode.may_wait() {
-            self.return_chunks(self.engine.pages.held_len() / KEPT_SHARE, caller);
+            let used_len = self.used_len();
+            self.recent.note(used_len);
+            let keep = (self.engine.pages.held_len() / KEPT_SHARE).max(self.recent.spare_len(used_len));
+            self.return_chunks(keep, caller);
         }
+    }
+
+    /// Bytes held that are not free pages.
+    pub(crate) fn used_len(&self) -> usize {
+        self.engine.pages.held_len().saturating_sub(self.engine.pages.free_len())
     }
 
     /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
@@ -768,7 +837,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held.
-    fn drain_index(&self, index: usize) {
+    pub(crate) fn drain_index(&self, index: usize) {
         let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used()) else {
             return;
         };
@@ -776,7 +845,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             if cache.count(class) > 0 && cache.try_lock() {
                 let lists = cache.lower(class, 0);
                 cache.unlock();
-                self.send_home(lists);
+                self.send_home(lists.map(|list| (class, list)));
             }
         }
     }
@@ -791,7 +860,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let lists = entered.cache.lower(class, 0);
             entered.cache.end_drain();
             drop(entered);
-            self.send_home(lists);
+            self.send_home(lists.map(|list| (class, list)));
         }
     }
 

@@ -151,7 +151,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 self.trim(0);
                 self.huge_once(run, caller)
             })
-            .or_else(|| if self.calls.relieve(&self.provider, run) { self.huge_once(run, caller) } else { None })
+            .or_else(|| self.relieved(run, || self.huge_once(run, caller)))
     }
 
     /// A run from the provider, noted as one block.

@@ -49,16 +49,17 @@
 //! dump                            the numbers as lines for tools
 //! reserve                         blocks set aside for contexts that must not fail
 //! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
-//! large                           blocks that are page runs of their own
+//! large, maintain                 blocks that are page runs of their own; work for idle times, CPUs that go
 //! heap                            fast paths, the lap, the out-of-memory sequence, calls of the provider, drain and trim
-//! inspect                         whether what is freed is what was given (`hardened`)
+//! inspect, join                   whether what is freed is what was given (`hardened`); blocks made of shorter ones, longer ones lent
 //! engine                          refill, flush, home bins, retiring of slabs, nested callers, cache budgets
 //! cache, partial                  one CPU's bounded lists; one CPU's partial slabs by class
-//! slab, ring                      a run cut into blocks and its word; a list of such runs
+//! slab, ring, places              a run cut into blocks and its word; a list of such runs; which blocks of one are free neighbours
 //! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
 //! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
 //! emergency, trace                memory for the time after a panic; what the heap did, event by event
 //! harden                          how a free block's link is written; what misuse is, and who is told
+//! overhead                        the most that a heap holds beside what is live
 //! size_class, provider, cpu       Layout to class; the two contracts and their adapters
 //! sync                            the seam of all atomics, the try-lock
 //! ```
@@ -139,12 +140,16 @@ mod harden;
 mod heap;
 #[cfg(feature = "hardened")]
 mod inspect;
+mod join;
 mod large;
+mod maintain;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod models;
+mod overhead;
 mod pages;
 mod partial;
+mod places;
 pub mod provider;
 mod reserve;
 mod ring;
@@ -162,6 +167,7 @@ pub use faces::AllocError;
 #[cfg(feature = "hardened")]
 pub use harden::{Misuse, Report};
 pub use heap::Heap;
+pub use overhead::worst_case_overhead;
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]
 pub use provider::{RegionError, RegionProvider};

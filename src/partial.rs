@@ -22,6 +22,7 @@ use core::ptr::null_mut;
 use crate::block::{Chain, List};
 use crate::harden::Damage;
 use crate::pages::{Kind, PageDesc};
+use crate::places::Places;
 use crate::ring::{Ring, pop_inbox};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{Slab, Taken};
@@ -35,6 +36,12 @@ const TAKE_SLABS: u32 = 4;
 
 /// Holds of the lock that one count of a bin's slabs may take.
 const COUNT_HOLDS: u32 = 64;
+
+/// Slabs looked at in one hold of the lock when one with many free blocks is searched for.
+const JOIN_LOOKS: u32 = 4;
+
+/// A slab is dense with free blocks if this share of its blocks is free: then most of them have neighbours.
+const JOIN_DENSITY: usize = 4;
 
 /// Slabs looked at in one hold of the lock when whole ones are searched for.
 const SWEEP_SLABS: u32 = 16;
@@ -145,6 +152,27 @@ impl Bin {
         }
     }
 
+    /// Takes all freed blocks out of the first of the next few partial slabs that has `least` of them, and if `dense` a quarter of its blocks. The next
+    /// call goes on behind it. Never waits.
+    pub(crate) fn take_freed(&self, least: usize, dense: bool) -> Option<(Slab<'_>, Chain)> {
+        if self.looks_empty() {
+            return None;
+        }
+        let held = self.lock.try_lock()?;
+        self.receive(&held);
+        for _ in 0..JOIN_LOOKS.min(self.partial.count()) {
+            // From the back, since what is put back comes to the front.
+            self.partial.turn_back();
+            let slab = self.partial.first().and_then(Slab::of)?;
+            let capacity = slab.capacity();
+            let enough = if dense { least.max(capacity / JOIN_DENSITY) } else { least };
+            if slab.counts().0 >= enough && capacity <= Places::MOST {
+                return self.take_from(&held, slab, u32::MAX).map(|chain| (slab, chain));
+            }
+        }
+        None
+    }
+
     /// Takes from one slab and leaves it in the list where it belongs afterwards. `None`: pushers came in between too often.
     fn take_from(&self, held: &Held<'_>, slab: Slab<'_>, most: u32) -> Option<Chain> {
         let stays = slab.desc().kind() == Kind::SlabPartial && !slab.may_exhaust(most);
@@ -201,7 +229,12 @@ impl Bin {
 
     /// Takes one slab out of the reserve: the caller owns it. Never waits.
     pub(crate) fn take_whole(&self) -> Option<Slab<'_>> {
-        let held = self.lock.try_lock()?;
+        self.take_surplus(0)
+    }
+
+    /// Takes one slab out of the reserve if more than `keep` are there: the caller owns it. Never waits.
+    pub(crate) fn take_surplus(&self, keep: u32) -> Option<Slab<'_>> {
+        let held = self.lock.try_lock().filter(|_| self.whole.count() > keep)?;
         let slab = Slab::of(self.whole.first()?)?;
         self.unlink(&held, slab);
         Some(slab)

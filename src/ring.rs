@@ -98,6 +98,13 @@ impl Ring {
         }
     }
 
+    /// Makes the last one the first.
+    pub(crate) fn turn_back(&self) {
+        if let Some(first) = self.first() {
+            self.first.store(first.prev.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// Whether links agree in both directions all the way round, `count` is right, and `good` holds for each. At rest.
     pub(crate) fn verify(&self, mut good: impl FnMut(&PageDesc) -> bool) -> bool {
         let Some(first) = self.first() else {
@@ -149,6 +156,9 @@ mod tests {
         assert_eq!(order(&ring), [3, 2, 1, 0]);
         ring.turn();
         assert_eq!(order(&ring), [2, 1, 0, 3]);
+        ring.turn_back();
+        assert_eq!(order(&ring), [3, 2, 1, 0]);
+        ring.turn();
         // The first, one in the middle, the last, the only one.
         for (gone, left) in [(2, [1, 0, 3].as_slice()), (0, &[1, 3]), (3, &[1]), (1, &[])] {
             ring.remove(&descs[gone]);

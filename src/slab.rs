@@ -211,7 +211,7 @@ impl<'a> Slab<'a> {
     }
 
     /// What the links of its blocks are written under.
-    fn key(self) -> Key {
+    pub(crate) fn key(self) -> Key {
         Chunk::of(self.desc).key()
     }
 

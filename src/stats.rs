@@ -45,7 +45,7 @@ pub struct ClassStats {
 /// One CPU's cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuStats {
-    /// Whether this CPU ever used the heap.
+    /// Whether this CPU uses the heap: it did, and was not retired since.
     pub is_used: bool,
     /// Free blocks in the cache.
     pub cached_count: u64,
@@ -244,13 +244,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     fn class_stats(&self, class: SizeClass) -> ClassStats {
-        let out_count = self.engine.out_count(class);
+        let served_count = self.engine.served_count(class);
         let cached_count = self.engine.caches().iter().map(|cache| u64::from(cache.count(class))).sum();
         let (partial_count, whole_count) = self.count_slabs(self.engine.bins(class).map(|(_, bin)| bin));
         let slab_len = self.engine.slab_len(class);
         ClassStats {
             block_len: class.block_len(),
-            live_count: out_count.saturating_sub(cached_count),
+            live_count: served_count.saturating_sub(cached_count),
             cached_count,
             partial_count,
             whole_count,

@@ -158,7 +158,11 @@ mod tests {
             // SAFETY: just allocated for that class, and used no more.
             let block = unsafe { Block::new(block.cast()) };
             // Some straight to their slabs, so that one is partial.
-            if index % 3 == 0 { heap.engine.give_back(block, None, caller) } else { heap.free_small(block, class()) }
+            if index % 3 == 0 {
+                heap.engine.give_back(class(), block, None, caller)
+            } else {
+                heap.free_small(block, class())
+            }
         }
         heap.verify().unwrap();
         hurt(&heap);
@@ -241,7 +245,7 @@ mod tests {
         for block in blocks.iter().step_by(7) {
             // SAFETY: just allocated with this Layout, and used no more.
             let block = unsafe { Block::new(block.cast()) };
-            heap.engine.give_back(block, None, caller);
+            heap.engine.give_back(class(), block, None, caller);
         }
         assert_eq!(heap.verify(), Ok(()));
     }

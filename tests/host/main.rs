@@ -17,6 +17,7 @@ mod growth;
 #[cfg(feature = "hardened")]
 mod hardening;
 mod layers;
+mod memory;
 mod nested;
 mod promises;
 mod random_sequences;
