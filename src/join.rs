@@ -86,20 +86,24 @@ impl<const CPUS: usize> Engine<CPUS> {
         cache: Option<&CpuCache>,
     ) -> Option<List> {
         let cut = slab.class();
-        self.count_taken(cache, cut, chain.count());
+        let freed_count = chain.count();
         let mut freed = List::new();
         freed.prepend(chain);
         // SAFETY: the blocks are this slab's, and it has no more than that many (`Bin::take_freed`).
-        let mut places = unsafe { Places::of(slab.start(), cut.block_len(), freed) };
+        let mut places = unsafe { Places::of(slab.start(), cut, freed) };
         let mut list = List::new();
         while list.count() < most {
             let Some((block, parts)) = places.join(class.block_len(), class.block_align()) else { break };
             list.prepend(Chain::new(block));
             self.count_lent(class, cut, parts);
         }
-        // Not before: with no block of it out, the slab might go.
-        if let Some(chain) = places.into_chain() {
-            self.send_home(Group { slab, chain }, cache, caller);
+        let rest = places.into_chain();
+        let rest_count = rest.as_ref().map_or(0, Chain::count);
+        // What only passed by is counted past the cache.
+        self.count_taken(cache, cut, freed_count - rest_count);
+        self.count_taken(None, cut, rest_count);
+        if let Some(chain) = rest {
+            self.send_home(Group { slab, chain }, None, caller);
         }
         Some(list).filter(|list| list.count() > 0)
     }
@@ -130,14 +134,14 @@ impl<const CPUS: usize> Engine<CPUS> {
             return Group { slab, chain: Chain::new(block) };
         }
         let offset = block.start().addr().get().wrapping_sub(slab.start().addr().get());
-        let parts = touched(offset, class.block_len(), own.block_len());
+        let parts = touched(offset, class.block_len(), own);
         #[expect(clippy::cast_possible_truncation, reason = "at most as many as a slab has blocks")]
         let count = parts.len() as u32;
         self.lent(class).fetch_sub(1, Ordering::Relaxed);
         self.lent(own).fetch_add(u64::from(count), Ordering::Relaxed);
         // SAFETY: a block that serves a longer class than its slab's was joined out of the slab's blocks that it touches (`join_in`), one that serves a shorter class
         // is one of them (`borrow`), and nothing else brings a block to a class that is not its slab's.
-        let chain = unsafe { cut(block, offset - parts.start * own.block_len(), own.block_len(), count, slab.key()) };
+        let chain = unsafe { cut(block, offset - parts.start * own.block_len(), own, count, slab.key()) };
         Group { slab, chain }
     }
 }

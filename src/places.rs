@@ -9,6 +9,7 @@ use core::ptr::NonNull;
 
 use crate::block::{Block, Chain, List};
 use crate::harden::Key;
+use crate::size_class::SizeClass;
 
 const WORDS: usize = 4;
 
@@ -18,7 +19,7 @@ const WORDS: usize = 4;
 pub(crate) struct Places {
     /// Where the slab's first block is.
     start: NonNull<u8>,
-    block_len: usize,
+    class: SizeClass,
     free: [u64; WORDS],
     /// Places before this one were searched.
     next: usize,
@@ -31,12 +32,12 @@ impl Places {
     /// The places of a list's blocks.
     ///
     /// # Safety
-    /// From `start` on lies a slab of at most [`MOST`](Self::MOST) blocks of `block_len` bytes, and every block of the list is one of them.
-    pub(crate) unsafe fn of(start: NonNull<u8>, block_len: usize, mut list: List) -> Self {
-        let mut places = Self { start, block_len, free: [0; WORDS], next: 0 };
+    /// From `start` on lies a slab of at most [`MOST`](Self::MOST) blocks of `class`, and every block of the list is one of them.
+    pub(crate) unsafe fn of(start: NonNull<u8>, class: SizeClass, mut list: List) -> Self {
+        let mut places = Self { start, class, free: [0; WORDS], next: 0 };
         while let Some(block) = list.pop() {
             let offset = block.into_start().addr().get().wrapping_sub(start.addr().get());
-            let place = offset / block_len;
+            let place = offset / class.block_len();
             if let Some(word) = places.free.get_mut(place / 64) {
                 *word |= 1 << (place % 64);
             }
@@ -49,8 +50,8 @@ impl Places {
     pub(crate) fn join(&mut self, len: usize, align: usize) -> Option<(Block, u32)> {
         while self.next < Self::MOST {
             let skip = self.addr(self.next).wrapping_neg() & (align - 1);
-            let offset = self.next * self.block_len + skip;
-            let touched = touched(offset, len, self.block_len);
+            let offset = self.next * self.class.block_len() + skip;
+            let touched = touched(offset, len, self.class);
             if touched.end > Self::MOST {
                 break;
             }
@@ -81,7 +82,7 @@ impl Places {
         let (index, word) = self.free.iter().enumerate().find(|(_, word)| **word != 0)?;
         let place = index * 64 + word.trailing_zeros() as usize;
         self.clear(place);
-        Some(self.block(place * self.block_len))
+        Some(self.block(place * self.class.block_len()))
     }
 
     fn is_free(&self, place: usize) -> bool {
@@ -95,7 +96,7 @@ impl Places {
     }
 
     fn addr(&self, place: usize) -> usize {
-        self.start.addr().get() + place * self.block_len
+        self.start.addr().get() + place * self.class.block_len()
     }
 
     /// The block that begins so many bytes from the slab's start, in places that were free and were just cleared.
@@ -107,23 +108,23 @@ impl Places {
     }
 }
 
-/// The blocks of `block_len` bytes that `len` bytes (not 0) touch, which begin `offset` bytes from the first block on.
-pub(crate) fn touched(offset: usize, len: usize, block_len: usize) -> Range<usize> {
-    offset / block_len..(offset + len).div_ceil(block_len)
+/// The blocks of a class that `len` bytes (not 0) touch, which begin `offset` bytes from the first block on.
+pub(crate) fn touched(offset: usize, len: usize, class: SizeClass) -> Range<usize> {
+    offset / class.block_len()..(offset + len).div_ceil(class.block_len())
 }
 
-/// The `count` blocks of `block_len` bytes that a joined one is again, the first of which begins `skip` bytes in front of it.
+/// The `count` blocks of a class that a joined one is again, the first of which begins `skip` bytes in front of it.
 ///
 /// # Safety
 /// They are those that the block touches; it was joined out of them, or is the one.
-pub(crate) unsafe fn cut(block: Block, skip: usize, block_len: usize, count: u32, key: Key) -> Chain {
+pub(crate) unsafe fn cut(block: Block, skip: usize, class: SizeClass, count: u32, key: Key) -> Chain {
     if count == 1 && skip == 0 {
         return Chain::new(block);
     }
     // SAFETY: by the contract the first of them begins there, in the same slab.
     let first = unsafe { block.into_start().sub(skip) };
     // SAFETY: by the contract they are the caller's, side by side within one slab and so one run; blocks are multiples of 8 long, at multiples of 8.
-    unsafe { Chain::carve(first, block_len, count, key) }
+    unsafe { Chain::carve(first, class.block_len(), count, key) }
 }
 
 #[cfg(test)]
@@ -132,6 +133,10 @@ mod tests {
     use std::vec::Vec;
 
     const LEN: usize = 16;
+
+    fn class(size: usize) -> SizeClass {
+        SizeClass::of(core::alloc::Layout::from_size_align(size, 8).unwrap()).unwrap()
+    }
 
     /// Memory of that many blocks.
     struct Ground(Vec<u128>);
@@ -156,7 +161,7 @@ mod tests {
                 list.prepend(Chain::new(unsafe { Block::new(block) }));
             }
             // SAFETY: the blocks lie in the memory from `start` on.
-            unsafe { Places::of(start, LEN, list) }
+            unsafe { Places::of(start, class(LEN), list) }
         }
 
         fn place(&mut self, block: &Block) -> usize {
@@ -227,15 +232,15 @@ mod tests {
             list.prepend(Chain::new(unsafe { Block::new(block) }));
         }
         // SAFETY: the blocks lie in the memory from `start` on.
-        let mut places = unsafe { Places::of(start, LONG, list) };
+        let mut places = unsafe { Places::of(start, class(LONG), list) };
         let (block, count) = places.join(128, 128).unwrap();
         let offset = block.start().addr().get() - start.addr().get();
         assert_eq!(offset, LONG + skip);
-        let parts = touched(offset, 128, LONG);
+        let parts = touched(offset, 128, class(LONG));
         assert_eq!((parts.len(), parts.start), (count as usize, offset / LONG));
         let mut list = List::new();
         // SAFETY: just joined out of these.
-        list.prepend(unsafe { cut(block, offset - parts.start * LONG, LONG, count, Key::NONE) });
+        list.prepend(unsafe { cut(block, offset - parts.start * LONG, class(LONG), count, Key::NONE) });
         let home = core::iter::from_fn(|| list.pop()).map(|block| block.into_start().addr().get() - start.addr().get());
         assert!(home.eq(parts.map(|part| part * LONG)));
         assert_eq!(places.into_chain().map(|chain| chain.count()), Some(15 - count));

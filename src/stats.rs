@@ -32,6 +32,8 @@ pub struct ClassStats {
     pub live_count: u64,
     /// Free blocks in caches.
     pub cached_count: u64,
+    /// Blocks of this class that other classes' slabs serve, as neighbours joined or longer blocks lent, less those that its own slabs serve to others.
+    pub lent_count: i64,
     /// Slabs with blocks to give, of all CPUs.
     pub partial_count: u64,
     /// Slabs that no block is missing from, kept in reserve.
@@ -252,6 +254,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             block_len: class.block_len(),
             live_count: served_count.saturating_sub(cached_count),
             cached_count,
+            lent_count: self.engine.lent(class).load(Ordering::Relaxed) as i64,
             partial_count,
             whole_count,
             held_len: slab_len.get(),

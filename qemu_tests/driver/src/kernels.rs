@@ -86,6 +86,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { machines: &[Microvm, Q35], ..Kernel::new("boot") },
     Kernel::new("tasks"),
     Kernel::new("collections"),
+    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint") },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cpus_that_go+pinned") },
     Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint") },
     Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned") },
     Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure") },

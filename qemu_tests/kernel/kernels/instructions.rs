@@ -39,9 +39,9 @@ heaps! {
     Pinned<InterruptsMasked<Index>>,
 }
 
-/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 128 blocks are looked
-/// up at most, which takes less than 60 each, and go home to 16 slabs, one more to its own; a slab that goes to the pages takes less than 1,700.
-const LONGEST_HOLD: u32 = 128 * 60 + 17 * 1_700;
+/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 64 blocks are looked
+/// up at most, which takes less than 100 each, and go home to 14 slabs, one more to its own; a slab that goes to the pages takes less than 2,300.
+const LONGEST_HOLD: u32 = 64 * 100 + 15 * 2_300;
 
 /// Blocks of each kind.
 const COUNT: usize = 500;

@@ -34,6 +34,12 @@ pub(crate) trait AnyHeap: GlobalAlloc + Sync {
     fn verify(&self) -> Result<(), Violation>;
     fn drain_current(&self);
     fn trim(&self);
+    #[allow(dead_code, clippy::allow_attributes, reason = "not every kernel has idle times")]
+    fn maintain(&self) -> usize;
+    /// # Safety
+    /// As for `Heap::retire_cpu`.
+    #[allow(dead_code, clippy::allow_attributes, reason = "not in every kernel do CPUs go")]
+    unsafe fn retire_cpu(&self, index: usize);
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
@@ -52,6 +58,15 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
 
     fn trim(&self) {
         self.trim(0);
+    }
+
+    fn maintain(&self) -> usize {
+        self.maintain(usize::MAX)
+    }
+
+    unsafe fn retire_cpu(&self, index: usize) {
+        // SAFETY: the contract is the same.
+        unsafe { self.retire_cpu(index) };
     }
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
