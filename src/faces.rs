@@ -143,7 +143,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the contract is the same, and a block of that class is in a slab.
             Some(class) if !may_be_run(class) => unsafe { self.free_classed(start, class) },
             // SAFETY: the contract is the same.
-            _ => unsafe { self.free_by_kind(start, layout) },
+            Some(_) => unsafe { self.free_by_kind(start, layout) },
+            // SAFETY: the contract is the same, and what has no class is no slab's.
+            None => unsafe { self.free_large(start, layout) },
         }
     }
 
@@ -172,7 +174,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     #[inline(never)]
     fn alloc_pages(&self, layout: Layout) -> Option<NonNull<u8>> {
-        self.alloc_large(layout).map(|large| large.block.cast())
+        self.alloc_large_start(layout)
     }
 
     /// Changes a block's size where it stands, growing or shrinking. False: unchanged.

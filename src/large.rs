@@ -21,7 +21,7 @@ use crate::gate::Entry;
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
 use crate::heap::{Depth, Heap, Seek};
-use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want};
+use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want, hand_out};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::{MAX_SMALL_LEN, SizeClass};
 
@@ -80,9 +80,39 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for LargeRun<'_, P, C,
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// A block that no slab serves. Not a fast path, but a short one: constant time while the page heap has a run.
-    #[cold]
+    /// A block that no slab serves, from a run that lies at hand: no loop, one lock.
     pub(crate) fn alloc_large(&self, layout: Layout) -> Option<LargeBlock> {
+        self.alloc_near(layout).map(|desc| as_block(&hand_out(desc))).or_else(|| self.alloc_far(layout))
+    }
+
+    /// The start of an [`alloc_large`](Self::alloc_large).
+    #[inline(always)]
+    pub(crate) fn alloc_large_start(&self, layout: Layout) -> Option<NonNull<u8>> {
+        match self.alloc_near(layout) {
+            Some(desc) => Some(Chunk::start_of(desc)),
+            None => self.alloc_far_start(layout),
+        }
+    }
+
+    /// What the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic mode.
+    #[inline(always)]
+    fn alloc_near(&self, layout: Layout) -> Option<&PageDesc> {
+        if is_huge::<P>(layout.size()) {
+            return None;
+        }
+        let entered = self.enter().ok()?;
+        self.engine.pages.alloc_near(layout.size(), layout.align(), Use::Large, entered.caller().index)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_far_start(&self, layout: Layout) -> Option<NonNull<u8>> {
+        self.alloc_far(layout).map(|large| large.block.cast())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_far(&self, layout: Layout) -> Option<LargeBlock> {
         if self.emergency.is_on() {
             return self.alloc_in_panic(layout);
         }
@@ -197,8 +227,32 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// # Safety
     /// `start` is a block of this heap, of that Layout, that nobody uses any more.
-    #[cold]
+    #[inline(always)]
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
+        #[cfg(not(feature = "hardened"))]
+        if !may_be_huge::<P>(layout.size()) {
+            if let Some(caller) = self.free_near(start) {
+                return self.return_surplus(caller);
+            }
+        }
+        // SAFETY: the contract is the same.
+        unsafe { self.free_far(start, layout) };
+    }
+
+    /// Frees a run in the chunk that the own cache remembers, if that is free: one lock, no lookup. `None`: it was not done.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(always)]
+    fn free_near(&self, start: NonNull<u8>) -> Option<Caller> {
+        let entered = self.enter().ok()?;
+        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start)?;
+        self.engine.pages.free_large(desc).then(|| entered.caller())
+    }
+
+    /// # Safety
+    /// As for [`free_large`](Self::free_large).
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_far(&self, start: NonNull<u8>, layout: Layout) {
         let caller = self.caller();
         if let Some(run) = self.huge_run_of(start, layout.size()) {
             #[cfg(feature = "hardened")]

@@ -211,7 +211,7 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
             block.check_lookup(&pages, rng.below(MIB));
             match rng.below(4) {
                 0 => {
-                    let locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+                    let locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
                     give(&pages, block);
                     drop(locks);
                 }
@@ -334,7 +334,7 @@ fn a_run_handed_out_first_may_be_freed_before_its_chunk_arrives() {
     let pages = Box::new(Pages::<1>::new());
     let want = Want { len: 100 * KIB, least_len: KIB, align: 4096, use_: Use::Large };
     {
-        let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+        let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
         // SAFETY: just allocated, zeroed.
         let first = unsafe { pages.add_chunk(start, run, want, 0, true, WAITING) }.unwrap().unwrap();
         assert!(first.zeroed && first.len == 100 * KIB && first.start == start);
@@ -355,7 +355,7 @@ fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
     let block = get(&pages, MIB, 4 * KIB, Use::Large, 0, 1).unwrap();
     let pool = pages.pools().nth(Chunk::of(block.desc()).pool()).unwrap();
     {
-        let _open = pool.open(false).unwrap();
+        let _open = pages.open(pool, false).unwrap();
         assert_eq!(pages.alloc(4096, 1, Use::Large, 0, false).err(), Some(Refused::Busy));
         assert_eq!(pages.alloc(4096, 1, Use::Large, 0, true).err(), Some(Refused::Busy), "waits within a bound");
         given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 1);
@@ -379,11 +379,11 @@ fn one_hold_drains_a_few_deferred_runs_only() {
     let blocks: Vec<_> = (0..20).map(|id| get(&pages, 4096, 4096, Use::Slab, 0, id).unwrap()).collect();
     let pool = pages.pools().next().unwrap();
     {
-        let _open = pool.open(false);
+        let _open = pages.open(pool, false);
         blocks.into_iter().for_each(|block| give(&pages, block));
     }
     let before = pages.free_len();
-    drop(pool.open(false));
+    drop(pages.open(pool, false));
     assert_eq!(pages.free_len() - before, pool::DRAIN_LIMIT * 4096);
     assert_eq!(pages.verify(), Ok(()));
 }
@@ -418,7 +418,7 @@ fn an_empty_chunk_is_taken_put_back_and_given_back() {
     // Putting back while the pool's lock is taken.
     let third = pages.take_empty(0).unwrap();
     {
-        let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+        let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
         // SAFETY: untouched since it was taken.
         unsafe { pages.put_back(third) };
     }
@@ -528,7 +528,10 @@ fn threads_share_a_page_heap() {
         });
         parcel.into_inner().unwrap().into_iter().for_each(|block| give(&pages, block));
         assert_eq!(pages.verify(), Ok(()));
-        assert_eq!(pages.free_len(), pages.pools().flat_map(|p| p.open(true).unwrap().chunks()).map(Chunk::len).sum());
+        assert_eq!(
+            pages.free_len(),
+            pages.pools().flat_map(|p| pages.open(p, true).unwrap().chunks()).map(Chunk::len).sum()
+        );
     });
 }
 
@@ -767,7 +770,8 @@ fn verify_names_what_is_broken() {
         inside(used, 4).set(Kind::Free, 5, false);
     };
     assert_eq!(broken(&free_unmerged), 3);
-    assert_eq!(broken(&|_, _, free| free.desc().next.store(core::ptr::null_mut(), Relaxed)), 4);
+    assert_eq!(broken(&|_, _, free| free.desc().prev.store(core::ptr::null_mut(), Relaxed)), 4);
+    assert_eq!(broken(&|_, _, free| free.desc().next.store(free.desc().as_link(), Relaxed)), 4);
     let chunk = |block: &Block| entry_of(Chunk::of(block.desc()));
     assert_eq!(broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)), 7);
     assert_eq!(broken(&|pages, _, _| pages.held_len.add(1)), 8);
