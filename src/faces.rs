@@ -190,15 +190,51 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if old.size() == 0 || new_size == 0 {
             return old.size() == new_size;
         }
-        let done = match SizeClass::of(old) {
-            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => SizeClass::of(new) == Some(class),
+        // SAFETY: the contract is the same.
+        unsafe { self.resize_sized(start, old, new) }.is_some()
+    }
+
+    /// [`resize`](Self::resize), which tells how many bytes may be used if it was done; the sizes are not 0, the alignments equal.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    #[inline]
+    unsafe fn resize_sized(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<usize> {
+        let len = match SizeClass::of(old) {
+            Some(class) if !may_be_run(class) => (SizeClass::of(new) == Some(class)).then(|| class.block_len()),
             // SAFETY: the contract is the same.
-            _ => unsafe { self.resize_large(start, old, new_size) },
+            class => unsafe { self.resize_by_kind(start, old, new, class) },
         };
-        if done {
-            self.trace_block(Kind::Resize, start, new_size, old.align());
+        if len.is_some() {
+            self.trace_block(Kind::Resize, start, new.size(), old.align());
         }
-        done
+        len
+    }
+
+    /// [`resize_sized`](Self::resize_sized) of what may be a page run, or else is of that class.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    #[inline]
+    unsafe fn resize_by_kind(
+        &self,
+        start: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+        class: Option<SizeClass>,
+    ) -> Option<usize> {
+        // SAFETY: the contract is the same.
+        if let Some(resized) = unsafe { self.resize_near(start, old, new.size()) } {
+            return resized;
+        }
+        match class {
+            Some(class) if self.run_of(start).is_none() => {
+                (SizeClass::of(new) == Some(class)).then(|| class.block_len())
+            }
+            // SAFETY: the contract is the same.
+            _ if unsafe { self.resize_large(start, old, new.size()) } => self.large_len(start, new),
+            _ => None,
+        }
     }
 
     /// Changes a block's size and may move it, but never copies. `None`: unchanged, where it was. The slice is as long as may be used.
@@ -206,18 +242,28 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// As for [`resize`](Self::resize); after success the block is only at the new place.
     pub unsafe fn remap(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<NonNull<[u8]>> {
+        let new = Layout::from_size_align(new_size, old.align()).ok()?;
         // SAFETY: the contract is the same.
-        if unsafe { self.resize(start, old, new_size) } {
-            let new = Layout::from_size_align(new_size, old.align()).ok()?;
-            return Some(NonNull::slice_from_raw_parts(start, self.usable_len(start, new)));
-        }
-        if Layout::from_size_align(new_size, old.align()).is_err() {
-            return None;
+        unsafe { self.remap_any(start, old, new) }
+    }
+
+    /// [`remap`](Self::remap) between Layouts of one alignment.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    #[inline]
+    unsafe fn remap_any(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        if old.size() == 0 || new.size() == 0 {
+            return (old.size() == new.size()).then_some(NonNull::slice_from_raw_parts(start, 0));
         }
         // SAFETY: the contract is the same.
-        let moved = unsafe { self.remap_huge(start, old, new_size) }?;
+        if let Some(len) = unsafe { self.resize_sized(start, old, new) } {
+            return Some(NonNull::slice_from_raw_parts(start, len));
+        }
+        // SAFETY: the contract is the same.
+        let moved = unsafe { self.remap_huge(start, old, new.size()) }?;
         self.trace_block(Kind::Free, start, old.size(), old.align());
-        self.trace_block(Kind::Alloc, moved.cast(), new_size, old.align());
+        self.trace_block(Kind::Alloc, moved.cast(), new.size(), old.align());
         Some(moved)
     }
 
@@ -239,7 +285,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             Some(block) => block,
             None => {
                 // SAFETY: the contract is the same.
-                if let Some(block) = unsafe { self.remap(start, old, new_size) } {
+                if let Some(block) = unsafe { self.remap_any(start, old, new) } {
                     return Ok(block);
                 }
                 self.alloc_moved(old, new)?

@@ -297,6 +297,21 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// Changes the length of a run in the chunk that the own cache remembers, if that is free. Inside: `None` if it stays as it is, else how
+    /// many bytes may be used now. `None`: not found so easily, or no run.
+    ///
+    /// # Safety
+    /// As for [`resize_large`](Self::resize_large).
+    #[inline]
+    pub(crate) unsafe fn resize_near(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<Option<usize>> {
+        if may_be_huge::<P>(old.size()) || new_size <= MAX_GROWN_SMALL_LEN {
+            return None;
+        }
+        let entered = self.enter().ok()?;
+        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start)?;
+        (desc.kind() == Kind::Large).then(|| self.engine.pages.resize(desc, new_size, true))
+    }
+
     /// Changes a large block's length where it stands. False: unchanged.
     ///
     /// # Safety
@@ -317,7 +332,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return false;
         }
         let Some(desc) = self.run_of(start) else { return false };
-        self.held(|caller| self.engine.pages.resize(desc, new_size, !(C::PINNED && caller.nested)))
+        self.held(|caller| self.engine.pages.resize(desc, new_size, !(C::PINNED && caller.nested))).is_some()
     }
 
     /// Changes a huge block's length, moving its pages if need be, without a copy.

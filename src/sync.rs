@@ -55,7 +55,7 @@ impl TryLock {
     /// busy lock's cache line stays shared.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Held<'_>> {
-        self.try_take().then_some(Held { lock: self })
+        self.try_take().then(|| Held { lock: self })
     }
 
     /// [`try_lock`](Self::try_lock) for who opens the lock itself, by [`open`](Self::open).
@@ -78,7 +78,7 @@ impl TryLock {
 
     /// Takes the lock, looking at most [`SPIN_LIMIT`] times.
     pub(crate) fn lock_bounded(&self) -> Option<Held<'_>> {
-        self.take_bounded().then_some(Held { lock: self })
+        self.take_bounded().then(|| Held { lock: self })
     }
 
     /// [`lock_bounded`](Self::lock_bounded) for who opens the lock itself.

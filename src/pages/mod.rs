@@ -304,17 +304,23 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Changes the length of a large block in place. False: unchanged, as there is no free memory behind it or the
+    /// Changes the length of a large block in place; gives the bytes that it has then. `None`: unchanged, as there is no free memory behind it or the
     /// lock could not be had (waited for within the spin limit if `wait`).
     #[inline]
-    pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> bool {
-        let chunk = Chunk::of(desc);
-        let len = pool::granules(chunk, new_len);
-        if desc.kind() != Kind::Large || new_len == 0 {
-            return false;
+    pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> Option<usize> {
+        let (descs, tag, last) = (Descs::around(desc), desc.tag(), new_len.wrapping_sub(1));
+        if !tag.is(Kind::Large) || last >= MAX_RUN_LEN {
+            return None;
         }
+        let len = (last >> descs.shift()) + 1;
+        let done = len == tag.len() || self.resize_run(descs.chunk(), desc, len, wait);
+        done.then_some(len << descs.shift())
+    }
+
+    #[inline(never)]
+    fn resize_run(&self, chunk: &Chunk, desc: &PageDesc, len: usize, wait: bool) -> bool {
         let Some(pool) = self.pool_of(chunk) else { return false };
-        len == desc.len() || self.hold(pool, wait, |open| open.resize(desc, len)).unwrap_or(false)
+        self.open(pool, wait).is_some_and(|open| open.resize(desc, len))
     }
 
     /// Bytes in the run whose first descriptor this is.

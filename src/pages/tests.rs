@@ -218,7 +218,7 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
                 1 if block.use_ != Use::Slab => {
                     block.check();
                     let (len, old) = (rng.length(2 * block.len), block.len);
-                    if pages.resize(block.desc(), len, false) {
+                    if pages.resize(block.desc(), len, false).is_some() {
                         block.len = pages.usable_len(block.desc());
                         assert!(block.len >= len);
                         block.write(old.min(block.len) / 512 * 512);
@@ -360,7 +360,7 @@ fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
         assert_eq!(pages.alloc(4096, 1, Use::Large, 0, true).err(), Some(Refused::Busy), "waits within a bound");
         given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 1);
         let moved_on = get(&pages, 4096, 1, Use::Large, 0, 2).expect("the other shard is open");
-        assert!(!pages.resize(block.desc(), 2 * MIB, true));
+        assert_eq!(pages.resize(block.desc(), 2 * MIB, true), None);
         let before = pages.free_len();
         give(&pages, block);
         assert_eq!(pages.free_len(), before, "nobody may touch the pool's lists now");
@@ -458,7 +458,7 @@ fn a_grown_block_has_room_on_both_sides() {
     let low = get(&pages, MIB, 4096, Use::Large, 0, 1).unwrap();
     let block = get(&pages, MIB, 4096, Use::Grown, 0, 2).unwrap();
     assert!(block.start.as_ptr().addr() - low.start.as_ptr().addr() > 16 * MIB);
-    assert!(pages.resize(block.desc(), 16 * MIB, false), "grows where it is");
+    assert_eq!(pages.resize(block.desc(), 16 * MIB, false), Some(16 * MIB), "grows where it is");
     block.check();
     assert_eq!(pages.verify(), Ok(()));
     give(&pages, block);
@@ -503,7 +503,7 @@ fn absurd_requests_are_refused() {
     let none = Pages::<0>::new();
     assert_eq!(none.alloc(1, 1, Use::Slab, 5, true).err(), Some(Refused::Empty));
     let block = get(&pages, KIB, 1, Use::Large, usize::MAX, 1).unwrap();
-    assert!(!pages.resize(block.desc(), usize::MAX, true) && !pages.resize(block.desc(), 0, true));
+    assert_eq!([usize::MAX, 0].map(|len| pages.resize(block.desc(), len, true)), [None; 2]);
     let desc = block.desc;
     give(&pages, block);
     // SAFETY: the chunk is still there.
@@ -561,7 +561,7 @@ fn work(seed: u64, me: usize, pages: &Pages<4>, parcel: &Mutex<Vec<Block>>, give
                 if block.use_ != Use::Slab {
                     block.check();
                     let old = block.len;
-                    if pages.resize(block.desc(), rng.length(2 * old), step % 2 == 0) {
+                    if pages.resize(block.desc(), rng.length(2 * old), step % 2 == 0).is_some() {
                         block.len = pages.usable_len(block.desc());
                         block.write(old.min(block.len) / 512 * 512);
                     }
