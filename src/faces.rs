@@ -163,6 +163,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// [`realloc`](Self::realloc) as `GlobalAlloc` wants it. Out of line for the same reason.
+    ///
+    /// # Safety
+    /// As for [`realloc`](Self::realloc).
+    #[inline(never)]
+    unsafe fn realloc_block(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the contract is the same.
+        or_null(unsafe { self.realloc(start, old, new_size) }.ok().map(NonNull::cast))
+    }
+
     /// `alloc` of what is not short.
     #[inline(never)]
     fn alloc_long(&self, layout: Layout) -> Option<NonNull<u8>> {
@@ -421,11 +431,16 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let Some(start) = NonNull::new(start) else {
+        let Some(block) = NonNull::new(start) else {
             return core::ptr::null_mut();
         };
         // SAFETY: by the contract of `GlobalAlloc` the block is ours and of that Layout.
-        or_null(unsafe { Heap::realloc(self, start, layout, new_size) }.ok().map(NonNull::cast))
+        if layout.size() > MAX_SMALL_LEN && unsafe { self.resize_near(block, layout, new_size) }.flatten().is_some() {
+            self.trace_block(Kind::Resize, block, new_size, layout.align());
+            return start;
+        }
+        // SAFETY: as above, and nothing has changed.
+        unsafe { self.realloc_block(block, layout, new_size) }
     }
 }
 

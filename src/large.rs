@@ -302,7 +302,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// # Safety
     /// As for [`resize_large`](Self::resize_large).
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn resize_near(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<Option<usize>> {
         if may_be_huge::<P>(old.size()) || new_size <= MAX_GROWN_SMALL_LEN {
             return None;

@@ -133,8 +133,8 @@ impl Bins {
         }
     }
 
-    /// Puts a run in another one's place in a bin.
-    #[inline(always)]
+    /// Puts a run in another one's place in a bin. Seldom: out of line, or its registers are saved each time.
+    #[inline(never)]
     fn replace_in(&self, bin: usize, old: &PageDesc, new: &PageDesc) {
         let Some(head) = self.heads.get(bin) else { return };
         let (next, prev) = (old.next.load(Ordering::Relaxed), old.prev.load(Ordering::Relaxed));

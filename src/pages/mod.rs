@@ -306,21 +306,22 @@ impl<const N: usize> Pages<N> {
 
     /// Changes the length of a large block in place; gives the bytes that it has then. `None`: unchanged, as there is no free memory behind it or the
     /// lock could not be had (waited for within the spin limit if `wait`).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> Option<usize> {
-        let (descs, tag, last) = (Descs::around(desc), desc.tag(), new_len.wrapping_sub(1));
+        let (shift, tag, last) = (Chunk::of(desc).shift() % usize::BITS, desc.tag(), new_len.wrapping_sub(1));
         if !tag.is(Kind::Large) || last >= MAX_RUN_LEN {
             return None;
         }
-        let len = (last >> descs.shift()) + 1;
-        let done = len == tag.len() || self.resize_run(descs.chunk(), desc, len, wait);
-        done.then_some(len << descs.shift())
+        let len = (last >> shift) + 1;
+        (len == tag.len() || self.resize_run(desc, len, wait)).then_some(len << shift)
     }
 
+    /// [`resize`](Self::resize) to another number of granules.
     #[inline(never)]
-    fn resize_run(&self, chunk: &Chunk, desc: &PageDesc, len: usize, wait: bool) -> bool {
-        let Some(pool) = self.pool_of(chunk) else { return false };
-        self.open(pool, wait).is_some_and(|open| open.resize(desc, len))
+    fn resize_run(&self, desc: &PageDesc, len: usize, wait: bool) -> bool {
+        let (descs, old) = (Descs::around(desc), desc.len());
+        let Some(open) = self.pool_of(descs.chunk()).and_then(|pool| self.open(pool, wait)) else { return false };
+        if len > old { open.grow(descs, desc, old, len) } else { open.shrink(descs, desc, old, len) }
     }
 
     /// Bytes in the run whose first descriptor this is.

@@ -430,30 +430,27 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Changes the length of a used run in place, to `len` granules. False: unchanged.
-    pub(crate) fn resize(&self, run: &'a PageDesc, len: usize) -> bool {
-        let (descs, first, old) = (Descs::around(run), run.index(), run.len());
-        if len == 0 {
+    /// Makes a used run longer where it stands, to `len` granules. False: unchanged.
+    #[inline(always)]
+    pub(crate) fn grow(&self, descs: Descs<'a>, run: &'a PageDesc, old: usize, len: usize) -> bool {
+        let Some(next) = descs.get(run.index() + old) else { return false };
+        let tag = next.tag();
+        if !tag.is(Kind::Free) || tag.len() < len - old {
             return false;
         }
-        if len < old {
-            let Some(rest) = descs.get(first + len) else {
-                return false;
-            };
-            mark_used(descs, run, Kind::Large, len, false);
-            mark_used(descs, rest, Kind::Large, old - len, false);
-            self.release(descs, rest, rest.tag());
-            return true;
-        }
-        let next = descs.get(first + old).map(|next| (next, next.tag())).filter(|(_, tag)| tag.is(Kind::Free));
-        match next {
-            Some((next, tag)) if len > old && tag.len() >= len - old => {
-                self.shorten(descs, (next, tag, bins::index(descs.units(tag.len()))), len - old);
-                mark_used(descs, run, Kind::Large, len, false);
-                true
-            }
-            _ => len == old,
-        }
+        self.shorten(descs, (next, tag, bins::index(descs.units(tag.len()))), len - old);
+        mark_used(descs, run, Kind::Large, len, false);
+        true
+    }
+
+    /// Makes a used run shorter, to `len` granules, of which there are fewer than before but some. False: unchanged.
+    #[inline(never)]
+    pub(crate) fn shrink(&self, descs: Descs<'a>, run: &'a PageDesc, old: usize, len: usize) -> bool {
+        let Some(rest) = descs.get(run.index() + len) else { return false };
+        mark_used(descs, run, Kind::Large, len, false);
+        mark_used(descs, rest, Kind::Large, old - len, false);
+        self.release(descs, rest, rest.tag());
+        true
     }
 
     /// Takes an empty chunk of at most `spare` bytes out of the pool: preferably not the one that became empty
