@@ -110,6 +110,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.alloc_far(layout).map(|large| large.block.cast())
     }
 
+    /// A block that takes a search, or is no run in a chunk.
     #[cold]
     #[inline(never)]
     fn alloc_far(&self, layout: Layout) -> Option<LargeBlock> {
@@ -248,6 +249,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.pages.free_large(desc).then(|| entered.caller())
     }
 
+    /// [`free_large`](Self::free_large) of what takes a look into the chunk map, or is no run in a chunk.
+    ///
     /// # Safety
     /// As for [`free_large`](Self::free_large).
     #[cold]
@@ -297,8 +300,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Changes the length of a run in the chunk that the own cache remembers, if that is free. Inside: `None` if it stays as it is, else how
-    /// many bytes may be used now. `None`: not found so easily, or no run.
+    /// Changes the length of a run in the chunk that the own cache remembers, if that cache is free: how many bytes may be used then, or `Some(None)` if it
+    /// stays as it is. `None`: not found so easily, or no run.
     ///
     /// # Safety
     /// As for [`resize_large`](Self::resize_large).

@@ -187,7 +187,7 @@ impl<const N: usize> Pages<N> {
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
-    /// waiting for each within the spin limit. At most `4 * N` holds.
+    /// waiting for each within the spin limit. At most `4 * N + 1` holds.
     pub(crate) fn alloc(
         &self,
         len: usize,
@@ -266,6 +266,7 @@ impl<const N: usize> Pages<N> {
         Some(work(&self.open(pool, wait)?))
     }
 
+    /// Opens a pool: see there.
     #[inline(always)]
     fn open<'a>(&'a self, pool: &'a Pool, wait: bool) -> Option<Open<'a>> {
         pool.open(&self.surplus, wait)

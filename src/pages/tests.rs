@@ -246,6 +246,46 @@ fn random_mixes_keep_every_invariant() {
     });
 }
 
+/// The short way asks one pool, which must be open, and looks at one run; and leaves the rest to the search.
+#[test]
+fn what_lies_at_hand_is_had_from_the_own_pool_alone() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<2>::new()));
+    given.chunk(&pages, 20 * MIB, 4 * KIB, Use::Large, 0);
+    let near = |len, align, use_| pages.alloc_near(len, align, use_, 0);
+    let first = near(MIB, 4 * KIB, Use::Large).unwrap();
+    assert_eq!((first.kind(), pages.usable_len(first)), (Kind::Large, MIB));
+    let rest = near(19 * MIB, 1, Use::Large);
+    assert!(rest.is_none(), "its descriptors are in the way");
+    for (len, align, use_) in
+        [(MIB, 8 * KIB, Use::Large), (MIB, 1, Use::Slab), (MIB, 1, Use::Grown), (0, 1, Use::Large)]
+    {
+        assert!(near(len, align, use_).is_none(), "{len} at a multiple of {align} for {use_:?}");
+    }
+    let pool = pages.pool_of(Chunk::of(first)).unwrap();
+    let open = pages.open(pool, false).unwrap();
+    assert!(near(MIB, 1, Use::Large).is_none(), "busy");
+    assert!(pages.free_large(first) && !pages.free_large(first), "deferred, and no large block any more");
+    drop(open);
+    assert_eq!(pages.usable_len(near(MIB, 1, Use::Large).unwrap()), MIB);
+    assert_eq!(pages.verify(), Ok(()));
+}
+
+/// Free runs of one bin, first, between others, last and alone there, lose a granule to the used run in front of each and stay in the bin.
+#[test]
+fn a_free_run_that_gets_shorter_within_its_bin_keeps_its_place() {
+    for (count, at) in [(3, 0), (3, 1), (3, 2), (1, 0)] {
+        let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+        given.chunk(&pages, MIB, 4 * KIB, Use::Large, 0);
+        let take = |len, id| get(&pages, len, 1, Use::Large, 0, id).unwrap();
+        let pairs: Vec<_> = (0..3).map(|id| (take(4 * KIB, id), take(144 * KIB, id + 3))).collect();
+        let _guard = take(4 * KIB, 6);
+        let (used, free): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        free.into_iter().take(count).for_each(|run| give(&pages, run));
+        assert_eq!(pages.resize(used[at].desc(), 8 * KIB, false), Some(8 * KIB), "run {at} of {count}");
+        assert_eq!(pages.verify(), Ok(()), "run {at} of {count}");
+    }
+}
+
 #[test]
 fn a_small_chunk_has_as_many_granules_as_fit() {
     // In units of 256 bytes.
