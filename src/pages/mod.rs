@@ -281,6 +281,7 @@ impl<const N: usize> Pages<N> {
     }
 
     /// Frees a large block's run, as [`free`](Self::free) does. False: it is none.
+    #[cfg(any(test, not(feature = "hardened")))]
     #[inline(always)]
     pub(crate) fn free_large(&self, desc: &PageDesc) -> bool {
         let tag = desc.tag();
