@@ -143,7 +143,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the contract is the same, and a block of that class is in a slab.
             Some(class) if !may_be_run(class) => unsafe { self.free_classed(start, class) },
             // SAFETY: the contract is the same.
-            _ => unsafe { self.free_by_kind(start, layout) },
+            Some(_) => unsafe { self.free_by_kind(start, layout) },
+            // SAFETY: the contract is the same, and what has no class is no slab's.
+            None => unsafe { self.free_large(start, layout) },
         }
     }
 
@@ -161,6 +163,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// [`realloc`](Self::realloc) as `GlobalAlloc` wants it. Out of line for the same reason.
+    ///
+    /// # Safety
+    /// As for [`realloc`](Self::realloc).
+    #[inline(never)]
+    unsafe fn realloc_block(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the contract is the same.
+        or_null(unsafe { self.realloc(start, old, new_size) }.ok().map(NonNull::cast))
+    }
+
     /// `alloc` of what is not short.
     #[inline(never)]
     fn alloc_long(&self, layout: Layout) -> Option<NonNull<u8>> {
@@ -172,7 +184,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     #[inline(never)]
     fn alloc_pages(&self, layout: Layout) -> Option<NonNull<u8>> {
-        self.alloc_large(layout).map(|large| large.block.cast())
+        self.alloc_large_start(layout)
     }
 
     /// Changes a block's size where it stands, growing or shrinking. False: unchanged.
@@ -188,15 +200,51 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if old.size() == 0 || new_size == 0 {
             return old.size() == new_size;
         }
-        let done = match SizeClass::of(old) {
-            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => SizeClass::of(new) == Some(class),
+        // SAFETY: the contract is the same.
+        unsafe { self.resize_sized(start, old, new) }.is_some()
+    }
+
+    /// [`resize`](Self::resize), which tells how many bytes may be used if it was done; the sizes are not 0, the alignments equal.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    #[inline]
+    unsafe fn resize_sized(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<usize> {
+        let len = match SizeClass::of(old) {
+            Some(class) if !may_be_run(class) => (SizeClass::of(new) == Some(class)).then(|| class.block_len()),
             // SAFETY: the contract is the same.
-            _ => unsafe { self.resize_large(start, old, new_size) },
+            class => unsafe { self.resize_by_kind(start, old, new, class) },
         };
-        if done {
-            self.trace_block(Kind::Resize, start, new_size, old.align());
+        if len.is_some() {
+            self.trace_block(Kind::Resize, start, new.size(), old.align());
         }
-        done
+        len
+    }
+
+    /// [`resize_sized`](Self::resize_sized) of what may be a page run, or else is of that class.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    #[inline]
+    unsafe fn resize_by_kind(
+        &self,
+        start: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+        class: Option<SizeClass>,
+    ) -> Option<usize> {
+        // SAFETY: the contract is the same.
+        if let Some(resized) = unsafe { self.resize_near(start, old, new.size()) } {
+            return resized;
+        }
+        match class {
+            Some(class) if self.run_of(start).is_none() => {
+                (SizeClass::of(new) == Some(class)).then(|| class.block_len())
+            }
+            // SAFETY: the contract is the same.
+            _ if unsafe { self.resize_large(start, old, new.size()) } => self.large_len(start, new),
+            _ => None,
+        }
     }
 
     /// Changes a block's size and may move it, but never copies. `None`: unchanged, where it was. The slice is as long as may be used.
@@ -204,18 +252,28 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// As for [`resize`](Self::resize); after success the block is only at the new place.
     pub unsafe fn remap(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<NonNull<[u8]>> {
+        let new = Layout::from_size_align(new_size, old.align()).ok()?;
         // SAFETY: the contract is the same.
-        if unsafe { self.resize(start, old, new_size) } {
-            let new = Layout::from_size_align(new_size, old.align()).ok()?;
-            return Some(NonNull::slice_from_raw_parts(start, self.usable_len(start, new)));
-        }
-        if Layout::from_size_align(new_size, old.align()).is_err() {
-            return None;
+        unsafe { self.remap_any(start, old, new) }
+    }
+
+    /// [`remap`](Self::remap) between Layouts of one alignment.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    #[inline]
+    unsafe fn remap_any(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        if old.size() == 0 || new.size() == 0 {
+            return (old.size() == new.size()).then_some(NonNull::slice_from_raw_parts(start, 0));
         }
         // SAFETY: the contract is the same.
-        let moved = unsafe { self.remap_huge(start, old, new_size) }?;
+        if let Some(len) = unsafe { self.resize_sized(start, old, new) } {
+            return Some(NonNull::slice_from_raw_parts(start, len));
+        }
+        // SAFETY: the contract is the same.
+        let moved = unsafe { self.remap_huge(start, old, new.size()) }?;
         self.trace_block(Kind::Free, start, old.size(), old.align());
-        self.trace_block(Kind::Alloc, moved.cast(), new_size, old.align());
+        self.trace_block(Kind::Alloc, moved.cast(), new.size(), old.align());
         Some(moved)
     }
 
@@ -237,7 +295,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             Some(block) => block,
             None => {
                 // SAFETY: the contract is the same.
-                if let Some(block) = unsafe { self.remap(start, old, new_size) } {
+                if let Some(block) = unsafe { self.remap_any(start, old, new) } {
                     return Ok(block);
                 }
                 self.alloc_moved(old, new)?
@@ -373,11 +431,16 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let Some(start) = NonNull::new(start) else {
+        let Some(block) = NonNull::new(start) else {
             return core::ptr::null_mut();
         };
         // SAFETY: by the contract of `GlobalAlloc` the block is ours and of that Layout.
-        or_null(unsafe { Heap::realloc(self, start, layout, new_size) }.ok().map(NonNull::cast))
+        if layout.size() > MAX_SMALL_LEN && unsafe { self.resize_near(block, layout, new_size) }.flatten().is_some() {
+            self.trace_block(Kind::Resize, block, new_size, layout.align());
+            return start;
+        }
+        // SAFETY: as above, and nothing has changed.
+        unsafe { self.realloc_block(block, layout, new_size) }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::gate::Entry;
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
 use crate::heap::{Depth, Heap, Seek};
-use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want};
+use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want, hand_out};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::{MAX_SMALL_LEN, SizeClass};
 
@@ -80,9 +80,40 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for LargeRun<'_, P, C,
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// A block that no slab serves. Not a fast path, but a short one: constant time while the page heap has a run.
-    #[cold]
+    /// A block that no slab serves, from a run that lies at hand: no loop, one lock.
     pub(crate) fn alloc_large(&self, layout: Layout) -> Option<LargeBlock> {
+        self.alloc_near(layout).map(|desc| as_block(&hand_out(desc))).or_else(|| self.alloc_far(layout))
+    }
+
+    /// The start of an [`alloc_large`](Self::alloc_large).
+    #[inline(always)]
+    pub(crate) fn alloc_large_start(&self, layout: Layout) -> Option<NonNull<u8>> {
+        match self.alloc_near(layout) {
+            Some(desc) => Some(Chunk::start_of(desc)),
+            None => self.alloc_far_start(layout),
+        }
+    }
+
+    /// What the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic mode.
+    #[inline(always)]
+    fn alloc_near(&self, layout: Layout) -> Option<&PageDesc> {
+        if is_huge::<P>(layout.size()) {
+            return None;
+        }
+        let entered = self.enter().ok()?;
+        self.engine.pages.alloc_near(layout.size(), layout.align(), Use::Large, entered.caller().index)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_far_start(&self, layout: Layout) -> Option<NonNull<u8>> {
+        self.alloc_far(layout).map(|large| large.block.cast())
+    }
+
+    /// A block that takes a search, or is no run in a chunk.
+    #[cold]
+    #[inline(never)]
+    fn alloc_far(&self, layout: Layout) -> Option<LargeBlock> {
         if self.emergency.is_on() {
             return self.alloc_in_panic(layout);
         }
@@ -197,8 +228,34 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// # Safety
     /// `start` is a block of this heap, of that Layout, that nobody uses any more.
-    #[cold]
+    #[inline(always)]
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
+        #[cfg(not(feature = "hardened"))]
+        if !may_be_huge::<P>(layout.size()) {
+            if let Some(caller) = self.free_near(start) {
+                return self.return_surplus(caller);
+            }
+        }
+        // SAFETY: the contract is the same.
+        unsafe { self.free_far(start, layout) };
+    }
+
+    /// Frees a run in the chunk that the own cache remembers, if that is free: one lock, no lookup. `None`: it was not done.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(always)]
+    fn free_near(&self, start: NonNull<u8>) -> Option<Caller> {
+        let entered = self.enter().ok()?;
+        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start)?;
+        self.engine.pages.free_large(desc).then(|| entered.caller())
+    }
+
+    /// [`free_large`](Self::free_large) of what takes a look into the chunk map, or is no run in a chunk.
+    ///
+    /// # Safety
+    /// As for [`free_large`](Self::free_large).
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_far(&self, start: NonNull<u8>, layout: Layout) {
         let caller = self.caller();
         if let Some(run) = self.huge_run_of(start, layout.size()) {
             #[cfg(feature = "hardened")]
@@ -243,6 +300,21 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// Changes the length of a run in the chunk that the own cache remembers, if that cache is free: how many bytes may be used then, or `Some(None)` if it
+    /// stays as it is. `None`: not found so easily, or no run.
+    ///
+    /// # Safety
+    /// As for [`resize_large`](Self::resize_large).
+    #[inline(always)]
+    pub(crate) unsafe fn resize_near(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<Option<usize>> {
+        if may_be_huge::<P>(old.size()) || new_size <= MAX_GROWN_SMALL_LEN {
+            return None;
+        }
+        let entered = self.enter().ok()?;
+        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start)?;
+        (desc.kind() == Kind::Large).then(|| self.engine.pages.resize(desc, new_size, true))
+    }
+
     /// Changes a large block's length where it stands. False: unchanged.
     ///
     /// # Safety
@@ -263,7 +335,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return false;
         }
         let Some(desc) = self.run_of(start) else { return false };
-        self.held(|caller| self.engine.pages.resize(desc, new_size, !(C::PINNED && caller.nested)))
+        self.held(|caller| self.engine.pages.resize(desc, new_size, !(C::PINNED && caller.nested))).is_some()
     }
 
     /// Changes a huge block's length, moving its pages if need be, without a copy.

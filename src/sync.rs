@@ -55,10 +55,20 @@ impl TryLock {
     /// busy lock's cache line stays shared.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Held<'_>> {
-        if self.held.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok().map(|_| Held { lock: self })
+        self.try_take().then(|| Held { lock: self })
+    }
+
+    /// [`try_lock`](Self::try_lock) for who opens the lock itself, by [`open`](Self::open).
+    #[inline]
+    pub(crate) fn try_take(&self) -> bool {
+        !self.held.load(Ordering::Relaxed)
+            && self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Opens what [`try_take`](Self::try_take) took.
+    #[inline]
+    pub(crate) fn open(&self) {
+        self.held.store(false, Ordering::Release);
     }
 
     /// Whether somebody holds the lock. A guess.
@@ -68,13 +78,18 @@ impl TryLock {
 
     /// Takes the lock, looking at most [`SPIN_LIMIT`] times.
     pub(crate) fn lock_bounded(&self) -> Option<Held<'_>> {
-        for _ in 0..SPIN_LIMIT {
-            if let Some(held) = self.try_lock() {
-                return Some(held);
+        self.take_bounded().then(|| Held { lock: self })
+    }
+
+    /// [`lock_bounded`](Self::lock_bounded) for who opens the lock itself.
+    pub(crate) fn take_bounded(&self) -> bool {
+        (0..SPIN_LIMIT).any(|_| {
+            let taken = self.try_take();
+            if !taken {
+                spin_loop();
             }
-            spin_loop();
-        }
-        None
+            taken
+        })
     }
 }
 
@@ -117,6 +132,6 @@ impl Level {
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.held.store(false, Ordering::Release);
+        self.lock.open();
     }
 }

@@ -8,27 +8,34 @@
 //! - *Good fit instead of best fit*: a request is rounded up to the next bin's lower end, where every run fits.
 //!   Price: a run that lies in the request's own bin and would have fitted is missed, so when nothing else is
 //!   found a bounded number of runs of that bin is looked at.
-//! - *Circular lists.* A list can then be turned in constant time, so that a search which gave up goes on where it
-//!   stopped when it is repeated. Price: none but the test for the way round.
+//! - *Lists end with null, and the first run's `prev` is the last run.* A list can then be turned in constant time, so that a search which gave up
+//!   goes on where it stopped when it is repeated, and a first or only run comes and goes with fewer writes than in a ring. Price: the last run is
+//!   found through the first one.
+//! - *A bin for every length there can be*, and a power of two of them, so that no index has to be checked or capped. Price: 24 heads that
+//!   stay empty in all but the longest heaps.
 //! - *Lengths count in units of 256 bytes*, since chunks with different granules share bins.
 //!
 //! All zero is the empty state. Every function is called under the pool's lock.
 
-use super::desc::PageDesc;
+use super::chunk::{COARSE_SHIFT, UNIT_SHIFT};
+use super::desc::{MAX_LEN, PageDesc};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// Bins to a doubling of length, as a shift.
 const FINENESS: u32 = 2;
-/// Lengths of this many units and more share the last bin.
-const MAX_UNITS: usize = (1 << 27) - 1;
-/// One bin for each of 0 to 3 units, then four for each doubling up to `MAX_UNITS`.
-pub(crate) const BIN_COUNT: usize = 104;
+/// The longest length of a run, in units.
+pub(crate) const MAX_UNITS: usize = (MAX_LEN << (COARSE_SHIFT - UNIT_SHIFT)) | ((1 << (COARSE_SHIFT - UNIT_SHIFT)) - 1);
+/// The same in bytes.
+pub(crate) const MAX_RUN_LEN: usize = MAX_UNITS << UNIT_SHIFT;
+/// One bin for each of 0 to 3 units, then four for each doubling.
+pub(crate) const BIN_COUNT: usize = 128;
 
-const _: () = assert!(index(MAX_UNITS) == BIN_COUNT - 1, "the last bin ends at MAX_UNITS");
+const _: () =
+    assert!(index(2 * MAX_UNITS) + 1 < BIN_COUNT, "also a length with what it may lose to an alignment has a bin");
 
 /// See the file's head. Invariants, executed by `Pool::verify`:
 /// - B1: bit `i % 64` of `filled[i / 64]` is set exactly if `heads[i]` is not null.
-/// - B2: the runs of a bin form a ring in both directions.
+/// - B2: the runs of a bin form a list in both directions, whose first run's `prev` is the last one.
 /// - B3: a run is in the bin that [`index`] gives for its length.
 #[derive(Debug)]
 pub(crate) struct Bins {
@@ -36,23 +43,17 @@ pub(crate) struct Bins {
     heads: [AtomicPtr<PageDesc>; BIN_COUNT],
 }
 
-/// The bin of runs of that many units.
+/// The bin of runs of that many units, without a branch. Up to 7 units, a bin holds one length.
+#[inline]
 pub(crate) const fn index(units: usize) -> usize {
-    let units = if units > MAX_UNITS { MAX_UNITS } else { units };
-    if units < 1 << FINENESS {
-        return units;
-    }
-    let order = units.ilog2();
-    let fine = (units >> (order - FINENESS)) & ((1 << FINENESS) - 1);
-    (((order - FINENESS + 1) as usize) << FINENESS) | fine
+    let shift = (units | 1 << FINENESS).ilog2() - FINENESS;
+    (((shift as usize) << FINENESS) + (units >> shift)) % BIN_COUNT
 }
 
-/// The first bin all of whose runs have at least that many units (below `MAX_UNITS`; above, the last bin).
+/// The first bin all of whose runs have at least that many units, which are not 0.
+#[inline]
 pub(crate) const fn good_index(units: usize) -> usize {
-    if units < 1 << FINENESS {
-        return index(units);
-    }
-    index(units.saturating_add((1 << (units.ilog2() - FINENESS)) - 1))
+    (index(units.wrapping_sub(1)) + 1) % BIN_COUNT
 }
 
 impl Bins {
@@ -64,6 +65,7 @@ impl Bins {
     }
 
     /// The first run of a bin.
+    #[inline]
     pub(crate) fn head(&self, bin: usize) -> Option<&PageDesc> {
         follow(self.heads.get(bin)?)
     }
@@ -73,52 +75,93 @@ impl Bins {
         self.filled.get(bin / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (bin % 64) & 1 != 0)
     }
 
-    /// Puts a run first into the bin of its length.
-    pub(crate) fn insert(&self, run: &PageDesc, units: usize) {
-        let bin = index(units);
-        let Some(head) = self.heads.get(bin) else { return };
-        let first = follow(head).unwrap_or(run);
-        let last = follow(&first.prev).filter(|_| !core::ptr::eq(first, run)).unwrap_or(run);
-        run.next.store(first.as_link(), Ordering::Relaxed);
-        run.prev.store(last.as_link(), Ordering::Relaxed);
-        first.prev.store(run.as_link(), Ordering::Relaxed);
-        last.next.store(run.as_link(), Ordering::Relaxed);
-        head.store(run.as_link(), Ordering::Relaxed);
-        self.mark(bin, true);
+    /// Puts a run where another one is, in bin `from`, that it is part of or has become part of: with lengths of one bin, in its place there.
+    #[inline(always)]
+    pub(crate) fn replace(&self, old: &PageDesc, from: usize, new: &PageDesc, to: usize) {
+        if from != to {
+            self.remove(old, from);
+            self.insert(new, to);
+        } else if !core::ptr::eq(old, new) {
+            self.replace_in(from, old, new);
+        }
     }
 
-    /// Takes a run out of the bin of its length, where it is.
-    pub(crate) fn remove(&self, run: &PageDesc, units: usize) {
-        let bin = index(units);
+    /// Puts a run first into a bin, that of its length.
+    #[inline(always)]
+    pub(crate) fn insert(&self, run: &PageDesc, bin: usize) {
         let Some(head) = self.heads.get(bin) else { return };
-        let (Some(next), Some(prev)) = (follow(&run.next), follow(&run.prev)) else {
-            return;
-        };
-        if core::ptr::eq(next, run) {
-            head.store(core::ptr::null_mut(), Ordering::Relaxed);
-            self.mark(bin, false);
-        } else {
-            prev.next.store(next.as_link(), Ordering::Relaxed);
-            next.prev.store(prev.as_link(), Ordering::Relaxed);
-            if core::ptr::eq(head.load(Ordering::Relaxed), run) {
-                head.store(next.as_link(), Ordering::Relaxed);
+        let first = head.load(Ordering::Relaxed);
+        run.next.store(first, Ordering::Relaxed);
+        let last = match to_run(first) {
+            Some(first) => {
+                let last = first.prev.load(Ordering::Relaxed);
+                first.prev.store(run.as_link(), Ordering::Relaxed);
+                last
             }
+            None => {
+                self.mark(bin, true);
+                run.as_link()
+            }
+        };
+        run.prev.store(last, Ordering::Relaxed);
+        head.store(run.as_link(), Ordering::Relaxed);
+    }
+
+    /// Takes a run out of the bin that it is in.
+    #[inline(always)]
+    pub(crate) fn remove(&self, run: &PageDesc, bin: usize) {
+        let Some(head) = self.heads.get(bin).and_then(follow) else { return };
+        if core::ptr::eq(head, run) {
+            return self.remove_first(run, bin);
         }
-        run.next.store(core::ptr::null_mut(), Ordering::Relaxed);
-        run.prev.store(core::ptr::null_mut(), Ordering::Relaxed);
+        let (next, prev) = (run.next.load(Ordering::Relaxed), run.prev.load(Ordering::Relaxed));
+        if let Some(before) = to_run(prev) {
+            before.next.store(next, Ordering::Relaxed);
+        }
+        to_run(next).unwrap_or(head).prev.store(prev, Ordering::Relaxed);
+    }
+
+    /// Takes the first run out of a bin.
+    #[inline(always)]
+    pub(crate) fn remove_first(&self, run: &PageDesc, bin: usize) {
+        let Some(head) = self.heads.get(bin) else { return };
+        let next = run.next.load(Ordering::Relaxed);
+        head.store(next, Ordering::Relaxed);
+        match to_run(next) {
+            Some(first) => first.prev.store(run.prev.load(Ordering::Relaxed), Ordering::Relaxed),
+            None => self.mark(bin, false),
+        }
+    }
+
+    /// Puts a run in another one's place in a bin. Seldom: out of line, or its registers are saved each time.
+    #[inline(never)]
+    fn replace_in(&self, bin: usize, old: &PageDesc, new: &PageDesc) {
+        let Some(head) = self.heads.get(bin) else { return };
+        let (next, prev) = (old.next.load(Ordering::Relaxed), old.prev.load(Ordering::Relaxed));
+        new.next.store(next, Ordering::Relaxed);
+        new.prev.store(prev, Ordering::Relaxed);
+        let is_first = core::ptr::eq(head.load(Ordering::Relaxed), old);
+        let before = if is_first { Some(head) } else { to_run(prev).map(|prev| &prev.next) };
+        if let Some(before) = before {
+            before.store(new.as_link(), Ordering::Relaxed);
+        }
+        // An only run is its own last one.
+        if let Some(behind) = to_run(next).or_else(|| follow(head)) {
+            behind.prev.store(new.as_link(), Ordering::Relaxed);
+        }
     }
 
     /// The first bin from `bin` on that has runs.
+    #[inline]
     pub(crate) fn first_from(&self, bin: usize) -> Option<usize> {
-        let mut skip = bin % 64;
-        for (at, word) in self.filled.iter().enumerate().skip(bin / 64) {
-            let word = word.load(Ordering::Relaxed) >> skip << skip;
-            if word != 0 {
-                return Some(at * 64 + word.trailing_zeros() as usize);
-            }
-            skip = 0;
+        let [low, high] = &self.filled;
+        let (word, base) = if bin < 64 { (low, 0) } else { (high, 64) };
+        let at = word.load(Ordering::Relaxed) & (u64::MAX << (bin % 64));
+        if at != 0 {
+            return Some(base + at.trailing_zeros() as usize);
         }
-        None
+        let rest = if bin < 64 { high.load(Ordering::Relaxed) } else { 0 };
+        (rest != 0).then_some(64 + rest.trailing_zeros() as usize)
     }
 
     /// The last bin that has runs.
@@ -136,29 +179,22 @@ impl Bins {
         limit: usize,
         fits: impl Fn(&'a PageDesc) -> Option<P>,
     ) -> Option<P> {
-        let head = self.head(bin)?;
-        let mut run = head;
-        for _ in 0..limit {
-            if let Some(place) = fits(run) {
-                return Some(place);
-            }
-            run = follow(&run.next)?;
-            if core::ptr::eq(run, head) {
-                return None;
-            }
-        }
-        None
+        core::iter::successors(self.head(bin), |run| follow(&run.next)).take(limit).find_map(fits)
     }
 
-    /// Turns a bin's ring by `steps`, so that the next [`look`](Self::look) sees other runs.
+    /// Turns a bin's list by `steps`, so that the next [`look`](Self::look) sees other runs.
     pub(crate) fn turn(&self, bin: usize, steps: usize) {
         let Some(head) = self.heads.get(bin) else { return };
         for _ in 0..steps {
-            let Some(run) = follow(head) else { return };
-            head.store(run.next.load(Ordering::Relaxed), Ordering::Relaxed);
+            let Some(first) = follow(head) else { return };
+            let (Some(next), Some(last)) = (follow(&first.next), follow(&first.prev)) else { return };
+            last.next.store(first.as_link(), Ordering::Relaxed);
+            first.next.store(core::ptr::null_mut(), Ordering::Relaxed);
+            head.store(next.as_link(), Ordering::Relaxed);
         }
     }
 
+    #[inline]
     fn mark(&self, bin: usize, filled: bool) {
         let Some(word) = self.filled.get(bin / 64) else { return };
         let (old, bit) = (word.load(Ordering::Relaxed), 1 << (bin % 64));
@@ -167,8 +203,15 @@ impl Bins {
 }
 
 /// The descriptor a link in a bin leads to.
+#[inline]
 fn follow<'a>(link: &AtomicPtr<PageDesc>) -> Option<&'a PageDesc> {
-    // SAFETY: only `insert` and `remove` write these links, and a chunk leaves the heap after all its runs left
+    to_run(link.load(Ordering::Relaxed))
+}
+
+/// The descriptor that was read from a link in a bin.
+#[inline]
+fn to_run<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
+    // SAFETY: only the functions above write these links, and a chunk leaves the heap after all its runs left
     // their bins; the callers hold the lock that this takes, so no link leads to a chunk that is gone.
-    unsafe { PageDesc::from_link(link.load(Ordering::Relaxed)) }
+    unsafe { PageDesc::from_link(link) }
 }

@@ -28,7 +28,7 @@ pub(crate) const UNIT_SHIFT: u32 = 8;
 /// The longest chunk, in bytes, with each granule but the coarsest, and that granule as a shift.
 const GRANULES: [(usize, u32); 2] = [(16 << 10, UNIT_SHIFT), (256 << 10, 10)];
 /// Granule of all longer chunks, as a shift.
-const COARSE_SHIFT: u32 = 12;
+pub(crate) const COARSE_SHIFT: u32 = 12;
 
 const HEADER_LEN: usize = size_of::<Chunk>();
 const DESC_LEN: usize = size_of::<PageDesc>();
@@ -57,6 +57,58 @@ pub(crate) struct Chunk {
 const _: () = assert!(HEADER_LEN == 64, "one cache line");
 const _: () = assert!(HEADER_LEN % align_of::<PageDesc>() == 0, "the table follows the header at once");
 const _: () = assert!(1 << UNIT_SHIFT >= align_of::<Chunk>(), "a header can stand behind any granule");
+
+/// A chunk's descriptors, with what the header says of them read once: to the compiler, the header might change with every store.
+#[derive(Clone, Copy)]
+pub(crate) struct Descs<'a> {
+    chunk: &'a Chunk,
+    count: usize,
+    shift: u32,
+}
+
+impl<'a> Descs<'a> {
+    /// Those around a descriptor.
+    #[inline]
+    pub(crate) fn around(desc: &'a PageDesc) -> Self {
+        let chunk = Chunk::of(desc);
+        Self { chunk, count: chunk.count(), shift: chunk.shift() }
+    }
+
+    #[inline]
+    pub(crate) fn chunk(&self) -> &'a Chunk {
+        self.chunk
+    }
+
+    /// As [`Chunk::count`].
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// As [`Chunk::shift`], known to be less than a word's bits.
+    #[inline]
+    pub(crate) fn shift(&self) -> u32 {
+        self.shift & (usize::BITS - 1)
+    }
+
+    /// As [`Chunk::desc`].
+    #[inline]
+    pub(crate) fn get(&self, index: usize) -> Option<&'a PageDesc> {
+        if index >= self.count {
+            return None;
+        }
+        // SAFETY: `index` is less than the chunk's count, and the table has as many descriptors inside the run.
+        let desc = unsafe { self.chunk.table().add(index) };
+        // SAFETY: initialised by `create`, shared by reference only, alive as long as the header.
+        Some(unsafe { desc.as_ref() })
+    }
+
+    /// Length of a run of `len` granules in units.
+    #[inline]
+    pub(crate) fn units(&self, len: usize) -> usize {
+        len << (self.shift().wrapping_sub(UNIT_SHIFT) & (usize::BITS - 1))
+    }
+}
 
 impl Chunk {
     /// Writes header and descriptors at the end of a run, as one run of kind `Leaving` over all granules: nobody
@@ -162,6 +214,7 @@ impl Chunk {
     }
 
     /// Index of the pool that the chunk belongs to.
+    #[inline]
     pub(crate) fn pool(&self) -> usize {
         usize::from(self.pool)
     }
@@ -186,13 +239,7 @@ impl Chunk {
     /// The descriptor of a granule; `None` behind the last one.
     #[inline]
     pub(crate) fn desc(&self, index: usize) -> Option<&PageDesc> {
-        if index >= self.count() {
-            return None;
-        }
-        // SAFETY: `index < count`, and the table has `count` descriptors inside the run.
-        let desc = unsafe { self.table().add(index) };
-        // SAFETY: initialised by `create`, shared by reference only, alive as long as the header.
-        Some(unsafe { desc.as_ref() })
+        Descs { chunk: self, count: self.count(), shift: self.shift() }.get(index)
     }
 
     /// The descriptor of granule 0, with the provenance of the whole chunk.

@@ -67,6 +67,40 @@ pub(crate) struct PageDesc {
 
 const _: () = assert!(size_of::<PageDesc>() == 32, "two descriptors fill a cache line");
 
+/// What a descriptor said at one moment. Loads of atomics are not merged by the compiler, so who needs more than one part reads it once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tag(u32);
+
+impl Tag {
+    #[inline]
+    pub(crate) const fn new(kind: Kind, len: usize, zeroed: bool) -> Self {
+        debug_assert!(len <= MAX_LEN);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a run is at most MAX_LEN granules long, which fits 27 bits"
+        )]
+        let len = len as u32 & LEN_MASK;
+        Self((kind as u32) << KIND_SHIFT | (zeroed as u32) << ZEROED.trailing_zeros() | len)
+    }
+
+    #[inline]
+    pub(crate) const fn is(self, kind: Kind) -> bool {
+        self.0 >> KIND_SHIFT == kind as u32
+    }
+
+    /// As [`PageDesc::len`].
+    #[inline]
+    pub(crate) const fn len(self) -> usize {
+        (self.0 & LEN_MASK) as usize
+    }
+
+    /// As [`PageDesc::is_zeroed`].
+    #[inline]
+    pub(crate) const fn is_zeroed(self) -> bool {
+        self.0 & ZEROED != 0
+    }
+}
+
 impl PageDesc {
     pub(crate) const fn new(index: u32) -> Self {
         Self {
@@ -100,10 +134,16 @@ impl PageDesc {
         }
     }
 
+    /// Kind, length and zeroed flag of one moment.
+    #[inline]
+    pub(crate) fn tag(&self) -> Tag {
+        Tag(self.tag.load(Ordering::Relaxed))
+    }
+
     /// Granules: the run's length, or the distance to the slab's first granule.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        (self.tag.load(Ordering::Relaxed) & LEN_MASK) as usize
+        self.tag().len()
     }
 
     /// Granules from the slab's first one to this one.
@@ -117,20 +157,19 @@ impl PageDesc {
     /// Whether the run's pages are known to hold zeros only (first granule of a run).
     #[inline]
     pub(crate) fn is_zeroed(&self) -> bool {
-        self.tag.load(Ordering::Relaxed) & ZEROED != 0
+        self.tag().is_zeroed()
     }
 
     /// Writes kind, length in granules and zeroed flag.
     #[inline]
     pub(crate) fn set(&self, kind: Kind, len: usize, zeroed: bool) {
-        debug_assert!(len <= MAX_LEN);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a run is at most MAX_LEN granules long, which fits 27 bits"
-        )]
-        let len = len as u32 & LEN_MASK;
-        let zeroed = if zeroed { ZEROED } else { 0 };
-        self.tag.store((kind as u32) << KIND_SHIFT | zeroed | len, Ordering::Relaxed);
+        self.put(Tag::new(kind, len, zeroed));
+    }
+
+    /// [`set`](Self::set) of all that a tag says.
+    #[inline]
+    pub(crate) fn put(&self, tag: Tag) {
+        self.tag.store(tag.0, Ordering::Relaxed);
     }
 
     /// Changes the kind alone.

@@ -46,10 +46,13 @@ pub(crate) use hint::ChunkHint;
 pub(crate) use pool::PageFault;
 pub(crate) use want::{AddError, Refused, Use, Want};
 
+use bins::MAX_RUN_LEN;
+use chunk::Descs;
 #[cfg(not(loom))]
 use chunk_map::{Change, ChunkMap, Entry};
 #[cfg(loom)]
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
+use desc::Tag;
 use pool::{Open, Pool, Request, check};
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
@@ -156,14 +159,35 @@ impl<const N: usize> Pages<N> {
         self.pools().any(Pool::is_busy)
     }
 
+    /// Shards that are in use.
+    #[inline]
+    fn active(&self) -> usize {
+        (self.held_len() / SHARD_LEN + 1).min(N)
+    }
+
     /// About the longest free run, in bytes; pools whose lock is taken are left out.
     pub(crate) fn largest_free(&self) -> usize {
-        self.pools().filter_map(|pool| pool.open(false)).map(|open| open.largest_free()).max().unwrap_or(0)
+        self.pools().filter_map(|pool| self.open(pool, false)).map(|open| open.largest_free()).max().unwrap_or(0)
+    }
+
+    /// The first descriptor of a run of at least `len` bytes at a multiple of `align`, if the own kind's pool at `shard` has one at hand; never waits. What
+    /// [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions. `align` is a power of two. The run may still have to be handed out.
+    #[inline(always)]
+    pub(crate) fn alloc_near(&self, len: usize, align: usize, use_: Use, shard: usize) -> Option<&PageDesc> {
+        let (last, held_len) = (len.wrapping_sub(1), self.held_len());
+        if last >= MAX_RUN_LEN || use_ == Use::Grown && held_len > SHARD_LEN {
+            return None;
+        }
+        let is_active = shard <= held_len / SHARD_LEN && shard < N;
+        let shard = if is_active { shard } else { shard.checked_rem(self.active()).unwrap_or(0) };
+        let pool = self.shards.get(shard)?.get(kind_index(use_))?;
+        let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
+        self.open(pool, false)?.alloc_first(last, align, kind)
     }
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
-    /// waiting for each within the spin limit. At most `4 * N` holds.
+    /// waiting for each within the spin limit. At most `4 * N + 1` holds.
     pub(crate) fn alloc(
         &self,
         len: usize,
@@ -172,11 +196,15 @@ impl<const N: usize> Pages<N> {
         shard: usize,
         wait: bool,
     ) -> Result<Run<'_>, Refused> {
+        let at_hand = if align.is_power_of_two() { self.alloc_near(len, align, use_, shard) } else { None };
+        if let Some(head) = at_hand {
+            return Ok(hand_out(head));
+        }
         let held_len = self.held_len();
         let Some(want) = Request::new(len, align, use_, held_len > SHARD_LEN) else {
             return Err(Refused::Empty);
         };
-        let active = (held_len / SHARD_LEN + 1).min(N);
+        let active = self.active();
         let (own, mixes) = (kind_index(use_), held_len < SHARD_LEN);
         let mut busy = false;
         for (kind, waits, on) in
@@ -232,45 +260,70 @@ impl<const N: usize> Pages<N> {
         Err(refused)
     }
 
-    /// Does `work` with a pool open; `None` if its lock could not be had. Notes when a chunk became surplus.
+    /// Does `work` with a pool open; `None` if its lock could not be had.
+    #[inline(always)]
     fn hold<'a, R>(&'a self, pool: &'a Pool, wait: bool, work: impl FnOnce(&Open<'a>) -> R) -> Option<R> {
-        let before = pool.empty_count();
-        let result = work(&pool.open(wait)?);
-        if pool.empty_count() > before.max(1) {
-            self.surplus.store(true, Relaxed);
-        }
-        Some(result)
+        Some(work(&self.open(pool, wait)?))
+    }
+
+    /// Opens a pool: see there.
+    #[inline(always)]
+    fn open<'a>(&'a self, pool: &'a Pool, wait: bool) -> Option<Open<'a>> {
+        pool.open(&self.surplus, wait)
     }
 
     /// Frees a run; given its first descriptor, which the caller owns and uses no more. If the pool's lock is taken
     /// the run is left to the next holder. Does nothing to what is no used run's first descriptor.
     pub(crate) fn free(&self, desc: &PageDesc) {
         if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large) {
-            self.release(desc);
+            self.release(desc, desc.tag());
         }
     }
 
-    fn release(&self, desc: &PageDesc) {
-        let Some(pool) = self.pools().nth(Chunk::of(desc).pool()) else {
-            return;
-        };
-        if self.hold(pool, false, |open| open.release(desc)).is_none() {
-            pool.defer(desc);
+    /// Frees a large block's run, as [`free`](Self::free) does. False: it is none.
+    #[cfg(any(test, not(feature = "hardened")))]
+    #[inline(always)]
+    pub(crate) fn free_large(&self, desc: &PageDesc) -> bool {
+        let tag = desc.tag();
+        let is_large = tag.is(Kind::Large);
+        if is_large {
+            self.release(desc, tag);
+        }
+        is_large
+    }
+
+    #[inline(always)]
+    fn release(&self, desc: &PageDesc, tag: Tag) {
+        let descs = Descs::around(desc);
+        let Some(pool) = self.pool_of(descs.chunk()) else { return };
+        match self.open(pool, false) {
+            Some(open) => {
+                if open.release(descs, desc, tag) {
+                    self.surplus.store(true, Relaxed);
+                }
+            }
+            None => pool.defer(desc),
         }
     }
 
-    /// Changes the length of a large block in place. False: unchanged, as there is no free memory behind it or the
+    /// Changes the length of a large block in place; gives the bytes that it has then. `None`: unchanged, as there is no free memory behind it or the
     /// lock could not be had (waited for within the spin limit if `wait`).
-    pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> bool {
-        let chunk = Chunk::of(desc);
-        let len = pool::granules(chunk, new_len);
-        if desc.kind() != Kind::Large || new_len == 0 {
-            return false;
+    #[inline(always)]
+    pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> Option<usize> {
+        let (shift, tag, last) = (Chunk::of(desc).shift() % usize::BITS, desc.tag(), new_len.wrapping_sub(1));
+        if !tag.is(Kind::Large) || last >= MAX_RUN_LEN {
+            return None;
         }
-        let Some(pool) = self.pools().nth(chunk.pool()) else {
-            return false;
-        };
-        len == desc.len() || self.hold(pool, wait, |open| open.resize(desc, len)).unwrap_or(false)
+        let len = (last >> shift) + 1;
+        (len == tag.len() || self.resize_run(desc, len, wait)).then_some(len << shift)
+    }
+
+    /// [`resize`](Self::resize) to another number of granules.
+    #[inline(never)]
+    fn resize_run(&self, desc: &PageDesc, len: usize, wait: bool) -> bool {
+        let (descs, old) = (Descs::around(desc), desc.len());
+        let Some(open) = self.pool_of(descs.chunk()).and_then(|pool| self.open(pool, wait)) else { return false };
+        if len > old { open.grow(descs, desc, old, len) } else { open.shrink(descs, desc, old, len) }
     }
 
     /// Bytes in the run whose first descriptor this is.
@@ -371,7 +424,7 @@ impl<const N: usize> Pages<N> {
             if entered.is_ok() {
                 self.held_len.add(run.len());
                 self.own_len.fetch_add(chunk.own_len(), Relaxed);
-                self.release(rest);
+                self.release(rest, rest.tag());
             }
         });
         entered?;
@@ -419,7 +472,7 @@ impl<const N: usize> Pages<N> {
         let Some(chunk) = chunk else { return };
         self.own_len.fetch_add(chunk.own_len(), Relaxed);
         if let Some(head) = chunk.desc(0) {
-            self.release(head);
+            self.release(head, head.tag());
         }
     }
 
@@ -523,7 +576,7 @@ impl<const N: usize> Pages<N> {
     /// Shows every run of every chunk. At rest, or the picture is not of one moment; holds one pool's lock at a time
     /// (waited for within the spin limit) as long as `show` takes, so that must not use the heap.
     pub(crate) fn for_each_run(&self, show: &mut dyn FnMut(RunInfo<'_>)) {
-        for open in self.pools().filter_map(|pool| pool.open(true)) {
+        for open in self.pools().filter_map(|pool| self.open(pool, true)) {
             for chunk in open.chunks() {
                 for desc in pool::runs(chunk) {
                     let (offset, len) = (desc.index() << chunk.shift(), desc.len() << chunk.shift());
@@ -539,7 +592,7 @@ impl<const N: usize> Pages<N> {
         let mut held_len = self.map.outside_len();
         let mut own_len = self.map.tables_len();
         for (index, pool) in self.pools().enumerate() {
-            let Some(open) = pool.open(true) else {
+            let Some(open) = self.open(pool, true) else {
                 return check(6, false, pool);
             };
             open.verify(index)?;
@@ -556,6 +609,12 @@ impl<const N: usize> Pages<N> {
         check(8, own_len == self.own_len(), &raw const self.own_len)
     }
 
+    /// The pool that a chunk belongs to.
+    #[inline]
+    fn pool_of(&self, chunk: &Chunk) -> Option<&Pool> {
+        self.shards.as_flattened().get(chunk.pool())
+    }
+
     /// All pools; a chunk's pool index counts them so.
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.shards.as_flattened().iter()
@@ -563,6 +622,7 @@ impl<const N: usize> Pages<N> {
 }
 
 /// The pool of a shard that a use belongs to.
+#[inline]
 fn kind_index(use_: Use) -> usize {
     usize::from(use_ != Use::Slab)
 }
@@ -574,7 +634,8 @@ fn entry_of(chunk: &Chunk) -> Entry {
 
 /// Finishes a run that its pool has marked at both ends: the granules in the middle of a slab lead to its first one.
 /// Needs no lock, as the run is the caller's.
-fn hand_out(desc: &PageDesc) -> Run<'_> {
+#[inline]
+pub(crate) fn hand_out(desc: &PageDesc) -> Run<'_> {
     let (chunk, len) = (Chunk::of(desc), desc.len());
     if desc.kind() == Kind::Slab {
         for distance in 1..len.saturating_sub(1) {

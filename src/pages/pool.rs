@@ -18,10 +18,10 @@
 use core::ptr::NonNull;
 
 use super::bins::{self, Bins};
-use super::chunk::{Chunk, UNIT_SHIFT};
-use super::desc::{Kind, PageDesc};
+use super::chunk::{Chunk, Descs, UNIT_SHIFT};
+use super::desc::{Kind, PageDesc, Tag};
 use super::want::{Use, Want};
-use crate::sync::{AtomicPtr, AtomicUsize, Held, Ordering, TryLock};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, TryLock};
 use Ordering::{Acquire, Relaxed, Release};
 
 /// Deferred runs freed in one hold.
@@ -85,7 +85,13 @@ pub(crate) struct Pool {
 /// A pool whose lock is held.
 pub(crate) struct Open<'a> {
     pool: &'a Pool,
-    _held: Held<'a>,
+}
+
+impl Drop for Open<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.pool.lock.open();
+    }
 }
 
 /// A broken invariant: its number, and the address of the descriptor, chunk or field it was seen at.
@@ -104,11 +110,11 @@ impl Request {
             return None;
         }
         let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
-        let slack = align.saturating_sub(1 << UNIT_SHIFT) >> UNIT_SHIFT;
+        let slack = (align.saturating_sub(1 << UNIT_SHIFT) >> UNIT_SHIFT).min(bins::MAX_UNITS);
         Some(Self {
             len,
             align,
-            units: len.div_ceil(1 << UNIT_SHIFT),
+            units: len.div_ceil(1 << UNIT_SHIFT).min(bins::MAX_UNITS),
             slack,
             kind,
             middle: plenty && use_ == Use::Grown,
@@ -144,6 +150,7 @@ impl Request {
 }
 
 /// Bytes as granules of a chunk, rounded up.
+#[inline]
 pub(crate) fn granules(chunk: &Chunk, len: usize) -> usize {
     len.div_ceil(1 << chunk.shift())
 }
@@ -162,11 +169,12 @@ pub(crate) fn split_new(chunk: &Chunk, want: Want, len: usize) -> Option<&PageDe
     }
     let (rest, zeroed) = (chunk.desc(len)?, head.is_zeroed());
     rest.set(Kind::Leaving, count - len, zeroed);
-    mark_used(chunk, head, if want.use_ == Use::Slab { Kind::Slab } else { Kind::Large }, len, zeroed);
+    mark_used(Descs::around(head), head, if want.use_ == Use::Slab { Kind::Slab } else { Kind::Large }, len, zeroed);
     Some(rest)
 }
 
 /// Length of a run of `len` granules in units.
+#[inline]
 fn units(chunk: &Chunk, len: usize) -> usize {
     len << (chunk.shift() - UNIT_SHIFT)
 }
@@ -187,13 +195,15 @@ impl Pool {
     }
 
     /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to
-    /// [`DRAIN_LIMIT`] deferred runs.
-    pub(crate) fn open(&self, wait: bool) -> Option<Open<'_>> {
-        let held = if wait { self.lock.lock_bounded()? } else { self.lock.try_lock()? };
-        let open = Open { pool: self, _held: held };
-        for _ in 0..DRAIN_LIMIT {
-            let Some(run) = open.pop_deferred() else { break };
-            open.release(run);
+    /// [`DRAIN_LIMIT`] deferred runs. Sets `surplus` when that makes a chunk empty beside another one.
+    #[inline(always)]
+    pub(crate) fn open(&self, surplus: &AtomicBool, wait: bool) -> Option<Open<'_>> {
+        if !(self.lock.try_take() || wait && self.lock.take_bounded()) {
+            return None;
+        }
+        let open = Open { pool: self };
+        if self.has_deferred() {
+            open.drain_deferred(surplus);
         }
         Some(open)
     }
@@ -215,6 +225,7 @@ impl Pool {
         }
     }
 
+    #[inline]
     pub(crate) fn has_deferred(&self) -> bool {
         !self.deferred.load(Relaxed).is_null()
     }
@@ -223,6 +234,7 @@ impl Pool {
         self.lock.is_held()
     }
 
+    #[inline]
     pub(crate) fn free_len(&self) -> usize {
         self.free_len.load(Relaxed)
     }
@@ -237,15 +249,33 @@ impl Pool {
 }
 
 /// Adds to a counter that only holders of the pool's lock change: no locked instruction.
+#[inline]
 fn add(counter: &AtomicUsize, change: usize) {
     counter.store(counter.load(Relaxed).wrapping_add(change), Relaxed);
 }
 
+#[inline]
 fn sub(counter: &AtomicUsize, change: usize) {
     counter.store(counter.load(Relaxed).wrapping_sub(change), Relaxed);
 }
 
 impl<'a> Open<'a> {
+    /// A run of `last + 1` bytes off the start of the first run of the first bin whose runs all are long enough, if that does: what
+    /// [`alloc`](Self::alloc) nearly always finds. `align` is a power of two.
+    #[inline(always)]
+    pub(crate) fn alloc_first(&self, last: usize, align: usize, kind: Kind) -> Option<&'a PageDesc> {
+        let bins = &self.pool.bins;
+        let bin = bins.first_from(bins::good_index((last >> UNIT_SHIFT) + 1))?;
+        let run = bins.head(bin)?;
+        let (descs, tag) = (Descs::around(run), run.tag());
+        let len = (last >> descs.shift()) + 1;
+        if align >> descs.shift() > 1 || len > tag.len() {
+            return None;
+        }
+        self.take_start(descs, (run, tag, bin), len, kind);
+        Some(run)
+    }
+
     /// A run for a request, or `None`. Looks at no more than `1 + 2 * ALIGNED_LOOK + 2 * LENGTH_LOOK` candidates.
     pub(crate) fn alloc(&self, want: &Request) -> Option<&'a PageDesc> {
         if self.pool.free_len() < want.len {
@@ -297,76 +327,129 @@ impl<'a> Open<'a> {
     fn take(&self, place: &Place<'a>, kind: Kind) -> &'a PageDesc {
         let Place { chunk, run, skip, len } = *place;
         let (first, all, zeroed) = (run.index(), run.len(), run.is_zeroed());
+        let head = match chunk.desc(first + skip) {
+            Some(head) if skip > 0 => head,
+            _ => {
+                let bin = bins::index(units(chunk, all));
+                self.take_start(Descs::around(run), (run, run.tag(), bin), len, kind);
+                return run;
+            }
+        };
         self.unbin(chunk, run);
         if all == chunk.count() {
-            self.move_chunk(chunk, &self.pool.empty, &self.pool.used);
+            self.note_used(chunk);
         }
         self.bin(chunk, first, skip, zeroed);
         self.bin(chunk, first + skip + len, all - skip - len, zeroed);
-        let head = chunk.desc(first + skip).unwrap_or(run);
-        mark_used(chunk, head, kind, len, zeroed);
+        mark_used(Descs::around(head), head, kind, len, zeroed);
         head
     }
 
-    /// Frees a run that the caller owns: merges it with free neighbours. Used runs are not known to hold zeros. A run of
-    /// kind `Leaving` brings its chunk into the pool; the run in front of it, handed out first, may be free by then.
-    pub(crate) fn release(&self, run: &PageDesc) {
-        let chunk = Chunk::of(run);
-        let (mut first, mut len) = (run.index(), run.len());
-        let arrives = run.kind() == Kind::Leaving;
-        let mut zeroed = arrives && run.is_zeroed();
-        run.set(Kind::Inside, 0, false);
-        let next = chunk.desc(first + len);
-        let prev = first.checked_sub(1).and_then(|index| chunk.desc(index));
-        for side in [prev, next].into_iter().flatten().filter(|side| side.kind() == Kind::Free) {
-            let index = if side.index() < first { side.index() + 1 - side.len() } else { side.index() };
-            let Some(head) = chunk.desc(index) else { continue };
-            zeroed &= head.is_zeroed();
-            first = first.min(index);
-            len += head.len();
-            self.unbin(chunk, head);
+    /// [`take`](Self::take) of a place that begins where its run does, which is in that bin and at least `len` granules long.
+    #[inline(always)]
+    fn take_start(&self, descs: Descs<'a>, from: (&'a PageDesc, Tag, usize), len: usize, kind: Kind) {
+        let (run, tag, _) = from;
+        if tag.len() == descs.count() {
+            self.note_used(descs.chunk());
         }
-        self.bin(chunk, first, len, zeroed);
-        if arrives {
-            add(&self.pool.held_len, chunk.given().1.len());
-            add(&self.pool.chunk_count, 1);
-            if len == chunk.count() {
-                add(&self.pool.empty_count, 1);
-                chunk.push_to(&self.pool.empty);
-            } else {
-                chunk.push_to(&self.pool.used);
+        self.shorten(descs, from, len);
+        mark_used(descs, run, kind, len, tag.is_zeroed());
+    }
+
+    /// Takes `len` granules, as many as there are at most, off the start of a free run. Its first descriptor is then the caller's to write.
+    #[inline(always)]
+    fn shorten(&self, descs: Descs<'a>, (run, tag, bin): (&'a PageDesc, Tag, usize), len: usize) {
+        sub(&self.pool.free_len, len << descs.shift());
+        let rest = tag.len().wrapping_sub(len);
+        match descs.get(run.index() + len) {
+            Some(head) if rest > 0 => {
+                mark_free(descs, head, rest, tag.is_zeroed());
+                self.pool.bins.replace(run, bin, head, bins::index(descs.units(rest)));
             }
-        } else if len == chunk.count() {
-            self.move_chunk(chunk, &self.pool.used, &self.pool.empty);
+            _ => self.pool.bins.remove(run, bin),
         }
     }
 
-    /// Changes the length of a used run in place, to `len` granules. False: unchanged.
-    pub(crate) fn resize(&self, run: &PageDesc, len: usize) -> bool {
-        let chunk = Chunk::of(run);
-        let (first, old) = (run.index(), run.len());
-        if len == 0 {
+    /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving` brings its chunk into the pool; the
+    /// run in front of it, handed out first, may be free by then. True: the chunk is empty now, and another one was before.
+    #[inline(always)]
+    pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) -> bool {
+        if tag.is(Kind::Leaving) {
+            return self.arrive(run);
+        }
+        let is_empty = self.merge(descs, run, tag.len(), false) == descs.count();
+        is_empty && self.note_empty(descs.chunk())
+    }
+
+    #[cold]
+    fn arrive(&self, run: &'a PageDesc) -> bool {
+        let (descs, tag) = (Descs::around(run), run.tag());
+        let chunk = descs.chunk();
+        let len = self.merge(descs, run, tag.len(), tag.is_zeroed());
+        add(&self.pool.held_len, chunk.given().1.len());
+        add(&self.pool.chunk_count, 1);
+        chunk.push_to(&self.pool.used);
+        len == chunk.count() && self.note_empty(chunk)
+    }
+
+    /// Makes a run free, one with its free neighbours; gives the length of what it is then. Zeroed if all of it is.
+    #[inline(always)]
+    fn merge(&self, descs: Descs<'a>, run: &'a PageDesc, len: usize, zeroed: bool) -> usize {
+        let (index, bins) = (run.index(), &self.pool.bins);
+        let bin = |len| bins::index(descs.units(len));
+        add(&self.pool.free_len, len << descs.shift());
+        let next = descs.get(index + len).filter(|next| next.tag().is(Kind::Free));
+        match free_before(descs, index) {
+            Some((prev, tag)) => {
+                let (mut all, mut zeroed) = (tag.len() + len, zeroed && tag.is_zeroed());
+                if let Some(next) = next {
+                    let tag = next.tag();
+                    bins.remove(next, bin(tag.len()));
+                    all += tag.len();
+                    zeroed &= tag.is_zeroed();
+                }
+                run.set(Kind::Inside, 0, false);
+                mark_free(descs, prev, all, zeroed);
+                bins.replace(prev, bin(tag.len()), prev, bin(all));
+                all
+            }
+            None => match next {
+                Some(next) => {
+                    let tag = next.tag();
+                    let all = len + tag.len();
+                    mark_free(descs, run, all, zeroed && tag.is_zeroed());
+                    bins.replace(next, bin(tag.len()), run, bin(all));
+                    all
+                }
+                None => {
+                    mark_free(descs, run, len, zeroed);
+                    bins.insert(run, bin(len));
+                    len
+                }
+            },
+        }
+    }
+
+    /// Makes a used run longer where it stands, to `len` granules. False: unchanged.
+    #[inline(always)]
+    pub(crate) fn grow(&self, descs: Descs<'a>, run: &'a PageDesc, old: usize, len: usize) -> bool {
+        let Some(next) = descs.get(run.index() + old) else { return false };
+        let tag = next.tag();
+        if !tag.is(Kind::Free) || tag.len() < len - old {
             return false;
         }
-        if len < old {
-            let Some(rest) = chunk.desc(first + len) else {
-                return false;
-            };
-            mark_used(chunk, run, Kind::Large, len, false);
-            mark_used(chunk, rest, Kind::Large, old - len, false);
-            self.release(rest);
-            return true;
-        }
-        let Some(next) = chunk.desc(first + old).filter(|next| next.kind() == Kind::Free) else {
-            return len == old;
-        };
-        let (behind, zeroed) = (next.len(), next.is_zeroed());
-        if len == old || behind < len - old {
-            return len == old;
-        }
-        self.unbin(chunk, next);
-        mark_used(chunk, run, Kind::Large, len, false);
-        self.bin(chunk, first + len, old + behind - len, zeroed);
+        self.shorten(descs, (next, tag, bins::index(descs.units(tag.len()))), len - old);
+        mark_used(descs, run, Kind::Large, len, false);
+        true
+    }
+
+    /// Makes a used run shorter, to `len` granules, of which there are fewer than before but some. False: unchanged.
+    #[inline(never)]
+    pub(crate) fn shrink(&self, descs: Descs<'a>, run: &'a PageDesc, old: usize, len: usize) -> bool {
+        let Some(rest) = descs.get(run.index() + len) else { return false };
+        mark_used(descs, run, Kind::Large, len, false);
+        mark_used(descs, rest, Kind::Large, old - len, false);
+        self.release(descs, rest, rest.tag());
         true
     }
 
@@ -400,6 +483,17 @@ impl<'a> Open<'a> {
         longest.get()
     }
 
+    /// Frees up to [`DRAIN_LIMIT`] deferred runs.
+    #[cold]
+    fn drain_deferred(&self, surplus: &AtomicBool) {
+        for _ in 0..DRAIN_LIMIT {
+            let Some(run) = self.pop_deferred() else { return };
+            if self.release(Descs::around(run), run, run.tag()) {
+                surplus.store(true, Relaxed);
+            }
+        }
+    }
+
     /// Pops a deferred run. Only lock holders pop, so `next` of the head cannot change between load and exchange.
     fn pop_deferred(&self) -> Option<&'a PageDesc> {
         let mut head = self.pool.deferred.load(Acquire);
@@ -419,33 +513,57 @@ impl<'a> Open<'a> {
         if len == 0 {
             return;
         }
-        let (Some(head), Some(tail)) = (chunk.desc(first), chunk.desc(first + len - 1)) else {
-            return;
-        };
-        tail.set(Kind::Free, len, zeroed);
-        head.set(Kind::Free, len, zeroed);
-        self.pool.bins.insert(head, units(chunk, len));
+        let Some(head) = chunk.desc(first) else { return };
+        mark_free(Descs::around(head), head, len, zeroed);
+        self.pool.bins.insert(head, bins::index(units(chunk, len)));
         add(&self.pool.free_len, len << chunk.shift());
     }
 
     /// Takes a free run out of its bin.
     fn unbin(&self, chunk: &Chunk, head: &PageDesc) {
-        self.pool.bins.remove(head, units(chunk, head.len()));
+        self.pool.bins.remove(head, bins::index(units(chunk, head.len())));
         sub(&self.pool.free_len, head.len() << chunk.shift());
     }
 
-    fn move_chunk(&self, chunk: &Chunk, from: &AtomicPtr<Chunk>, to: &AtomicPtr<Chunk>) {
-        chunk.unlink_from(from);
-        chunk.push_to(to);
-        let change = if core::ptr::eq(to, &self.pool.empty) { add } else { sub };
-        change(&self.pool.empty_count, 1);
+    /// A chunk was taken from that was empty.
+    #[cold]
+    fn note_used(&self, chunk: &Chunk) {
+        chunk.unlink_from(&self.pool.empty);
+        chunk.push_to(&self.pool.used);
+        sub(&self.pool.empty_count, 1);
+    }
+
+    /// A chunk became empty. True: it is not the only one.
+    #[cold]
+    fn note_empty(&self, chunk: &Chunk) -> bool {
+        chunk.unlink_from(&self.pool.used);
+        chunk.push_to(&self.pool.empty);
+        add(&self.pool.empty_count, 1);
+        self.pool.empty_count() > 1
     }
 }
 
-/// Marks first and last granule of a used run. What lies between is the owner's affair.
-fn mark_used(chunk: &Chunk, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
-    let tail = chunk.desc(head.index() + len - 1).filter(|_| len > 1);
-    if let Some(tail) = tail {
+/// The free run that ends in front of a granule, and the tag that its ends have.
+#[inline(always)]
+fn free_before(descs: Descs<'_>, index: usize) -> Option<(&PageDesc, Tag)> {
+    let tag = descs.get(index.wrapping_sub(1))?.tag();
+    if tag.is(Kind::Free) { Some((descs.get(index.wrapping_sub(tag.len()))?, tag)) } else { None }
+}
+
+/// Marks first and last granule of a free run, which is not empty.
+#[inline(always)]
+fn mark_free(descs: Descs<'_>, head: &PageDesc, len: usize, zeroed: bool) {
+    let tag = Tag::new(Kind::Free, len, zeroed);
+    if let Some(tail) = descs.get(head.index() + len - 1) {
+        tail.put(tag);
+    }
+    head.put(tag);
+}
+
+/// Marks first and last granule of a used run, which may be one. What lies between is the owner's affair.
+#[inline(always)]
+fn mark_used(descs: Descs<'_>, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
+    if let Some(tail) = descs.get(head.index() + len - 1) {
         let (kind, len) = if kind == Kind::Slab { (Kind::SlabRest, len - 1) } else { (Kind::Tail, 0) };
         tail.set(kind, len, false);
     }
@@ -509,26 +627,21 @@ impl<'a> Open<'a> {
             let mut next = head;
             while let Some(run) = next {
                 let right = run.kind() == Kind::Free && bins::index(units(Chunk::of(run), run.len())) == bin;
-                check(4, right && is_linked(run), run.as_link())?;
+                // SAFETY: just checked to be free runs' links, or null.
+                let behind = unsafe { PageDesc::from_link(run.next.load(Relaxed)) }.or(head);
+                let linked = behind.is_some_and(|behind| core::ptr::eq(behind.prev.load(Relaxed), run));
+                check(4, right && linked, run.as_link())?;
                 count += 1;
                 check(4, count <= self.pool.free_len() >> UNIT_SHIFT, run.as_link())?;
-                // SAFETY: just checked to be a link in a ring of this pool's free runs.
+                // SAFETY: just checked to be a link in a list of this pool's free runs.
                 next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
-                next = next.filter(|next| head.is_some_and(|head| !core::ptr::eq(head, *next)));
             }
         }
         Ok(count)
     }
 }
 
-/// Whether a run is linked with its neighbours in a bin in both directions.
-fn is_linked(run: &PageDesc) -> bool {
-    // SAFETY: links of a free run lead to free runs of its pool, whose lock is held, or are null.
-    let next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
-    next.is_some_and(|next| core::ptr::eq(next.prev.load(Relaxed), run))
-}
-
-/// Checks P1 to P3 and the links of free runs; counts free runs, and bytes in them.
+/// Checks P1 to P3; counts free runs, and bytes in them.
 fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
     let (mut count, mut len, mut end, mut was_free) = (0, 0, 0, false);
     for head in runs(chunk) {
@@ -538,7 +651,6 @@ fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
         let is_free = head.kind() == Kind::Free;
         check(3, !(was_free && is_free), head.as_link())?;
         if is_free {
-            check(4, is_linked(head), head.as_link())?;
             count += 1;
             len += head.len() << chunk.shift();
         }

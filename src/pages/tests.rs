@@ -211,14 +211,14 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
             block.check_lookup(&pages, rng.below(MIB));
             match rng.below(4) {
                 0 => {
-                    let locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+                    let locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
                     give(&pages, block);
                     drop(locks);
                 }
                 1 if block.use_ != Use::Slab => {
                     block.check();
                     let (len, old) = (rng.length(2 * block.len), block.len);
-                    if pages.resize(block.desc(), len, false) {
+                    if pages.resize(block.desc(), len, false).is_some() {
                         block.len = pages.usable_len(block.desc());
                         assert!(block.len >= len);
                         block.write(old.min(block.len) / 512 * 512);
@@ -244,6 +244,46 @@ fn random_mixes_keep_every_invariant() {
         mix(seed, &[64 * MIB, 3 * MIB], 1500);
         mix(seed, &[5 * KIB + MIB; 12], 1500);
     });
+}
+
+/// The short way asks one pool, which must be open, and looks at one run; and leaves the rest to the search.
+#[test]
+fn what_lies_at_hand_is_had_from_the_own_pool_alone() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<2>::new()));
+    given.chunk(&pages, 20 * MIB, 4 * KIB, Use::Large, 0);
+    let near = |len, align, use_| pages.alloc_near(len, align, use_, 0);
+    let first = near(MIB, 4 * KIB, Use::Large).unwrap();
+    assert_eq!((first.kind(), pages.usable_len(first)), (Kind::Large, MIB));
+    let rest = near(19 * MIB, 1, Use::Large);
+    assert!(rest.is_none(), "its descriptors are in the way");
+    for (len, align, use_) in
+        [(MIB, 8 * KIB, Use::Large), (MIB, 1, Use::Slab), (MIB, 1, Use::Grown), (0, 1, Use::Large)]
+    {
+        assert!(near(len, align, use_).is_none(), "{len} at a multiple of {align} for {use_:?}");
+    }
+    let pool = pages.pool_of(Chunk::of(first)).unwrap();
+    let open = pages.open(pool, false).unwrap();
+    assert!(near(MIB, 1, Use::Large).is_none(), "busy");
+    assert!(pages.free_large(first) && !pages.free_large(first), "deferred, and no large block any more");
+    drop(open);
+    assert_eq!(pages.usable_len(near(MIB, 1, Use::Large).unwrap()), MIB);
+    assert_eq!(pages.verify(), Ok(()));
+}
+
+/// Free runs of one bin, first, between others, last and alone there, lose a granule to the used run in front of each and stay in the bin.
+#[test]
+fn a_free_run_that_gets_shorter_within_its_bin_keeps_its_place() {
+    for (count, at) in [(3, 0), (3, 1), (3, 2), (1, 0)] {
+        let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+        given.chunk(&pages, MIB, 4 * KIB, Use::Large, 0);
+        let take = |len, id| get(&pages, len, 1, Use::Large, 0, id).unwrap();
+        let pairs: Vec<_> = (0..3).map(|id| (take(4 * KIB, id), take(144 * KIB, id + 3))).collect();
+        let _guard = take(4 * KIB, 6);
+        let (used, free): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        free.into_iter().take(count).for_each(|run| give(&pages, run));
+        assert_eq!(pages.resize(used[at].desc(), 8 * KIB, false), Some(8 * KIB), "run {at} of {count}");
+        assert_eq!(pages.verify(), Ok(()), "run {at} of {count}");
+    }
 }
 
 #[test]
@@ -334,7 +374,7 @@ fn a_run_handed_out_first_may_be_freed_before_its_chunk_arrives() {
     let pages = Box::new(Pages::<1>::new());
     let want = Want { len: 100 * KIB, least_len: KIB, align: 4096, use_: Use::Large };
     {
-        let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+        let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
         // SAFETY: just allocated, zeroed.
         let first = unsafe { pages.add_chunk(start, run, want, 0, true, WAITING) }.unwrap().unwrap();
         assert!(first.zeroed && first.len == 100 * KIB && first.start == start);
@@ -355,12 +395,12 @@ fn a_busy_pool_is_passed_by_and_its_frees_are_deferred() {
     let block = get(&pages, MIB, 4 * KIB, Use::Large, 0, 1).unwrap();
     let pool = pages.pools().nth(Chunk::of(block.desc()).pool()).unwrap();
     {
-        let _open = pool.open(false).unwrap();
+        let _open = pages.open(pool, false).unwrap();
         assert_eq!(pages.alloc(4096, 1, Use::Large, 0, false).err(), Some(Refused::Busy));
         assert_eq!(pages.alloc(4096, 1, Use::Large, 0, true).err(), Some(Refused::Busy), "waits within a bound");
         given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 1);
         let moved_on = get(&pages, 4096, 1, Use::Large, 0, 2).expect("the other shard is open");
-        assert!(!pages.resize(block.desc(), 2 * MIB, true));
+        assert_eq!(pages.resize(block.desc(), 2 * MIB, true), None);
         let before = pages.free_len();
         give(&pages, block);
         assert_eq!(pages.free_len(), before, "nobody may touch the pool's lists now");
@@ -379,11 +419,11 @@ fn one_hold_drains_a_few_deferred_runs_only() {
     let blocks: Vec<_> = (0..20).map(|id| get(&pages, 4096, 4096, Use::Slab, 0, id).unwrap()).collect();
     let pool = pages.pools().next().unwrap();
     {
-        let _open = pool.open(false);
+        let _open = pages.open(pool, false);
         blocks.into_iter().for_each(|block| give(&pages, block));
     }
     let before = pages.free_len();
-    drop(pool.open(false));
+    drop(pages.open(pool, false));
     assert_eq!(pages.free_len() - before, pool::DRAIN_LIMIT * 4096);
     assert_eq!(pages.verify(), Ok(()));
 }
@@ -418,7 +458,7 @@ fn an_empty_chunk_is_taken_put_back_and_given_back() {
     // Putting back while the pool's lock is taken.
     let third = pages.take_empty(0).unwrap();
     {
-        let _locks: Vec<_> = pages.pools().filter_map(|pool| pool.open(false)).collect();
+        let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
         // SAFETY: untouched since it was taken.
         unsafe { pages.put_back(third) };
     }
@@ -458,7 +498,7 @@ fn a_grown_block_has_room_on_both_sides() {
     let low = get(&pages, MIB, 4096, Use::Large, 0, 1).unwrap();
     let block = get(&pages, MIB, 4096, Use::Grown, 0, 2).unwrap();
     assert!(block.start.as_ptr().addr() - low.start.as_ptr().addr() > 16 * MIB);
-    assert!(pages.resize(block.desc(), 16 * MIB, false), "grows where it is");
+    assert_eq!(pages.resize(block.desc(), 16 * MIB, false), Some(16 * MIB), "grows where it is");
     block.check();
     assert_eq!(pages.verify(), Ok(()));
     give(&pages, block);
@@ -503,7 +543,7 @@ fn absurd_requests_are_refused() {
     let none = Pages::<0>::new();
     assert_eq!(none.alloc(1, 1, Use::Slab, 5, true).err(), Some(Refused::Empty));
     let block = get(&pages, KIB, 1, Use::Large, usize::MAX, 1).unwrap();
-    assert!(!pages.resize(block.desc(), usize::MAX, true) && !pages.resize(block.desc(), 0, true));
+    assert_eq!([usize::MAX, 0].map(|len| pages.resize(block.desc(), len, true)), [None; 2]);
     let desc = block.desc;
     give(&pages, block);
     // SAFETY: the chunk is still there.
@@ -528,7 +568,10 @@ fn threads_share_a_page_heap() {
         });
         parcel.into_inner().unwrap().into_iter().for_each(|block| give(&pages, block));
         assert_eq!(pages.verify(), Ok(()));
-        assert_eq!(pages.free_len(), pages.pools().flat_map(|p| p.open(true).unwrap().chunks()).map(Chunk::len).sum());
+        assert_eq!(
+            pages.free_len(),
+            pages.pools().flat_map(|p| pages.open(p, true).unwrap().chunks()).map(Chunk::len).sum()
+        );
     });
 }
 
@@ -558,7 +601,7 @@ fn work(seed: u64, me: usize, pages: &Pages<4>, parcel: &Mutex<Vec<Block>>, give
                 if block.use_ != Use::Slab {
                     block.check();
                     let old = block.len;
-                    if pages.resize(block.desc(), rng.length(2 * old), step % 2 == 0) {
+                    if pages.resize(block.desc(), rng.length(2 * old), step % 2 == 0).is_some() {
                         block.len = pages.usable_len(block.desc());
                         block.write(old.min(block.len) / 512 * 512);
                     }
@@ -767,7 +810,8 @@ fn verify_names_what_is_broken() {
         inside(used, 4).set(Kind::Free, 5, false);
     };
     assert_eq!(broken(&free_unmerged), 3);
-    assert_eq!(broken(&|_, _, free| free.desc().next.store(core::ptr::null_mut(), Relaxed)), 4);
+    assert_eq!(broken(&|_, _, free| free.desc().prev.store(core::ptr::null_mut(), Relaxed)), 4);
+    assert_eq!(broken(&|_, _, free| free.desc().next.store(free.desc().as_link(), Relaxed)), 4);
     let chunk = |block: &Block| entry_of(Chunk::of(block.desc()));
     assert_eq!(broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)), 7);
     assert_eq!(broken(&|pages, _, _| pages.held_len.add(1)), 8);

@@ -129,8 +129,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "lock_opened_relaxed",
         file: "sync.rs",
-        shipped: "self.lock.held.store(false, Ordering::Release);",
-        planted: "self.lock.held.store(false, Ordering::Relaxed);",
+        shipped: "self.held.store(false, Ordering::Release);",
+        planted: "self.held.store(false, Ordering::Relaxed);",
         model: "slab::a_claim_against_a_taker_and_a_trimmer",
     },
     Plant {
@@ -215,15 +215,15 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "busy_pool_forgets_the_run",
         file: "pages/mod.rs",
-        shipped: "            pool.defer(desc);",
-        planted: "            let _ = desc;",
+        shipped: "            None => pool.defer(desc),",
+        planted: "            None => {}",
         model: "pages::runs_are_freed_while_the_pool_is_busy",
     },
     Plant {
         name: "empty_chunk_taken_with_a_run_out",
         file: "pages/pool.rs",
-        shipped: "        if all == chunk.count() {\n            self.move_chunk",
-        planted: "        if all > chunk.count() {\n            self.move_chunk",
+        shipped: "        if tag.len() == descs.count() {\n            self.note_used",
+        planted: "        if tag.len() > descs.count() {\n            self.note_used",
         model: "pages::a_chunk_leaves_once_its_last_run_is_free",
     },
     Plant {
