@@ -19,6 +19,7 @@
 //! the other caches once around (a *lap*, starting where the last one succeeded) and takes on no duties; it may still ask the provider,
 //! whose gate excludes what must be excluded.
 
+use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -28,6 +29,12 @@ use crate::cpu::CpuMode;
 use crate::emergency::Emergency;
 use crate::engine::{Caller, Engine, Surplus, TINY_COUNT};
 use crate::gate::{Entry, Gate};
+#[cfg(feature = "hardened")]
+use crate::harden::Misuse;
+#[cfg(feature = "debug-heap")]
+use crate::harden::debug::Debugging;
+#[cfg(feature = "guard-pages")]
+use crate::harden::guard::Guards;
 use crate::pages::{AddError, PageDesc, Refused, Run, Step, Want, chunk_len_for};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
@@ -76,6 +83,10 @@ pub struct Heap<P, C, const CPUS: usize> {
     moving: AtomicUsize,
     stranded: Stranded,
     pub(crate) emergency: Emergency,
+    #[cfg(feature = "debug-heap")]
+    pub(crate) debugging: Debugging,
+    #[cfg(feature = "guard-pages")]
+    pub(crate) guards: Guards,
     /// Bytes that `realloc` copied while the caller's cache was busy: of short blocks, of long ones.
     pub(crate) copied: [AtomicU64; 2],
     pub(crate) provider: P,
@@ -199,6 +210,10 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             moving: AtomicUsize::new(0),
             stranded: Stranded::new(),
             emergency: Emergency::new(),
+            #[cfg(feature = "debug-heap")]
+            debugging: Debugging::new(),
+            #[cfg(feature = "guard-pages")]
+            guards: Guards::new(),
             copied: [const { AtomicU64::new(0) }; 2],
             provider,
             mode,
@@ -229,8 +244,29 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Ok(Entered { cache, index, _guard: guard })
     }
 
+    /// A block of the class that serves the Layout.
+    #[cfg(feature = "guard-pages")]
     #[inline]
-    pub(crate) fn alloc_small(&self, class: SizeClass) -> Option<NonNull<u8>> {
+    pub(crate) fn alloc_small(&self, class: SizeClass, layout: Layout) -> Option<NonNull<u8>> {
+        match self.enter() {
+            Ok(entered) if entered.cache.countdown.is_due() => self.alloc_sampled(entered, class, layout),
+            Ok(entered) => match entered.cache.pop(class) {
+                Some(block) => Some(block.into_start()),
+                None => self.alloc_refill(entered, class),
+            },
+            Err(caller) => self.alloc_elsewhere(class, caller),
+        }
+    }
+
+    /// A block of the class that serves the Layout.
+    #[cfg(not(feature = "guard-pages"))]
+    #[inline]
+    pub(crate) fn alloc_small(&self, class: SizeClass, _: Layout) -> Option<NonNull<u8>> {
+        self.alloc_unsampled(class)
+    }
+
+    #[inline]
+    pub(crate) fn alloc_unsampled(&self, class: SizeClass) -> Option<NonNull<u8>> {
         match self.enter() {
             Ok(entered) => match entered.cache.pop(class) {
                 Some(block) => Some(block.into_start()),
@@ -367,10 +403,22 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 self.free_looked_up(entered, class, block, is_near && slab.class() == class);
             }
             Err(misuse) => {
+                let caller = entered.caller();
                 drop(entered);
-                self.engine.report(misuse, block.into_start());
+                self.refuse(misuse, block.into_start(), caller, |layout| SizeClass::of(layout) == Some(class));
             }
         }
+    }
+
+    /// What the inspection refused: nothing is freed, unless it is a block that the heap's descriptors do not know, of a Layout that fits.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn refuse(&self, misuse: Misuse, start: NonNull<u8>, caller: Caller, fits: impl Fn(Layout) -> bool) {
+        #[cfg(feature = "guard-pages")]
+        if misuse == Misuse::ForeignPointer && self.free_guarded(start, caller, &fits) {
+            return;
+        }
+        let _ = (caller, fits);
+        self.engine.report(misuse, start);
     }
 
     /// A block whose slab was looked up: into the own list, or home at once.
@@ -425,7 +473,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         match self.engine.inspect(None, block.start(), class) {
             Ok(slab) if slab.class() == class => {}
             Ok(_) => return self.engine.give_back(block, None, caller),
-            Err(misuse) => return self.engine.report(misuse, block.into_start()),
+            Err(misuse) => {
+                return self.refuse(misuse, block.into_start(), caller, |layout| SizeClass::of(layout) == Some(class));
+            }
         }
         self.count_nested(caller, Counts::nested_free);
         let mut block = Some(block);
@@ -800,6 +850,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// Callable from any context; takes as long as the caches are many.
     pub fn drain(&self) {
+        #[cfg(feature = "debug-heap")]
+        self.empty_quarantine();
         if C::PINNED {
             for cache in self.engine.caches().iter().filter(|cache| cache.is_used()) {
                 cache.ask_drain();

@@ -89,6 +89,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
         }
+        #[cfg(feature = "guard-pages")]
+        if let Some(block) = self.sample_large(layout) {
+            return Some(block);
+        }
         self.alloc_run(layout, Use::Large)
     }
 
@@ -212,7 +216,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         match self.engine.inspect_run(start, layout) {
             _ if self.emergency.owns(start) => {}
             Ok(desc) => self.held(|_| self.engine.pages.free(desc)),
-            Err(misuse) => return self.engine.report(misuse, start),
+            Err(misuse) => return self.refuse(misuse, start, caller, |own| own == layout),
         }
         #[cfg(not(feature = "hardened"))]
         match self.run_of(start) {
