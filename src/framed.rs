@@ -66,6 +66,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Makes an outer block that was just allocated a framed one.
     pub(crate) fn enframe(&self, start: NonNull<u8>, layout: Layout, site: Site) -> NonNull<[u8]> {
+        // The first block may come before the first chunk, which else would bring the key.
+        self.engine.pages.key.begin(start.addr().get());
         // SAFETY: the outer block was just allocated, so it is ours, longer than a frame and aligned to 8.
         let frame = unsafe { self.frame(start) };
         if frame.state() == State::Free {

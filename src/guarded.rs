@@ -1,6 +1,7 @@
 //! Level 3 in the heap: an allocation whose turn has come gets pages of its own.
 //!
-//! The provider is called as for any run: with nothing held, by way of the gate. A nested context is never sampled, and its free of a guarded block
+//! The provider is called as for any run: with nothing held, by way of the gate; but if somebody is inside, the allocation goes on without, so that nobody
+//! waits to be sampled. A nested context is never sampled, and its free of a guarded block
 //! leaves the run to be given back later.
 
 use core::alloc::Layout;
@@ -63,7 +64,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn alloc_guarded(&self, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
         let run = PageRun::new(layout.size(), P::PAGE_LEN, P::PAGE_LEN).filter(|_| layout.align() <= P::PAGE_LEN)?;
         let place = self.guards.claim()?;
-        let Ok(Some(start)) = self.map(run, caller) else {
+        let Some(start) = self.map_at_once(run, caller) else {
             self.guards.give_up(place);
             return None;
         };
@@ -74,6 +75,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Whether a block in use is guarded.
     pub(crate) fn is_guarded(&self, block: NonNull<u8>) -> bool {
         self.guards.is_live(block)
+    }
+
+    /// Guarded blocks in use that the class would serve.
+    pub(crate) fn guarded_count(&self, class: SizeClass) -> u64 {
+        self.guards.count(|layout| SizeClass::of(layout) == Some(class)) as u64
     }
 
     /// Frees what the heap does not know if it is a guarded block; false: it is none.

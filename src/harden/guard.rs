@@ -265,6 +265,12 @@ impl Guards {
         block
     }
 
+    /// Guarded blocks in use whose Layout is one of those.
+    pub(crate) fn count(&self, is_one: impl Fn(Layout) -> bool) -> usize {
+        let live = |place: &&Place| place.state.load(core::sync::atomic::Ordering::Acquire) == LIVE;
+        self.places.iter().filter(live).filter(|place| is_one(place.layout())).count()
+    }
+
     /// Whether a guarded block in use starts there.
     pub(crate) fn is_live(&self, block: NonNull<u8>) -> bool {
         let addr = block.addr().get();
