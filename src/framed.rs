@@ -11,7 +11,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use crate::cpu::CpuMode;
-use crate::harden::debug::{BlockInfo, Frame, HELD_LEN, Site, State, front_len, outer};
+use crate::harden::debug::{BlockInfo, Frame, HELD_LEN, Site, State, Words, front_len, outer};
 use crate::harden::{Misuse, Report};
 use crate::heap::Heap;
 use crate::pages::{Chunk, Kind};
@@ -70,7 +70,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.pages.key.begin(start.addr().get());
         // SAFETY: the outer block was just allocated, so it is ours, longer than a frame and aligned to 8.
         let frame = unsafe { self.frame(start) };
-        if frame.state() == State::Free {
+        if frame.read().state() == State::Free {
             self.check_poison(frame, Misuse::WriteAfterFree);
         }
         let age = self.debugging.tick();
@@ -91,11 +91,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         };
         // SAFETY: `outer_start` found a block or a run of this heap there, longer than a frame.
         let frame = unsafe { self.frame(start) };
-        let info = frame.info(self.debugging.now());
-        if let Err(misuse) = self.check_free(frame, start, block, layout) {
+        let seen = frame.read();
+        let info = seen.info(self.debugging.now());
+        if let Err(misuse) = self.check_free(&seen, start, block, layout) {
             return self.report_block(misuse, block.as_ptr(), info);
         }
-        if !frame.claim(self.debugging.site(site)) {
+        if !frame.claim(&seen, self.debugging.site(site)) {
             return self.report_block(Misuse::DoubleFree, block.as_ptr(), info);
         }
         // SAFETY: `check_free` found the frame whole, and the claim made the block ours.
@@ -127,16 +128,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Whether a block in that state may be freed like that.
-    fn check_free(
-        &self,
-        frame: Frame<'_>,
-        start: NonNull<u8>,
-        block: NonNull<u8>,
-        layout: Layout,
-    ) -> Result<(), Misuse> {
-        match frame.state() {
-            State::Live if frame.block() != block.as_ptr() => Err(Misuse::InteriorPointer),
-            State::Live if frame.layout() != layout => Err(Misuse::LayoutMismatch),
+    fn check_free(&self, seen: &Words, start: NonNull<u8>, block: NonNull<u8>, layout: Layout) -> Result<(), Misuse> {
+        match seen.state() {
+            State::Live if seen.block() != block.as_ptr() => Err(Misuse::InteriorPointer),
+            State::Live if seen.layout() != layout => Err(Misuse::LayoutMismatch),
             State::Live => Ok(()),
             State::Held | State::Free => Err(Misuse::DoubleFree),
             State::Unknown => Err(self.why_unknown(start)),
@@ -175,12 +170,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn release(&self, start: NonNull<u8>) {
         // SAFETY: who held the block had found its frame, and gives it to us.
         let frame = unsafe { self.frame(start) };
-        if frame.state() != State::Held {
+        let seen = frame.read();
+        if seen.state() != State::Held {
             // Its Layout is not known any more: lost.
             return self.report_block(Misuse::WriteAfterFree, start.as_ptr(), None);
         }
         self.check_poison(frame, Misuse::WriteAfterFree);
-        let Some(outer) = outer(frame.layout()) else { return };
+        let Some(outer) = outer(seen.layout()) else { return };
         frame.end(SizeClass::of(outer).is_some() && self.run_of(start).is_none() && self.is_in_chunk(start));
         // SAFETY: the block is ours, was allocated for this outer Layout, and is used by nobody.
         unsafe { self.free_sized(start, outer) };
@@ -189,7 +185,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn check_poison(&self, frame: Frame<'_>, misuse: Misuse) {
         // SAFETY: the state, known, says that the frame is whole and the block was poisoned; the caller owns it.
         if let Some(place) = unsafe { frame.poison_damage() } {
-            self.report_block(misuse, place, frame.info(self.debugging.now()));
+            self.report_block(misuse, place, frame.read().info(self.debugging.now()));
         }
     }
 
@@ -213,8 +209,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             false => self.outer_start(block, layout).ok()?,
         };
         // SAFETY: a block or a run of this heap starts there, or memory set aside that was framed.
-        let frame = unsafe { self.frame(start) };
-        (self.check_free(frame, start, block, layout) == Ok(())).then_some((start, outer))
+        let seen = unsafe { self.frame(start) }.read();
+        (self.check_free(&seen, start, block, layout) == Ok(())).then_some((start, outer))
     }
 
     /// # Safety

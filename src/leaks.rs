@@ -81,8 +81,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let now = self.debugging.now();
         let mut look = |start: NonNull<u8>, class| {
             // SAFETY: the lock that `for_each_run` holds keeps the run what it is, with blocks longer than a frame.
-            let frame = unsafe { self.frame(start) };
-            let block = if frame.state() == State::Live { frame.info(now) } else { None };
+            let seen = unsafe { self.frame(start) }.read();
+            let block = if seen.state() == State::Live { seen.info(now) } else { None };
             if let Some(block) = block.filter(|block| block.age >= min_age) {
                 leaks.add(class, &block);
             }

@@ -24,7 +24,11 @@ use core::panic::Location;
 use core::ptr::{NonNull, null_mut};
 
 use super::Key;
-use crate::sync::{AtomicPtr, AtomicU64, Ordering::Relaxed};
+use crate::sync::{
+    AtomicPtr, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    fence,
+};
 
 /// Bytes of a frame's words.
 const HEAD_LEN: usize = 56;
@@ -136,8 +140,14 @@ pub(crate) enum State {
     Unknown,
 }
 
-/// The state of a seal that its claimer is about to write anew.
+/// The seal of a frame whose words are about to change.
 const CLAIMED: u64 = 1;
+
+/// What the seal is made of.
+const SEALED: [usize; 5] = [SIZE, SHAPE, AGE, ALLOCATED, FREED];
+
+/// How often a frame is read while somebody writes it.
+const READ_TRIES: u32 = 8;
 
 /// The frame at the start of an outer block.
 #[derive(Clone, Copy)]
@@ -157,6 +167,7 @@ pub(crate) fn outer(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(len, layout.align().max(8)).ok()
 }
 
+#[expect(clippy::indexing_slicing, reason = "the indexes are constants below the length")]
 impl<'a> Frame<'a> {
     /// # Safety
     /// The 56 bytes at `start`, aligned to 8, are memory of the heap that stays mapped, and are written by the heap only.
@@ -169,22 +180,40 @@ impl<'a> Frame<'a> {
         NonNull::from(self.words).cast()
     }
 
-    #[expect(clippy::indexing_slicing, reason = "the indexes are constants below the length")]
     fn get(self, word: usize) -> u64 {
         self.words[word].load(Relaxed)
     }
 
-    #[expect(clippy::indexing_slicing, reason = "the indexes are constants below the length")]
     fn set(self, word: usize, value: u64) {
         self.words[word].store(value, Relaxed);
     }
 
-    fn hash(self) -> u64 {
-        self.key.hash(self.start(), [SIZE, SHAPE, AGE, ALLOCATED, FREED].map(|word| self.get(word)))
+    /// Seals words that nobody else writes.
+    fn seal(self, state: State) {
+        let hash = self.key.hash(self.start(), SEALED.map(|word| self.get(word)));
+        self.words[SEAL].store(sealed(hash, state), Release);
     }
 
-    fn seal(self, state: State) {
-        self.set(SEAL, sealed(self.hash(), state));
+    /// Says that the words are about to change.
+    fn open(self) {
+        self.set(SEAL, CLAIMED);
+        fence(Release);
+    }
+
+    /// The words as they were at one moment, whoever changes them meanwhile.
+    pub(crate) fn read(self) -> Words {
+        let mut words = [0; HEAD_LEN / 8];
+        for _ in 0..READ_TRIES {
+            let seal = self.words[SEAL].load(Acquire);
+            words = core::array::from_fn(|word| self.get(word));
+            fence(Acquire);
+            if self.get(SEAL) == seal {
+                words[SEAL] = seal;
+                return Words { words, start: self.start(), key: self.key };
+            }
+        }
+        words[SEAL] = CLAIMED;
+        Words { words, start: self.start(), key: self.key }
     }
 
     /// Writes the frame of a block that was just allocated, and the red zones around it; gives the block.
@@ -193,6 +222,7 @@ impl<'a> Frame<'a> {
     /// The outer block is the caller's alone, and as long as [`outer`] says.
     pub(crate) unsafe fn begin(self, layout: Layout, age: u64, site: Site) -> NonNull<u8> {
         let (kind, word) = site.pack();
+        self.open();
         self.set(0, 0);
         self.set(SIZE, layout.size() as u64);
         self.set(SHAPE, u64::from(layout.align().trailing_zeros()) | kind << ALLOCATED_SHIFT);
@@ -222,48 +252,23 @@ impl<'a> Frame<'a> {
         unsafe { self.begin(layout, self.get(AGE), site) }
     }
 
-    pub(crate) fn state(self) -> State {
-        let (hash, seal) = (self.hash(), self.get(SEAL));
-        if seal == CLAIMED {
-            return State::Held;
-        }
-        let known = [State::Live, State::Held, State::Free].into_iter().find(|state| sealed(hash, *state) == seal);
-        known.unwrap_or(State::Unknown)
+    fn layout(self) -> Layout {
+        layout_of(self.get(SIZE), self.get(SHAPE))
     }
 
-    /// The Layout that the block was allocated for. Of a frame whose state is known.
-    #[expect(clippy::cast_possible_truncation, reason = "the crate is for 64-bit addresses")]
-    pub(crate) fn layout(self) -> Layout {
-        let align = 1_usize << (self.get(SHAPE) & 63);
-        Layout::from_size_align(self.get(SIZE) as usize, align).unwrap_or(Layout::new::<u8>())
-    }
-
-    /// The caller's block. Of a frame whose state is known.
-    pub(crate) fn block(self) -> *mut u8 {
+    fn block(self) -> *mut u8 {
         self.start().as_ptr().wrapping_add(front_len(self.layout().align()))
     }
 
-    /// What the frame tells, at `now` on the heap's clock; `None` if the frame is not whole.
-    pub(crate) fn info(self, now: u64) -> Option<BlockInfo> {
-        let state = self.state();
-        if state == State::Unknown || self.get(SEAL) == CLAIMED {
-            return None;
-        }
-        let (layout, shape) = (self.layout(), self.get(SHAPE));
-        // SAFETY: the seal is right, so these words are as they were packed.
-        let allocated = unsafe { Site::unpack(shape >> ALLOCATED_SHIFT, self.get(ALLOCATED)) };
-        // SAFETY: as above.
-        let freed = unsafe { Site::unpack(shape >> FREED_SHIFT, self.get(FREED)) };
-        let age = now.wrapping_sub(self.get(AGE));
-        Some(BlockInfo { size: layout.size(), align: layout.align(), age, allocated, freed })
-    }
-
-    /// Makes a live block a held one; of two that try, one succeeds.
-    pub(crate) fn claim(self, site: Site) -> bool {
-        let live = sealed(self.hash(), State::Live);
-        if self.words[SEAL].compare_exchange(live, CLAIMED, Relaxed, Relaxed).is_err() {
+    /// Makes a live block, as it was `seen`, a held one; of two that try, one succeeds.
+    pub(crate) fn claim(self, seen: &Words, site: Site) -> bool {
+        if seen.state() != State::Live {
             return false;
         }
+        if self.words[SEAL].compare_exchange(seen.words[SEAL], CLAIMED, Acquire, Relaxed).is_err() {
+            return false;
+        }
+        fence(Release);
         let (kind, word) = site.pack();
         self.set(SHAPE, self.get(SHAPE) | kind << FREED_SHIFT);
         self.set(FREED, word);
@@ -307,6 +312,56 @@ impl<'a> Frame<'a> {
         // SAFETY: inside the block.
         unsafe { first_other(self.block(), self.layout().size().min(POISON_LEN), POISON) }
     }
+}
+
+/// A frame's words as they were at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Words {
+    words: [u64; HEAD_LEN / 8],
+    start: NonNull<u8>,
+    key: Key,
+}
+
+#[expect(clippy::indexing_slicing, reason = "the indexes are constants below the length")]
+impl Words {
+    pub(crate) fn state(&self) -> State {
+        let seal = self.words[SEAL];
+        if seal == CLAIMED {
+            return State::Held;
+        }
+        let hash = self.key.hash(self.start, SEALED.map(|word| self.words[word]));
+        let known = [State::Live, State::Held, State::Free].into_iter().find(|state| sealed(hash, *state) == seal);
+        known.unwrap_or(State::Unknown)
+    }
+
+    /// The Layout that the block was allocated for. Of a state that is known.
+    pub(crate) fn layout(&self) -> Layout {
+        layout_of(self.words[SIZE], self.words[SHAPE])
+    }
+
+    /// The caller's block. Of a state that is known.
+    pub(crate) fn block(&self) -> *mut u8 {
+        self.start.as_ptr().wrapping_add(front_len(self.layout().align()))
+    }
+
+    /// What the frame tells, at `now` on the heap's clock; `None` if it was not whole.
+    pub(crate) fn info(&self, now: u64) -> Option<BlockInfo> {
+        if self.state() == State::Unknown || self.words[SEAL] == CLAIMED {
+            return None;
+        }
+        let (layout, shape) = (self.layout(), self.words[SHAPE]);
+        // SAFETY: the seal is that of these very words, so they are as they were packed.
+        let allocated = unsafe { Site::unpack(shape >> ALLOCATED_SHIFT, self.words[ALLOCATED]) };
+        // SAFETY: as above.
+        let freed = unsafe { Site::unpack(shape >> FREED_SHIFT, self.words[FREED]) };
+        let age = now.wrapping_sub(self.words[AGE]);
+        Some(BlockInfo { size: layout.size(), align: layout.align(), age, allocated, freed })
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the crate is for 64-bit addresses")]
+fn layout_of(size: u64, shape: u64) -> Layout {
+    Layout::from_size_align(size as usize, 1 << (shape & 63)).unwrap_or(Layout::new::<u8>())
 }
 
 /// Forgets what state the block at `start` was in: its memory becomes something else.
@@ -378,12 +433,12 @@ impl Debugging {
     }
 
     pub(crate) fn set_hook(&self, hook: fn() -> usize) {
-        self.hook.store(hook as *mut (), core::sync::atomic::Ordering::Release);
+        self.hook.store(hook as *mut (), Release);
     }
 
     /// What the hook says, or what is known without it.
     pub(crate) fn site(&self, known: Site) -> Site {
-        let hook = self.hook.load(core::sync::atomic::Ordering::Acquire);
+        let hook = self.hook.load(Acquire);
         if hook.is_null() {
             return known;
         }
@@ -397,14 +452,14 @@ impl Debugging {
     #[expect(clippy::cast_possible_truncation, reason = "a random number")]
     pub(crate) fn exchange(&self, outer: NonNull<u8>, key: Key) -> Option<NonNull<u8>> {
         let place = key.hash(outer, [self.turn.fetch_add(1, Relaxed)]) as usize % PLACES;
-        NonNull::new(self.places[place].swap(outer.as_ptr(), core::sync::atomic::Ordering::AcqRel))
+        NonNull::new(self.places[place].swap(outer.as_ptr(), AcqRel))
     }
 
     /// Takes out the blocks that wait, one by one.
     pub(crate) fn take_all(&self) -> impl Iterator<Item = NonNull<u8>> {
         let taken = |place: &AtomicPtr<u8>| {
             let full = !place.load(Relaxed).is_null();
-            full.then(|| place.swap(null_mut(), core::sync::atomic::Ordering::AcqRel)).and_then(NonNull::new)
+            full.then(|| place.swap(null_mut(), AcqRel)).and_then(NonNull::new)
         };
         self.places.iter().filter_map(taken)
     }
@@ -434,12 +489,12 @@ mod tests {
         for (size, align) in [(1, 1), (58, 8), (64, 64), (5, 128), (100, 4096), (4096, 16)] {
             framed(size, align, |frame, block| {
                 assert_eq!((block.addr().get() % align, frame.block()), (0, block.as_ptr()));
-                let info = frame.info(10).unwrap();
+                let info = frame.read().info(10).unwrap();
                 assert_eq!((info.size, info.align, info.age, info.allocated), (size, align, 7, Site::Code(0x1234)));
                 // SAFETY: the block is that long.
                 unsafe { block.write_bytes(1, size) };
                 // SAFETY: the block is this test's.
-                assert_eq!((frame.state(), unsafe { frame.red_damage() }), (State::Live, [None, None]));
+                assert_eq!((frame.read().state(), unsafe { frame.red_damage() }), (State::Live, [None, None]));
             });
         }
     }
@@ -459,7 +514,7 @@ mod tests {
                     let byte = unsafe { place.read() };
                     // SAFETY: as above.
                     unsafe { place.write(!byte) };
-                    let known = frame.state() == State::Live;
+                    let known = frame.read().state() == State::Live;
                     // SAFETY: the frame is whole if its state is known.
                     let seen = !known || unsafe { frame.red_damage() } != [None, None];
                     assert!(seen, "a byte at {offset} of a block of {size} bytes at a multiple of {align}");
@@ -471,8 +526,9 @@ mod tests {
     #[test]
     fn a_block_is_claimed_once_and_its_poison_watched() {
         framed(100, 8, |frame, block| {
-            assert!(frame.claim(Site::Unknown) && !frame.claim(Site::Unknown));
-            assert_eq!(frame.state(), State::Held);
+            let seen = frame.read();
+            assert!(frame.claim(&seen, Site::Unknown) && !frame.claim(&seen, Site::Unknown));
+            assert_eq!(frame.read().state(), State::Held);
             // SAFETY: the block is this test's.
             unsafe { frame.poison() };
             // SAFETY: as above.
@@ -487,9 +543,9 @@ mod tests {
                 unsafe { place.write(POISON) };
             }
             frame.end(true);
-            assert_eq!(frame.state(), State::Free);
+            assert_eq!(frame.read().state(), State::Free);
             frame.end(false);
-            assert_eq!(frame.state(), State::Unknown);
+            assert_eq!(frame.read().state(), State::Unknown);
         });
     }
 

@@ -109,10 +109,19 @@ fn leaks_are_told_by_class_site_and_age() {
     young.free(&heap).unwrap();
 }
 
+/// Looks for a moment without giving up the CPU, so that both go on at the same time.
+fn wait_for(arrived: &AtomicUsize, count: usize) {
+    let mut looks = 0;
+    while arrived.load(Ordering::Acquire) < count {
+        looks += 1;
+        if looks < 5_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+}
+
 /// Of two contexts that free a block at the same time, exactly one does.
 #[test]
 fn of_two_frees_at_once_one_is_reported() {
-    const ROUNDS: usize = 2_000;
+    const ROUNDS: usize = 20_000;
     let heap: Heap<_, _, 2> = Heap::new(Books::default(), Hint(ThreadCpu));
     let places: Vec<_> = (0..ROUNDS).map(|_| AtomicUsize::new(0)).collect();
     let arrived: Vec<_> = (0..ROUNDS).map(|_| AtomicUsize::new(0)).collect();
@@ -123,16 +132,12 @@ fn of_two_frees_at_once_one_is_reported() {
                 place.store(block.as_ptr().expose_provenance(), Ordering::Release);
             }
             arrived.fetch_add(1, Ordering::AcqRel);
-            while arrived.load(Ordering::Acquire) < 2 {
-                std::thread::yield_now();
-            }
+            wait_for(arrived, 2);
             let block = std::ptr::with_exposed_provenance_mut(place.load(Ordering::Acquire));
             // SAFETY: none, for the second one: that is what is tested.
             unsafe { heap.free(NonNull::new(block).unwrap(), layout(64)) };
             arrived.fetch_add(1, Ordering::AcqRel);
-            while arrived.load(Ordering::Acquire) < 4 {
-                std::thread::yield_now();
-            }
+            wait_for(arrived, 4);
         }
     });
     assert_eq!(heap.misuse_count(Misuse::DoubleFree), ROUNDS as u64);
