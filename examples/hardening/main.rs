@@ -152,7 +152,9 @@ fn price() -> Result<(), String> {
     let names = || PRICED.into_iter().map(|(name, ..)| name);
     let mut text = header("instructions an operation", names());
     for name in work::NAMES {
-        let count = |(_, level, rate, _): (&str, usize, &str, usize)| instructions(&programs[level], name, rate);
+        let count = |(_, level, rate, _): (&str, usize, &str, usize)| {
+            instructions(&programs[level], name, 300_000 / slowness(level), rate)
+        };
         text += &row(name, &PRICED.into_iter().map(count).collect::<Result<Vec<f64>, _>>()?);
     }
     text += &format!("\n{}", header("ns an operation", names()));
@@ -160,13 +162,23 @@ fn price() -> Result<(), String> {
         let mut times = PRICED.map(|_| Vec::new());
         for _ in 0..ROUNDS {
             for ((_, level, rate, _), times) in PRICED.into_iter().zip(&mut times) {
-                let text = output(Command::new(&programs[level]).args(["work", name, "4000000", rate]))?;
+                let text = output(Command::new(&programs[level]).args([
+                    "work",
+                    name,
+                    &(4_000_000 / slowness(level)).to_string(),
+                    rate,
+                ]))?;
                 times.push(text.trim().parse::<f64>().map_err(|_| format!("no time: {text}"))?);
             }
         }
         text += &row(name, &times.map(median));
     }
     write_docs("price", &text)
+}
+
+/// By how much fewer operations do at a level: where each takes so much longer.
+fn slowness(level: usize) -> usize {
+    if LEVELS[level].1 == "debug-heap" { 10 } else { 1 }
 }
 
 fn row(name: &str, values: &[f64]) -> String {
@@ -183,8 +195,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Instructions of one operation: what twice as many take more.
-fn instructions(program: &Path, name: &str, rate: &str) -> Result<f64, String> {
-    const OPERATIONS: usize = 100_000;
+fn instructions(program: &Path, name: &str, operations: usize, rate: &str) -> Result<f64, String> {
     let count = |operations: usize| {
         let mut command = Command::new("valgrind");
         command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
@@ -192,5 +203,5 @@ fn instructions(program: &Path, name: &str, rate: &str) -> Result<f64, String> {
         let sum = text.lines().find_map(|line| line.split_once("Collected :")).map(|(_, sum)| sum.trim().to_owned());
         sum.and_then(|sum| sum.parse::<f64>().ok()).ok_or(format!("no count in: {text}"))
     };
-    Ok((count(2 * OPERATIONS)? - count(OPERATIONS)?) / OPERATIONS as f64)
+    Ok((count(2 * operations)? - count(operations)?) / operations as f64)
 }
