@@ -20,6 +20,8 @@
 use core::ptr::{NonNull, null_mut};
 
 use crate::block::{Block, List};
+#[cfg(feature = "guard-pages")]
+use crate::harden::guard::Countdown;
 use crate::harden::{Damage, Key, KeyCell};
 use crate::pages::ChunkHint;
 use crate::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
@@ -211,6 +213,9 @@ pub(crate) struct CpuCache {
     gone: AtomicBool,
     /// The class that gives up half its limit next.
     victim: AtomicU32,
+    /// Allocations until the next one that is guarded.
+    #[cfg(feature = "guard-pages")]
+    pub(crate) countdown: Countdown,
     /// Where the next lap over the caches starts: where the last one succeeded.
     pub(crate) lap_start: AtomicUsize,
     /// Bytes that the limits allow.
@@ -235,6 +240,8 @@ impl CpuCache {
             used: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             victim: AtomicU32::new(0),
+            #[cfg(feature = "guard-pages")]
+            countdown: Countdown::new(),
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
             chunk_hints: [const { ChunkHint::new() }; HINT_COUNT],

@@ -499,7 +499,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         if misuse == Misuse::ForeignPointer {
             self.count_stray();
         }
-        self.watch.report(Report { misuse, addr: at.as_ptr().addr() });
+        self.watch.report(Report::new(misuse, at.as_ptr().addr()));
     }
 
     /// Pushes a group onto its slab and does what that obliges to.
@@ -529,6 +529,8 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Gives a whole slab, owned, back to the pages.
     fn dissolve(&self, slab: Slab<'_>) {
         self.slab_len(slab.class()).sub(Chunk::run_len(slab.desc()));
+        #[cfg(feature = "debug-heap")]
+        slab.wipe();
         #[cfg(feature = "hardened")]
         slab.dissolve();
         self.pages.free(slab.desc());

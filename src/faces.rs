@@ -5,12 +5,16 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
+#[cfg(feature = "debug-heap")]
+use core::panic::Location;
 use core::ptr::NonNull;
 
 use crate::block::Block;
 use crate::cache::CpuCache;
 use crate::cpu::CpuMode;
 use crate::emergency::GAP_LEN;
+#[cfg(feature = "debug-heap")]
+use crate::harden::debug::{Site, outer};
 use crate::heap::Heap;
 use crate::large::may_be_run;
 use crate::provider::PageProvider;
@@ -45,35 +49,72 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Cost
     /// Up to 32 KiB: a list's first element and some arithmetic, without a loop or a division, while the CPU's cache has a block; no locked instruction with a [pin](crate::CpuPin), one
     /// with a [hint](crate::CpuHint). Longer: one lock and constant time while the page heap has a run.
+    #[cfg_attr(feature = "debug-heap", track_caller)]
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        #[cfg(feature = "debug-heap")]
+        let block = self.alloc_framed(layout, Site::Line(Location::caller()));
+        #[cfg(not(feature = "debug-heap"))]
+        let block = self.alloc_plain(layout);
+        block.ok_or(AllocError)
+    }
+
+    /// `alloc`, as the heap below it sees it.
+    #[inline]
+    pub(crate) fn alloc_plain(&self, layout: Layout) -> Option<NonNull<[u8]>> {
         if layout.size() == 0 {
-            return Ok(NonNull::slice_from_raw_parts(dangling(layout), 0));
+            return Some(NonNull::slice_from_raw_parts(dangling(layout), 0));
         }
         let block = match SizeClass::of(layout) {
-            Some(class) => self.alloc_small(class).map(|start| NonNull::slice_from_raw_parts(start, class.block_len())),
+            Some(class) => {
+                let start = self.alloc_small(class, layout);
+                start.map(|start| NonNull::slice_from_raw_parts(start, self.small_len(start, class, layout)))
+            }
             None => self.alloc_large(layout).map(|large| large.block),
         };
         self.trace_alloc(block.map(NonNull::cast), layout);
-        block.ok_or(AllocError)
+        block
+    }
+
+    /// How many bytes may be used of a block that a class serves and that is no run.
+    #[cfg(feature = "guard-pages")]
+    fn small_len(&self, start: NonNull<u8>, class: SizeClass, layout: Layout) -> usize {
+        if self.is_guarded(start) { layout.size() } else { class.block_len() }
+    }
+
+    /// How many bytes may be used of a block that a class serves and that is no run.
+    #[cfg(not(feature = "guard-pages"))]
+    #[inline]
+    fn small_len(&self, _: NonNull<u8>, class: SizeClass, _: Layout) -> usize {
+        class.block_len()
     }
 
     /// [`alloc`](Self::alloc), with the first `layout.size()` bytes zero. Pages that the provider gave zeroed and nobody used are not cleared again.
     ///
     /// # Errors
     /// As for [`alloc`](Self::alloc).
+    #[cfg_attr(feature = "debug-heap", track_caller)]
     pub fn alloc_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        #[cfg(feature = "debug-heap")]
+        let block = self.alloc_zeroed_framed(layout, Site::Line(Location::caller()));
+        #[cfg(not(feature = "debug-heap"))]
+        let block = self.alloc_zeroed_plain(layout);
+        block.ok_or(AllocError)
+    }
+
+    /// `alloc_zeroed`, as the heap below it sees it.
+    pub(crate) fn alloc_zeroed_plain(&self, layout: Layout) -> Option<NonNull<[u8]>> {
         if layout.size() > 0 && SizeClass::of(layout).is_none() {
             let large = self.alloc_large(layout);
             self.trace_alloc(large.as_ref().map(|large| large.block.cast()), layout);
-            let large = large.ok_or(AllocError)?;
+            let large = large?;
             if !large.zeroed {
                 clear(large.block, layout.size());
             }
-            return Ok(large.block);
+            return Some(large.block);
         }
-        let block = self.alloc(layout)?;
+        let block = self.alloc_plain(layout)?;
         clear(block, layout.size());
-        Ok(block)
+        Some(block)
     }
 
     /// Frees a block. Size 0: nothing to do.
@@ -84,12 +125,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// `start` came from this heap, for a Layout of the same size and alignment (or was last resized, remapped or reallocated to it), and nobody
     /// uses the block any more.
+    #[cfg_attr(feature = "debug-heap", track_caller)]
     pub unsafe fn free(&self, start: NonNull<u8>, layout: Layout) {
-        if layout.size() == 0 {
-            return;
-        }
+        #[cfg(feature = "debug-heap")]
         // SAFETY: the contract is the same.
-        unsafe { self.free_sized(start, layout) };
+        unsafe {
+            self.free_framed(start, layout, Site::Line(Location::caller()));
+        }
+        #[cfg(not(feature = "debug-heap"))]
+        if layout.size() > 0 {
+            // SAFETY: the contract is the same.
+            unsafe { self.free_sized(start, layout) };
+        }
     }
 
     /// Records an allocation, after it was done.
@@ -111,7 +158,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// As for [`free`](Self::free); the size is not 0.
     #[inline]
-    unsafe fn free_sized(&self, start: NonNull<u8>, layout: Layout) {
+    pub(crate) unsafe fn free_sized(&self, start: NonNull<u8>, layout: Layout) {
         self.trace_block(Kind::Free, start, layout.size(), layout.align());
         match SizeClass::of_short(layout) {
             // SAFETY: the contract is the same, and this is the class that served the Layout.
@@ -174,14 +221,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// `alloc` of what is not short.
+    #[cfg(not(feature = "debug-heap"))]
     #[inline(never)]
     fn alloc_long(&self, layout: Layout) -> Option<NonNull<u8>> {
         match SizeClass::of_long(layout) {
-            Some(class) => self.alloc_small(class),
+            Some(class) => self.alloc_small(class, layout),
             None => self.alloc_pages(layout),
         }
     }
 
+    #[cfg(not(feature = "debug-heap"))]
     #[inline(never)]
     fn alloc_pages(&self, layout: Layout) -> Option<NonNull<u8>> {
         self.alloc_large_start(layout)
@@ -194,6 +243,21 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// As for [`free`](Self::free); after success the block's Layout is `new_size` with the old alignment.
     pub unsafe fn resize(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> bool {
+        #[cfg(feature = "debug-heap")]
+        // SAFETY: the contract is the same.
+        return unsafe { self.resize_framed(start, old, new_size) };
+        #[cfg(not(feature = "debug-heap"))]
+        // SAFETY: the contract is the same.
+        unsafe {
+            self.resize_plain(start, old, new_size)
+        }
+    }
+
+    /// `resize`, as the heap below it sees it.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize).
+    pub(crate) unsafe fn resize_plain(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> bool {
         let Ok(new) = Layout::from_size_align(new_size, old.align()) else {
             return false;
         };
@@ -210,6 +274,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// As for [`resize`](Self::resize).
     #[inline]
     unsafe fn resize_sized(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<usize> {
+        #[cfg(feature = "guard-pages")]
+        if self.is_guarded(start) {
+            return (old.size() == new.size()).then_some(new.size());
+        }
         let len = match SizeClass::of(old) {
             Some(class) if !may_be_run(class) => (SizeClass::of(new) == Some(class)).then(|| class.block_len()),
             // SAFETY: the contract is the same.
@@ -254,15 +322,36 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub unsafe fn remap(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> Option<NonNull<[u8]>> {
         let new = Layout::from_size_align(new_size, old.align()).ok()?;
         // SAFETY: the contract is the same.
-        unsafe { self.remap_any(start, old, new) }
+        unsafe { self.remap_to(start, old, new) }
     }
 
     /// [`remap`](Self::remap) between Layouts of one alignment.
     ///
     /// # Safety
-    /// As for [`resize`](Self::resize).
+    /// As for [`remap`](Self::remap).
+    #[cfg(feature = "debug-heap")]
+    unsafe fn remap_to(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        // SAFETY: the contract is the same.
+        unsafe { self.remap_framed(start, old, new.size()) }
+    }
+
+    /// [`remap`](Self::remap) between Layouts of one alignment.
+    ///
+    /// # Safety
+    /// As for [`remap`](Self::remap).
+    #[cfg(not(feature = "debug-heap"))]
     #[inline]
-    unsafe fn remap_any(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+    unsafe fn remap_to(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        // SAFETY: the contract is the same.
+        unsafe { self.remap_plain(start, old, new) }
+    }
+
+    /// `remap`, as the heap below it sees it, between Layouts of one alignment.
+    ///
+    /// # Safety
+    /// As for [`remap`](Self::remap).
+    #[inline]
+    pub(crate) unsafe fn remap_plain(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
         if old.size() == 0 || new.size() == 0 {
             return (old.size() == new.size()).then_some(NonNull::slice_from_raw_parts(start, 0));
         }
@@ -284,6 +373,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// # Safety
     /// As for [`resize`](Self::resize); after success the block is only at the new place.
+    #[cfg_attr(feature = "debug-heap", track_caller)]
     pub unsafe fn realloc(
         &self,
         start: NonNull<u8>,
@@ -291,14 +381,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         new_size: usize,
     ) -> Result<NonNull<[u8]>, AllocError> {
         let new = Layout::from_size_align(new_size, old.align()).map_err(|_| AllocError)?;
-        let block = match self.alloc_outgrown(old, new) {
+        let block = match self.outgrown(old, new) {
             Some(block) => block,
             None => {
                 // SAFETY: the contract is the same.
-                if let Some(block) = unsafe { self.remap_any(start, old, new) } {
+                if let Some(block) = unsafe { self.remap_to(start, old, new) } {
                     return Ok(block);
                 }
-                self.alloc_moved(old, new)?
+                self.moved(old, new)?
             }
         };
         let count = old.size().min(new_size);
@@ -321,6 +411,20 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Some(block)
     }
 
+    /// A block for content that outgrows the slab sizes.
+    #[cfg(not(feature = "debug-heap"))]
+    fn outgrown(&self, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        self.alloc_outgrown(old, new)
+    }
+
+    /// The same with a frame.
+    #[cfg(feature = "debug-heap")]
+    #[track_caller]
+    fn outgrown(&self, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        let block = self.alloc_outgrown(outer(old)?, outer(new)?).filter(|_| old.size() > 0)?;
+        Some(self.enframe(block.cast(), new, Site::Line(Location::caller())))
+    }
+
     /// Counts `count` bytes that are copied out of a block of `size` bytes.
     fn count_copied(&self, size: usize, count: usize) {
         let is_long = size > MAX_SMALL_LEN;
@@ -333,16 +437,29 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// A block for content that has to move: pages, if it grows beyond what a slab serves well.
-    fn alloc_moved(&self, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let grows = new.size() > old.size() && SizeClass::of(new).is_none_or(may_be_run);
-        if grows {
-            if let Some(large) = self.alloc_grown(new) {
-                self.trace_alloc(Some(large.block.cast()), new);
-                return Ok(large.block);
-            }
+    /// A block for content that has to move.
+    #[cfg(not(feature = "debug-heap"))]
+    fn moved(&self, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        self.alloc_moved(old, new).map_or_else(|| self.alloc(new), Ok)
+    }
+
+    /// The same with a frame.
+    #[cfg(feature = "debug-heap")]
+    #[track_caller]
+    fn moved(&self, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let grown = outer(old).zip(outer(new)).and_then(|(old, new)| self.alloc_moved(old, new));
+        match grown.filter(|_| new.size() > 0) {
+            Some(block) => Ok(self.enframe(block.cast(), new, Site::Line(Location::caller()))),
+            None => self.alloc(new),
         }
-        self.alloc(new)
+    }
+
+    /// Pages for content that has to move, if it grows beyond what a slab serves well.
+    fn alloc_moved(&self, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        let grows = new.size() > old.size() && SizeClass::of(new).is_none_or(may_be_run);
+        let block = if grows { self.alloc_grown(new)?.block } else { return None };
+        self.trace_alloc(Some(block.cast()), new);
+        Some(block)
     }
 
     /// Records what happens from now on, or nothing more. What is recorded meanwhile, and how it is printed and replayed, stands at
@@ -384,11 +501,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// `start` and `layout` must be those of a block in use; of others the answer says nothing.
     pub fn usable_len(&self, start: NonNull<u8>, layout: Layout) -> usize {
+        if cfg!(feature = "debug-heap") { layout.size() } else { self.usable_plain(start, layout) }
+    }
+
+    /// `usable_len`, as the heap below it sees it.
+    fn usable_plain(&self, start: NonNull<u8>, layout: Layout) -> usize {
         if layout.size() == 0 {
             return 0;
         }
         match SizeClass::of(layout) {
-            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => class.block_len(),
+            Some(class) if !may_be_run(class) || self.run_of(start).is_none() => self.small_len(start, class, layout),
             _ => self.large_len(start, layout).unwrap_or(layout.size()),
         }
     }
@@ -408,10 +530,16 @@ fn clear(block: NonNull<[u8]>, len: usize) {
 // SAFETY: `alloc` gives blocks of at least the Layout's size and alignment, disjoint from each other until they are freed (the invariants
 // of `slab`, `cache` and `pages`); nothing unwinds.
 unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap<P, C, CPUS> {
+    #[cfg(feature = "debug-heap")]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        or_null(self.alloc_framed(layout, Site::Unknown).map(NonNull::cast))
+    }
+
+    #[cfg(not(feature = "debug-heap"))]
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let start = match SizeClass::of_short(layout) {
-            Some(class) => self.alloc_small(class),
+            Some(class) => self.alloc_small(class, layout),
             None => self.alloc_long(layout),
         };
         self.trace_alloc(start, layout);
@@ -422,12 +550,24 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
         // SAFETY: by the contract of `GlobalAlloc` the block is one that `alloc` gave, so not null.
         let start = unsafe { NonNull::new_unchecked(start) };
+        #[cfg(feature = "debug-heap")]
+        // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
+        unsafe {
+            self.free_framed(start, layout, Site::Unknown);
+        }
+        #[cfg(not(feature = "debug-heap"))]
         // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused, and the size is not 0.
-        unsafe { self.free_sized(start, layout) };
+        unsafe {
+            self.free_sized(start, layout);
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        or_null(Heap::alloc_zeroed(self, layout).ok().map(NonNull::cast))
+        #[cfg(feature = "debug-heap")]
+        let block = self.alloc_zeroed_framed(layout, Site::Unknown);
+        #[cfg(not(feature = "debug-heap"))]
+        let block = self.alloc_zeroed_plain(layout);
+        or_null(block.map(NonNull::cast))
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {

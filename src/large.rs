@@ -86,6 +86,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// The start of an [`alloc_large`](Self::alloc_large).
+    #[cfg(not(feature = "debug-heap"))]
     #[inline(always)]
     pub(crate) fn alloc_large_start(&self, layout: Layout) -> Option<NonNull<u8>> {
         match self.alloc_near(layout) {
@@ -104,6 +105,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.pages.alloc_near(layout.size(), layout.align(), Use::Large, entered.caller().index)
     }
 
+    #[cfg(not(feature = "debug-heap"))]
     #[cold]
     #[inline(never)]
     fn alloc_far_start(&self, layout: Layout) -> Option<NonNull<u8>> {
@@ -119,6 +121,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
+        }
+        #[cfg(feature = "guard-pages")]
+        if let Some(block) = self.sample_large(layout) {
+            return Some(block);
         }
         self.alloc_run(layout, Use::Large)
     }
@@ -269,7 +275,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         match self.engine.inspect_run(start, layout) {
             _ if self.emergency.owns(start) => {}
             Ok(desc) => self.held(|_| self.engine.pages.free(desc)),
-            Err(misuse) => return self.engine.report(misuse, start),
+            Err(misuse) => return self.refuse(misuse, start, caller, |own| own == layout),
         }
         #[cfg(not(feature = "hardened"))]
         match self.run_of(start) {

@@ -49,6 +49,7 @@
 //! dump                            the numbers as lines for tools
 //! reserve                         blocks set aside for contexts that must not fail
 //! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
+//! framed, guarded, leaks          requests with a frame around each block; allocations on pages of their own; who has what in use (`debug-heap`, `guard-pages`)
 //! large, maintain                 blocks that are page runs of their own; work for idle times, CPUs that go
 //! heap                            fast paths, the lap, the out-of-memory sequence, calls of the provider, drain and trim
 //! inspect, join                   whether what is freed is what was given (`hardened`); blocks made of shorter ones, longer ones lent
@@ -119,6 +120,8 @@
 //! - `trace`: `Heap::trace_to`: every allocation and free, flush and refill, run mapped and unmapped, into rings of the kernel's.
 //! - `hardened`: links of free blocks under a key; double frees, foreign and interior pointers, wrong Layouts and writes to free blocks
 //!   are reported and ignored (`docs/hardening.md`).
+//! - `debug-heap`: also red zones, poison, a quarantine, and the site and age of each block; reports of leaks by site.
+//! - `guard-pages`: also one allocation in N on pages of its own beside unmapped ones.
 //! - `allocator-api2`: `allocator_api2::alloc::Allocator` for `&Heap`.
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
@@ -135,13 +138,19 @@ mod dump;
 mod emergency;
 mod engine;
 mod faces;
+#[cfg(feature = "debug-heap")]
+mod framed;
 mod gate;
+#[cfg(feature = "guard-pages")]
+mod guarded;
 mod harden;
 mod heap;
 #[cfg(feature = "hardened")]
 mod inspect;
 mod join;
 mod large;
+#[cfg(feature = "debug-heap")]
+mod leaks;
 mod maintain;
 #[cfg(loom)]
 #[doc(hidden)]
@@ -164,9 +173,15 @@ mod verify;
 pub use cpu::{CpuHint, CpuPin, Hint, Pinned};
 pub use dump::Dump;
 pub use faces::AllocError;
+#[cfg(feature = "debug-heap")]
+pub use harden::debug::{BlockInfo, Site};
+#[cfg(feature = "guard-pages")]
+pub use harden::guard::{Fault, FaultKind, NoGuards};
 #[cfg(feature = "hardened")]
 pub use harden::{Misuse, Report};
 pub use heap::Heap;
+#[cfg(feature = "debug-heap")]
+pub use leaks::{LeakSite, Leaks};
 pub use overhead::worst_case_overhead;
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]

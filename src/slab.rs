@@ -381,6 +381,31 @@ impl<'a> Slab<'a> {
         self.desc.word.store(NO_SLAB, Ordering::Relaxed);
     }
 
+    /// Makes its blocks forget that they were ever handed out. The caller owns the slab and gives its pages back.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn wipe(self) {
+        for index in 0..self.capacity() {
+            if let Some(start) = self.frame_place(index) {
+                // SAFETY: the block is the caller's, with room for a frame.
+                unsafe { crate::harden::debug::wipe(start) };
+            }
+        }
+    }
+
+    /// The start of a block that is long enough for a frame.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn frame_place(self, index: usize) -> Option<NonNull<u8>> {
+        let len = self.class().block_len();
+        let start = self.start().as_ptr().wrapping_add(index * len);
+        if len >= crate::harden::debug::SHORTEST_LEN && index < self.capacity() { NonNull::new(start) } else { None }
+    }
+
+    /// Which block an address in the slab lies in.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn index_around(self, place: NonNull<u8>) -> Option<usize> {
+        place.as_ptr().addr().checked_sub(self.start().as_ptr().addr())?.checked_div(self.class().block_len())
+    }
+
     /// Bytes from the slab's start to `place`, and which block begins there, if one does that was ever handed out.
     #[cfg(feature = "hardened")]
     pub(crate) fn block_index(self, place: NonNull<u8>) -> Option<usize> {

@@ -3,7 +3,7 @@
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun};
 
@@ -16,26 +16,37 @@ unsafe impl PageProvider for Space {
     const ZEROED: bool = true;
     const REENTRANT: bool = true;
     const REMAPS: bool = true;
+    const GUARDS: bool = cfg!(feature = "guard-pages");
 
     fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let spare = run.align() - Self::PAGE_LEN;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let (protection, flags) =
+            (if Self::GUARDS { libc::PROT_NONE } else { rights }, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let len = run.len() + run.align() - Self::PAGE_LEN + 2 * GUARD_LEN;
         // SAFETY: a new anonymous mapping at an address of the system's choice touches nothing that exists.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), run.len() + spare, protection, flags, -1, 0) };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return None;
         }
         let start = NonNull::new(start.cast::<u8>())?;
         // What is in front of the aligned start, and behind the run's end, stays mapped and unused: this process is short.
-        // SAFETY: at most `spare` bytes, so inside the mapping.
-        Some(unsafe { start.add(start.addr().get().wrapping_neg() & (run.align() - 1)) })
+        let skip = GUARD_LEN + ((start.addr().get() + GUARD_LEN).wrapping_neg() & (run.align() - 1));
+        // SAFETY: less than the alignment and one guard page, so inside the mapping.
+        let start = unsafe { start.add(skip) };
+        // SAFETY: the run is inside the mapping just made.
+        let opened = !Self::GUARDS || unsafe { libc::mprotect(start.as_ptr().cast(), run.len(), rights) == 0 };
+        opened.then_some(start)
     }
 
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the run came from `map` and is unused by the caller's contract.
-        unsafe { libc::munmap(start.as_ptr().cast(), run.len()) == 0 }
+        let first = start.as_ptr().wrapping_sub(GUARD_LEN);
+        // SAFETY: the run came from `map` and is unused by the caller's contract; the guard pages beside it are its own.
+        unsafe { libc::munmap(first.cast(), run.len() + 2 * GUARD_LEN) == 0 }
     }
 }
+
+/// Bytes that are never mapped in front of a run and behind it.
+const GUARD_LEN: usize = if Space::GUARDS { Space::PAGE_LEN } else { 0 };
 
 thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
@@ -56,6 +67,9 @@ pub(crate) type Tested = Heap<Space, Hint<Played>, 4>;
 static HEAP: Tested = Heap::new(Space, Hint(Played));
 static OTHER: Tested = Heap::new(Space, Hint(Played));
 
+/// What freed memory reads as at level 2.
+const POISON: u64 = 0xd5d5_d5d5_d5d5_d5d5;
+
 /// A block and how it was asked for.
 #[derive(Clone, Copy)]
 struct Out(NonNull<u8>, Layout);
@@ -64,6 +78,7 @@ fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap()
 }
 
+#[cfg_attr(feature = "debug-heap", track_caller)]
 fn get_from(heap: &Tested, size: usize) -> Out {
     let layout = layout(size, 8);
     let block = heap.alloc(layout).unwrap().cast::<u8>();
@@ -72,6 +87,7 @@ fn get_from(heap: &Tested, size: usize) -> Out {
     Out(block, layout)
 }
 
+#[cfg_attr(feature = "debug-heap", track_caller)]
 fn get(size: usize) -> Out {
     get_from(&HEAP, size)
 }
@@ -88,6 +104,21 @@ impl Out {
 
     fn at(self, offset: isize) -> Self {
         Self(NonNull::new(self.0.as_ptr().wrapping_offset(offset)).unwrap(), self.1)
+    }
+
+    /// Reads a byte and does nothing with it.
+    fn look(self, offset: isize) {
+        // SAFETY: none, as above.
+        unsafe { self.0.as_ptr().wrapping_offset(offset).read_volatile() };
+    }
+
+    /// Reads what this block's user wrote, if it is still there.
+    fn expect_own(self, offset: isize) {
+        // SAFETY: none, as above.
+        let seen = unsafe { self.at(offset).0.cast::<u64>().read_volatile() };
+        if seen != 0x1111_1111_1111_1111 {
+            note(if seen == POISON { Seen::Poison } else { Seen::Changed });
+        }
     }
 
     fn write(self, offset: isize, bytes: &[u8]) {
@@ -145,6 +176,8 @@ pub(crate) const BUGS: &[Bug] = bugs![
         });
         go_on(64)
     },
+    "freed twice, the second time in a nested context" => { let a = some(64)[3]; a.free(); nested(a); go_on(64) },
+    "freed twice, the first time in a nested context" => { let a = some(64)[3]; nested(a); a.free(); go_on(64) },
     "freed twice, a page run" => { let a = get(100_000); a.free(); a.free(); go_on(100_000) },
     "freed twice, a huge block" => { let a = get(3 << 20); a.free(); a.free(); go_on(64) },
     "freed after realloc had moved it" => {
@@ -177,25 +210,71 @@ pub(crate) const BUGS: &[Bug] = bugs![
     "a free block read" => {
         let a = some(64)[3];
         a.free();
-        // SAFETY: none, as above.
-        let seen = unsafe { a.at(16).0.cast::<u64>().read_volatile() };
-        if seen != 0x1111_1111_1111_1111 { note(Seen::Poison) }
+        a.expect_own(16)
     },
+    "a free block read, the cache flushed between" => {
+        let a = some(64);
+        a.iter().step_by(2).for_each(|b| b.free());
+        HEAP.drain();
+        a[4].expect_own(16)
+    },
+    "a free block's last byte overwritten" => { let a = some(200)[3]; a.free(); a.write(199, &[7]); go_on(200) },
+    "a free page run read" => { let a = get(100_000); a.free(); a.expect_own(1_000) },
+    "a free page run overwritten" => { let a = get(100_000); a.free(); a.write(64, &[7; 8]); go_on(100_000) },
+    "a free huge block read" => { let a = get(3 << 20); a.free(); a.expect_own(4096) },
+    "one byte behind a block read" => { some(64)[3].look(64) },
+    "one byte behind a page run read" => { get(98_304).look(98_304) },
     "one byte behind a block, the next one free" => { let a = pair(64); a[1].free(); a[0].write(64, &[7]); go_on(64); a[0].free() },
     "one byte behind a block, the next one in use" => { let a = pair(64); a[0].write(64, &[7]); a[0].free(); a[1].free(); go_on(64) },
     "one byte behind what was asked for, in the same block" => { let a = some(58)[3]; a.write(58, &[7]); a.free(); go_on(58) },
     "one byte in front of a block, the one before in use" => { let a = pair(64); a[1].write(-1, &[7]); a[1].free(); a[0].free(); go_on(64) },
+    "one byte in front of a block, the one before free" => { let a = pair(64); a[0].free(); a[1].write(-1, &[7]); a[1].free(); go_on(64) },
+    "eight bytes in front of a block, the one before in use" => { let a = pair(64); a[1].write(-8, &[7; 8]); a[1].free(); a[0].free(); go_on(64) },
+    "one byte in front of a page run" => { let a = get(98_304); let b = get(98_304); b.write(-1, &[7]); b.free(); a.free(); go_on(64) },
     "one byte behind a page run" => { let a = get(98_304); a.write(98_304, &[7]); a.free(); go_on(64) },
     "eight bytes behind a block, into a free link" => { let a = pair(64); a[1].free(); a[0].write(64, &[9; 8]); go_on(64); a[0].free() },
     "a block never freed" => { let _ = get(640); note_leaks() },
+    "blocks of one place never freed, among others that are" => {
+        for _ in 0..50 { get(640); get(48).free(); }
+        HEAP.drain();
+        note_leaks()
+    },
 ];
+
+/// What a signal handler is to free while it finds the heap interrupted.
+static NESTED: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+
+extern "C" fn on_timer(_: libc::c_int) {
+    if HEAP.is_any_cache_held() {
+        if let Some(block) = NonNull::new(NESTED.swap(std::ptr::null_mut(), Ordering::Relaxed)) {
+            Out(block, layout(64, 8)).free();
+        }
+    }
+}
+
+/// Frees a block in a context that interrupted the heap while a cache was held.
+fn nested(block: Out) {
+    NESTED.store(block.0.as_ptr(), Ordering::Relaxed);
+    let every = libc::timeval { tv_sec: 0, tv_usec: 50 };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: the handler does what a nested context may.
+    unsafe { libc::signal(libc::SIGPROF, on_timer as *const () as libc::sighandler_t) };
+    // SAFETY: a timer of this process.
+    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()) };
+    while !NESTED.load(Ordering::Relaxed).is_null() {
+        get(40).free();
+    }
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGPROF, libc::SIG_IGN) };
+}
 
 /// Two blocks that lie side by side, the lower one first.
 fn pair(size: usize) -> [Out; 2] {
     let mut all: Vec<_> = (0..64).map(|_| get(size)).collect();
     all.sort_by_key(|block| block.0);
     let near = |pair: &&[Out]| pair[1].0.addr().get() - pair[0].0.addr().get() <= size + 128;
-    let pair = all.windows(2).find(near).unwrap();
+    // Guarded blocks have no neighbours.
+    let pair = all.windows(2).find(near).unwrap_or(&all[..2]);
     [pair[0], pair[1]]
 }
 
@@ -210,16 +289,19 @@ pub(crate) enum Seen {
     Layout,
     FreeWritten,
     Overrun,
+    Underrun,
     Poison,
     Leak,
+    LeakSite,
     Guard,
+    Changed,
     Broken,
     Crash,
     Hang,
 }
 
 impl Seen {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 16] = [
         Self::Nothing,
         Self::DoubleFree,
         Self::Foreign,
@@ -227,9 +309,12 @@ impl Seen {
         Self::Layout,
         Self::FreeWritten,
         Self::Overrun,
+        Self::Underrun,
         Self::Poison,
         Self::Leak,
+        Self::LeakSite,
         Self::Guard,
+        Self::Changed,
         Self::Broken,
         Self::Crash,
         Self::Hang,
@@ -245,8 +330,11 @@ impl Seen {
             Self::Layout => "wrong Layout",
             Self::FreeWritten => "write to a free block",
             Self::Overrun => "write behind a block",
+            Self::Underrun => "write in front of a block",
             Self::Poison => "poison read",
             Self::Leak => "live blocks by class",
+            Self::LeakSite => "live blocks by site and age",
+            Self::Changed => "(other data read)",
             Self::Guard => "page fault, explained",
             Self::Broken => "(verify fails)",
             Self::Crash | Self::Hang => "(crash or hang)",
@@ -265,6 +353,14 @@ fn note(seen: Seen) -> ! {
     unsafe { libc::_exit(seen as i32) }
 }
 
+#[cfg(feature = "debug-heap")]
+fn note_leaks() {
+    if HEAP.leaks(0).sites().any(|site| matches!(site.site, smp_heap::Site::Line(_))) {
+        note(Seen::LeakSite);
+    }
+}
+
+#[cfg(not(feature = "debug-heap"))]
 fn note_leaks() {
     if HEAP.stats().classes.iter().any(|class| class.live_count > 0) {
         note(Seen::Leak);
@@ -280,10 +376,32 @@ fn install() {
             Misuse::ForeignPointer => Seen::Foreign,
             Misuse::InteriorPointer => Seen::Interior,
             Misuse::LayoutMismatch => Seen::Layout,
-            Misuse::CorruptLink => Seen::FreeWritten,
+            Misuse::CorruptLink | Misuse::WriteAfterFree => Seen::FreeWritten,
+            Misuse::Underrun => Seen::Underrun,
             _ => Seen::Overrun,
         })
     });
+    #[cfg(feature = "guard-pages")]
+    guard();
+}
+
+/// Every block guarded, as long as there is room; faults explained.
+#[cfg(feature = "guard-pages")]
+fn guard() {
+    extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the system hands over the signal's data.
+        let info = unsafe { &*info };
+        // SAFETY: a fault's data have an address.
+        let addr = unsafe { info.si_addr() };
+        note(if HEAP.explain_fault(addr.addr()).is_some() { Seen::Guard } else { Seen::Crash });
+    }
+    HEAP.set_guard_rate(1).unwrap();
+    // SAFETY: all zero is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_fault as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler ends the process.
+    unsafe { libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()) };
 }
 
 #[cfg(not(feature = "hardened"))]

@@ -5,7 +5,7 @@
 //! cargo run --example hardening -- price     # every workload at every level: instructions (valgrind) and time; the same
 //! ```
 //! A level is a feature, so both build this example again for each one, and run those. What they then call: `corpus`, `clean OPERATIONS` (a
-//! program without a bug: any report ends it) and `work NAME OPERATIONS`.
+//! program without a bug: any report ends it) and `work NAME OPERATIONS GUARDED` (one block guarded in so many).
 
 #![expect(
     clippy::std_instead_of_core,
@@ -25,7 +25,17 @@ use std::process::{Command, ExitCode};
 use corpus::{BUGS, observe};
 
 /// Each level: its name in the tables, and its feature.
-const LEVELS: [(&str, &str); 2] = [("off", ""), ("hardened", "hardened")];
+const LEVELS: [(&str, &str); 4] =
+    [("off", ""), ("hardened", "hardened"), ("debug-heap", "debug-heap"), ("guard-pages", "guard-pages")];
+
+/// What has a price: name, level, one block guarded in how many, and the column that it is compared with.
+const PRICED: [(&str, usize, &str, usize); 5] = [
+    ("off", 0, "0", 0),
+    ("hardened", 1, "0", 0),
+    ("debug-heap", 2, "0", 0),
+    ("guard-pages, none", 3, "0", 1),
+    ("guard-pages, 1 in 1,000", 3, "1000", 1),
+];
 
 const ROUNDS: usize = 11;
 const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hardening.md");
@@ -41,8 +51,10 @@ fn main() -> ExitCode {
             Ok(())
         }
         ["clean", operations] => number(operations).and_then(work::clean),
-        ["work", name, operations] => number(operations).and_then(|count| work::run(name, count)),
-        _ => Err("expected: table | price | corpus | clean OPERATIONS | work NAME OPERATIONS".to_owned()),
+        ["work", name, operations, rate] => {
+            number(operations).and_then(|count| work::run(name, count, number(rate)? as u32))
+        }
+        _ => Err("expected: table | price | corpus | clean OPERATIONS | work NAME OPERATIONS GUARDED".to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,7 +71,8 @@ fn number(text: &str) -> Result<usize, String> {
 
 /// This example, built for a level.
 fn build((name, feature): (&str, &str)) -> Result<PathBuf, String> {
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hardening").join(name);
+    // One folder, so that what the levels share is built once.
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hardening");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args([
@@ -78,7 +91,11 @@ fn build((name, feature): (&str, &str)) -> Result<PathBuf, String> {
         .arg(&target)
         .status();
     match status {
-        Ok(status) if status.success() => Ok(target.join("release/examples/hardening")),
+        Ok(status) if status.success() => {
+            let program = target.join(format!("level-{name}"));
+            let copied = fs::copy(target.join("release/examples/hardening"), &program);
+            copied.map(|_| program).map_err(|error| format!("level {name}: {error}"))
+        }
         Ok(_) => Err(format!("the example does not build for level {name}")),
         Err(error) => Err(format!("cargo cannot be started: {error}")),
     }
@@ -102,9 +119,9 @@ fn write_docs(mark: &str, text: &str) -> Result<(), String> {
     fs::write(DOCS, format!("{before}{begin}{text}{end}{after}")).map_err(|error| format!("{DOCS}: {error}"))
 }
 
-fn header(first: &str) -> String {
-    let names = LEVELS.map(|(name, _)| format!(" {name} |")).concat();
-    format!("| {first} |{names}\n|---|{}\n", "---|".repeat(LEVELS.len()))
+fn header<'a>(first: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.map(|name| format!(" {name} |")).collect();
+    format!("| {first} |{}\n|---|{}\n", names.concat(), "---|".repeat(names.len()))
 }
 
 /// Runs the corpus at each level.
@@ -118,7 +135,7 @@ fn table() -> Result<(), String> {
         }
         columns.push(seen);
     }
-    let mut text = header("bug");
+    let mut text = header("bug", LEVELS.into_iter().map(|(name, _)| name));
     for (row, bug) in BUGS.iter().enumerate() {
         let cells: String = columns.iter().map(|column| format!(" {} |", column[row])).collect();
         text += &format!("| {} |{cells}\n", bug.name);
@@ -132,28 +149,44 @@ fn table() -> Result<(), String> {
 /// Runs each workload at each level, levels in turn.
 fn price() -> Result<(), String> {
     let programs = LEVELS.map(build).into_iter().collect::<Result<Vec<_>, _>>()?;
-    let mut text = header("instructions an operation");
+    let names = || PRICED.into_iter().map(|(name, ..)| name);
+    let mut text = header("instructions an operation", names());
     for name in work::NAMES {
-        let counts = programs.iter().map(|program| instructions(program, name)).collect::<Result<Vec<_>, _>>()?;
-        text += &row(name, &counts);
+        let count = |(_, level, rate, _): (&str, usize, &str, usize)| {
+            instructions(&programs[level], name, 300_000 / slowness(level), rate)
+        };
+        text += &row(name, &PRICED.into_iter().map(count).collect::<Result<Vec<f64>, _>>()?);
     }
-    text += &format!("\n{}", header("ns an operation"));
+    text += &format!("\n{}", header("ns an operation", names()));
     for name in work::NAMES {
-        let mut times = vec![Vec::new(); programs.len()];
+        let mut times = PRICED.map(|_| Vec::new());
         for _ in 0..ROUNDS {
-            for (program, times) in programs.iter().zip(&mut times) {
-                let text = output(Command::new(program).args(["work", name, "4000000"]))?;
+            for ((_, level, rate, _), times) in PRICED.into_iter().zip(&mut times) {
+                let text = output(Command::new(&programs[level]).args([
+                    "work",
+                    name,
+                    &(4_000_000 / slowness(level)).to_string(),
+                    rate,
+                ]))?;
                 times.push(text.trim().parse::<f64>().map_err(|_| format!("no time: {text}"))?);
             }
         }
-        text += &row(name, &times.into_iter().map(median).collect::<Vec<_>>());
+        text += &row(name, &times.map(median));
     }
     write_docs("price", &text)
 }
 
-fn row(name: &str, cells: &[f64]) -> String {
-    let cell = |value: &f64| format!(" {value:.1} ({:+.1} %) |", (value / cells[0] - 1.0) * 100.0);
-    format!("| {name} | {:.1} |{}\n", cells[0], cells[1..].iter().map(cell).collect::<String>())
+/// By how much fewer operations do at a level: where each takes so much longer.
+fn slowness(level: usize) -> usize {
+    if LEVELS[level].1 == "debug-heap" { 10 } else { 1 }
+}
+
+fn row(name: &str, values: &[f64]) -> String {
+    let cell = |(value, (_, level, _, base)): (&f64, (&str, usize, &str, usize))| match level {
+        0 => format!(" {value:.1} |"),
+        _ => format!(" {value:.1} ({:+.1} %) |", (value / values[base] - 1.0) * 100.0),
+    };
+    format!("| {name} |{}\n", values.iter().zip(PRICED).map(cell).collect::<String>())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -162,14 +195,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Instructions of one operation: what twice as many take more.
-fn instructions(program: &Path, name: &str) -> Result<f64, String> {
-    const OPERATIONS: usize = 100_000;
+fn instructions(program: &Path, name: &str, operations: usize, rate: &str) -> Result<f64, String> {
     let count = |operations: usize| {
         let mut command = Command::new("valgrind");
         command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
-        let text = output(command.args(["work", name, &operations.to_string()]))?;
+        let text = output(command.args(["work", name, &operations.to_string(), rate]))?;
         let sum = text.lines().find_map(|line| line.split_once("Collected :")).map(|(_, sum)| sum.trim().to_owned());
         sum.and_then(|sum| sum.parse::<f64>().ok()).ok_or(format!("no count in: {text}"))
     };
-    Ok((count(2 * OPERATIONS)? - count(OPERATIONS)?) / OPERATIONS as f64)
+    Ok((count(2 * operations)? - count(operations)?) / operations as f64)
 }

@@ -26,6 +26,13 @@ static HEAP: Heap<Space, Pinned<OneCpu>, 2> = Heap::new(Space, Pinned(OneCpu));
 
 pub(crate) const NAMES: [&str; 4] = ["pair of 64 B", "churn, 1,000 live", "churn, 100,000 live", "LIFO batches of 100"];
 
+/// Guards one block in so many, if this level can.
+fn guard(rate: u32) {
+    #[cfg(feature = "guard-pages")]
+    HEAP.set_guard_rate(rate).unwrap();
+    let _ = rate;
+}
+
 fn get(layout: Layout) -> *mut u8 {
     // SAFETY: the size is not 0.
     let block = unsafe { GlobalAlloc::alloc(&HEAP, layout) };
@@ -45,7 +52,8 @@ fn layout(size: usize) -> Layout {
 }
 
 /// Runs a workload for so many pairs of alloc and free, and prints nanoseconds a pair.
-pub(crate) fn run(name: &str, operations: usize) -> Result<(), String> {
+pub(crate) fn run(name: &str, operations: usize, guard_rate: u32) -> Result<(), String> {
+    guard(guard_rate);
     let start = Instant::now();
     match NAMES.iter().position(|known| *known == name) {
         Some(0) => (0..operations).for_each(|_| put(black_box(get(layout(64))), layout(64))),
@@ -90,6 +98,7 @@ pub(crate) fn clean(operations: usize) -> Result<(), String> {
         eprintln!("reported: {report}");
         std::process::exit(1)
     });
+    guard(100);
     let mut random = Random::new(42);
     let mut slots: Vec<_> = (0..2_000).map(|_| None).collect();
     churn(&HEAP, &mut random, &mut slots, operations, 2_000).map_err(|failure| failure.to_string())?;

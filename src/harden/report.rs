@@ -3,6 +3,8 @@
 use core::fmt;
 use core::ptr::null_mut;
 
+#[cfg(feature = "debug-heap")]
+use super::debug::BlockInfo;
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// What a caller did.
@@ -19,12 +21,26 @@ pub enum Misuse {
     LayoutMismatch,
     /// The first word of a free block was overwritten. The block, and what the list led to behind it, is lost to the heap.
     CorruptLink,
+    /// A byte in front of a block was overwritten (levels 2 and 3). Seen when the block is freed, which it is.
+    Underrun,
+    /// A byte behind a block was overwritten (levels 2 and 3). Seen when the block is freed, which it is.
+    Overrun,
+    /// A free block was written to behind its first word (level 2).
+    WriteAfterFree,
 }
 
 impl Misuse {
     /// Every kind, in the order of their indexes.
-    pub const ALL: [Self; 5] =
-        [Self::DoubleFree, Self::ForeignPointer, Self::InteriorPointer, Self::LayoutMismatch, Self::CorruptLink];
+    pub const ALL: [Self; 8] = [
+        Self::DoubleFree,
+        Self::ForeignPointer,
+        Self::InteriorPointer,
+        Self::LayoutMismatch,
+        Self::CorruptLink,
+        Self::Underrun,
+        Self::Overrun,
+        Self::WriteAfterFree,
+    ];
 
     fn index(self) -> usize {
         self as usize
@@ -39,22 +55,45 @@ impl fmt::Display for Misuse {
             Self::InteriorPointer => "free of an interior pointer",
             Self::LayoutMismatch => "free with a wrong Layout",
             Self::CorruptLink => "write to a free block",
+            Self::Underrun => "write in front of a block",
+            Self::Overrun => "write behind a block",
+            Self::WriteAfterFree => "write to a block after its free",
         })
     }
 }
 
 /// One bug as the heap saw it. Prints without allocating.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Report {
     /// What was done.
     pub misuse: Misuse,
     /// The address that was freed, or where the damage is.
     pub addr: usize,
+    /// What is known of the block: level 2 only.
+    #[cfg(feature = "debug-heap")]
+    pub block: Option<BlockInfo>,
+}
+
+impl Report {
+    pub(crate) const fn new(misuse: Misuse, addr: usize) -> Self {
+        Self {
+            misuse,
+            addr,
+            #[cfg(feature = "debug-heap")]
+            block: None,
+        }
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {:#x}", self.misuse, self.addr)
+        write!(f, "{} at {:#x}", self.misuse, self.addr)?;
+        #[cfg(feature = "debug-heap")]
+        if let Some(block) = self.block {
+            write!(f, ": {block}")?;
+        }
+        Ok(())
     }
 }
 

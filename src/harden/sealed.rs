@@ -88,6 +88,12 @@ impl Key {
         self.0 ^ place.as_ptr().addr() as u64
     }
 
+    /// A hash of a place and words, under the key.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn hash<const N: usize>(self, place: NonNull<u8>, words: [u64; N]) -> u64 {
+        words.into_iter().fold(self.mask(place), |hash, word| mixed(hash ^ word))
+    }
+
     #[inline]
     fn decode(word: u64, mask: u64) -> Option<*mut u8> {
         let plain = word ^ mask;

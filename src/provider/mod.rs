@@ -105,6 +105,10 @@ pub unsafe trait PageProvider {
     /// `realloc` makes outgrow what slabs serve (32 KiB), then become runs of their own, so that they grow without copying. Such a run may be as short as 36 KiB.
     const REMAPS: bool = false;
 
+    /// Whether the page behind each run, and the one in front of it, is never mapped, and `unmap` really unmaps, so that an access to what was given back
+    /// faults. Lets the feature `guard-pages` work.
+    const GUARDS: bool = false;
+
     /// Gives a new run of pages, or `None` if there is none now.
     fn map(&self, run: PageRun) -> Option<NonNull<u8>>;
 

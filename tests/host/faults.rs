@@ -201,7 +201,9 @@ fn run_out<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, CPUS>) {
         });
         let got_len = got_len.into_inner();
         println!("{size}: {got_len} of {SCARCE_LEN} bytes in blocks");
-        assert!(got_len * 100 >= 60 * SCARCE_LEN, "{got_len} of {SCARCE_LEN} in blocks of {size}");
+        // Frames are two thirds of what the shortest blocks take.
+        let share = if cfg!(feature = "debug-heap") { 20 } else { 60 };
+        assert!(got_len * 100 >= share * SCARCE_LEN, "{got_len} of {SCARCE_LEN} in blocks of {size}");
         heap.verify().unwrap();
     }
     all_back(heap, CPUS);

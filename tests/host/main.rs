@@ -11,9 +11,13 @@
 )]
 
 mod common;
+#[cfg(feature = "debug-heap")]
+mod debug_heap;
 mod faults;
 mod gate;
 mod growth;
+#[cfg(feature = "guard-pages")]
+mod guard_pages;
 #[cfg(feature = "hardened")]
 mod hardening;
 mod layers;

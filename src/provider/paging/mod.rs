@@ -627,6 +627,7 @@ unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WO
     const PAGE_LEN: usize = PAGE;
     const ZEROED: bool = K::ZEROED;
     const REMAPS: bool = true;
+    const GUARDS: bool = K::GUARDS;
 
     fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
         let run = PageRun::new(run.len(), run.align(), PAGE)?;

@@ -1,0 +1,316 @@
+//! Level 3: one block in many on pages of its own, between pages that are not mapped.
+//!
+//! ```text
+//! unmapped │ red 64 B ... block │ unmapped       the block's end is the page's end, as near as its alignment allows
+//! ```
+//! *Which allocation is the one* is counted down in the CPU's cache, by its holder: a load, a subtraction and a store where all are at hand. With the rate off,
+//! the count starts anew every [`IDLE`] allocations, so that a new rate reaches every CPU without anybody touching another CPU's cache.
+//!
+//! *Freeing asks nobody on the fast path*: guarded pages are no chunk of the heap, so the inspection of level 1 finds a foreign pointer, and only then is
+//! the table of guarded blocks looked at. That is why this level needs level 1.
+//!
+//! *A fixed table*: a place for each block, which remembers it after it was freed until another one takes the place, for the second free
+//! and for faults. When all are taken by blocks in use, nothing is sampled. Price: two calls of the provider for each block, with whatever a shootdown costs.
+//!
+//! Sources of the idea: Electric Fence (Perens 1987), GWP-ASan, KFENCE of Linux.
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ptr::{NonNull, null_mut};
+
+use crate::provider::PageRun;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+/// Guarded blocks in use at most.
+const PLACES: usize = 64;
+/// Allocations of a CPU between two looks at a rate that is off.
+const IDLE: u32 = 4096;
+/// Bytes in front of a block, at most, that must stay as they are.
+const RED_LEN: usize = 64;
+const RED: u8 = 0xb9;
+
+/// Nothing, or nothing any more.
+const EMPTY: u32 = 0;
+/// Somebody is writing the place.
+const CLAIMED: u32 = 1;
+const LIVE: u32 = 2;
+/// The block was freed.
+const GONE: u32 = 3;
+
+/// How many allocations a CPU has left until the next one that is guarded.
+#[derive(Debug)]
+pub(crate) struct Countdown(AtomicU32);
+
+impl Countdown {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Counts one allocation; true if its turn has come. By the cache's holder. Fast.
+    #[inline]
+    pub(crate) fn is_due(&self) -> bool {
+        match self.0.load(Relaxed).checked_sub(1) {
+            Some(left) => {
+                self.0.store(left, Relaxed);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Starts anew, by the cache's holder.
+    pub(crate) fn restart(&self, left: u32) {
+        self.0.store(left, Relaxed);
+    }
+}
+
+/// One guarded block.
+#[derive(Debug)]
+pub(crate) struct Place {
+    state: AtomicU32,
+    block: AtomicUsize,
+    size: AtomicUsize,
+    align: AtomicUsize,
+    run: AtomicPtr<u8>,
+    run_len: AtomicUsize,
+}
+
+/// A heap's guarded blocks.
+#[derive(Debug)]
+pub(crate) struct Guards {
+    every: AtomicU32,
+    turn: AtomicUsize,
+    live_count: AtomicUsize,
+    places: [Place; PLACES],
+}
+
+/// What an access did that faulted beside or inside a guarded block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// Behind a block in use.
+    Behind,
+    /// In front of a block in use.
+    InFront,
+    /// In a block that was freed.
+    AfterFree,
+}
+
+/// A fault, explained by [`Heap::explain_fault`](crate::Heap::explain_fault). Prints without allocating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fault {
+    /// What was done.
+    pub kind: FaultKind,
+    /// The address that faulted.
+    pub addr: usize,
+    /// The block's address.
+    pub block: usize,
+    /// Bytes that were asked for.
+    pub size: usize,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            FaultKind::Behind => "behind",
+            FaultKind::InFront => "in front of",
+            FaultKind::AfterFree => "after the free of",
+        };
+        write!(f, "access to {:#x} {what} the {} bytes at {:#x}", self.addr, self.size, self.block)
+    }
+}
+
+/// The provider has no unmapped pages around its runs: see [`PageProvider::GUARDS`](crate::PageProvider::GUARDS). Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoGuards;
+
+impl fmt::Display for NoGuards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the provider has no unmapped pages around its runs")
+    }
+}
+
+impl core::error::Error for NoGuards {}
+
+impl Place {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(EMPTY),
+            block: AtomicUsize::new(0),
+            size: AtomicUsize::new(0),
+            align: AtomicUsize::new(0),
+            run: AtomicPtr::new(null_mut()),
+            run_len: AtomicUsize::new(0),
+        }
+    }
+
+    fn is(&self, state: u32, block: usize) -> bool {
+        self.state.load(core::sync::atomic::Ordering::Acquire) == state && self.block.load(Relaxed) == block
+    }
+
+    fn claim(&self, state: u32) -> bool {
+        self.state.compare_exchange(state, CLAIMED, core::sync::atomic::Ordering::Acquire, Relaxed).is_ok()
+    }
+
+    fn settle(&self, state: u32) {
+        self.state.store(state, core::sync::atomic::Ordering::Release);
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        let (size, align) = (self.size.load(Relaxed), self.align.load(Relaxed));
+        Layout::from_size_align(size, align).unwrap_or(Layout::new::<u8>())
+    }
+
+    /// The run that the block has, as the provider gave it.
+    pub(crate) fn run(&self, page_len: usize) -> Option<(NonNull<u8>, PageRun)> {
+        Some((NonNull::new(self.run.load(Relaxed))?, PageRun::new(self.run_len.load(Relaxed), page_len, page_len)?))
+    }
+
+    /// The bytes in front of the block and behind it that must stay as they are: address and length.
+    fn reds(&self) -> [(*mut u8, usize); 2] {
+        let (run, block) = (self.run.load(Relaxed), self.block.load(Relaxed));
+        let end = block + self.size.load(Relaxed);
+        let front = (block - run.addr()).min(RED_LEN);
+        [(run.with_addr(block - front), front), (run.with_addr(end), run.addr() + self.run_len.load(Relaxed) - end)]
+    }
+
+    /// The first byte that is not as it was: in front of the block, behind it.
+    ///
+    /// # Safety
+    /// The run is mapped, and the block nobody else's.
+    pub(crate) unsafe fn red_damage(&self) -> [Option<*mut u8>; 2] {
+        self.reds().map(|(start, len)| {
+            let other = |place: &*mut u8| {
+                // SAFETY: inside the run; volatile, since who writes there now breaks the contract.
+                unsafe { place.read_volatile() != RED }
+            };
+            (0..len).map(|offset| start.wrapping_add(offset)).find(other)
+        })
+    }
+
+    fn explain(&self, addr: usize, page_len: usize) -> Option<FaultKind> {
+        let state = self.state.load(core::sync::atomic::Ordering::Acquire);
+        let (start, len) = (self.run.load(Relaxed).addr(), self.run_len.load(Relaxed));
+        let end = start + len;
+        match state {
+            LIVE if (end..end + page_len).contains(&addr) => Some(FaultKind::Behind),
+            LIVE if (start.wrapping_sub(page_len)..start).contains(&addr) => Some(FaultKind::InFront),
+            GONE if (start..end).contains(&addr) => Some(FaultKind::AfterFree),
+            _ => None,
+        }
+    }
+}
+
+impl Guards {
+    pub(crate) const fn new() -> Self {
+        Self {
+            every: AtomicU32::new(0),
+            turn: AtomicUsize::new(0),
+            live_count: AtomicUsize::new(0),
+            places: [const { Place::new() }; PLACES],
+        }
+    }
+
+    pub(crate) fn set_rate(&self, every: u32) {
+        self.every.store(every, Relaxed);
+    }
+
+    /// Restarts a countdown that has ended; true if the allocation is to be guarded.
+    pub(crate) fn restart(&self, countdown: &Countdown) -> bool {
+        let every = self.every.load(Relaxed);
+        if every == 0 {
+            countdown.restart(IDLE);
+            return false;
+        }
+        // Uneven, so that a program that repeats itself does not escape; `every` on average.
+        let turn = self.turn.fetch_add(1, Relaxed) as u64;
+        let uneven = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let span = 2 * u64::from(every) - 1;
+        countdown.restart((uneven % span).min(u64::from(u32::MAX)) as u32);
+        true
+    }
+
+    /// A place for a block of that Layout, the caller's until it is kept or given up.
+    pub(crate) fn claim(&self) -> Option<&Place> {
+        let first = self.turn.load(Relaxed);
+        let places = (0..PLACES).filter_map(|step| self.places.get(first.wrapping_add(step) % PLACES));
+        places.into_iter().find(|place| place.claim(EMPTY) || place.claim(GONE))
+    }
+
+    /// Gives up a place that was claimed for a new block.
+    pub(crate) fn give_up(&self, place: &Place) {
+        place.settle(EMPTY);
+    }
+
+    /// Puts a block at the end of its run and remembers it.
+    ///
+    /// # Safety
+    /// The run is the caller's, mapped, and long enough; the place is claimed; the alignment is at most a page's.
+    pub(crate) unsafe fn keep(&self, place: &Place, start: NonNull<u8>, run: PageRun, layout: Layout) -> NonNull<u8> {
+        let offset = (run.len() - layout.size()) & !(layout.align() - 1);
+        // SAFETY: by the contract the run is at least as long as the block.
+        let block = unsafe { start.add(offset) };
+        place.block.store(block.addr().get(), Relaxed);
+        place.size.store(layout.size(), Relaxed);
+        place.align.store(layout.align(), Relaxed);
+        place.run.store(start.as_ptr(), Relaxed);
+        place.run_len.store(run.len(), Relaxed);
+        for (red, len) in place.reds() {
+            // SAFETY: inside the run, beside the block.
+            unsafe { red.write_bytes(RED, len) };
+        }
+        self.live_count.fetch_add(1, Relaxed);
+        place.settle(LIVE);
+        block
+    }
+
+    /// Guarded blocks in use whose Layout is one of those.
+    pub(crate) fn count(&self, is_one: impl Fn(Layout) -> bool) -> usize {
+        let live = |place: &&Place| place.state.load(core::sync::atomic::Ordering::Acquire) == LIVE;
+        self.places.iter().filter(live).filter(|place| is_one(place.layout())).count()
+    }
+
+    /// Whether a guarded block in use starts there.
+    pub(crate) fn is_live(&self, block: NonNull<u8>) -> bool {
+        let addr = block.addr().get();
+        self.live_count.load(Relaxed) > 0 && self.places.iter().any(|place| place.is(LIVE, addr))
+    }
+
+    /// Whether a guarded block that was freed started there, and no other one took its place.
+    pub(crate) fn is_gone(&self, block: NonNull<u8>) -> bool {
+        self.places.iter().any(|place| place.is(GONE, block.addr().get()))
+    }
+
+    /// Takes the guarded block in use that starts there; of two that try, one succeeds.
+    pub(crate) fn take(&self, block: NonNull<u8>) -> Option<&Place> {
+        let addr = block.addr().get();
+        let place = self.places.iter().find(|place| place.is(LIVE, addr) && place.claim(LIVE))?;
+        if place.block.load(Relaxed) != addr {
+            // Freed meanwhile, and the place is another block's.
+            place.settle(LIVE);
+            return None;
+        }
+        self.live_count.fetch_sub(1, Relaxed);
+        Some(place)
+    }
+
+    /// Puts a block back that was taken, as it was.
+    pub(crate) fn put_back(&self, place: &Place) {
+        self.live_count.fetch_add(1, Relaxed);
+        place.settle(LIVE);
+    }
+
+    /// Remembers that a block that was taken is free.
+    pub(crate) fn bury(&self, place: &Place) {
+        place.settle(GONE);
+    }
+
+    /// What an access to `addr` has to do with a guarded block.
+    pub(crate) fn explain(&self, addr: usize, page_len: usize) -> Option<Fault> {
+        self.places.iter().find_map(|place| {
+            let kind = place.explain(addr, page_len)?;
+            Some(Fault { kind, addr, block: place.block.load(Relaxed), size: place.size.load(Relaxed) })
+        })
+    }
+}
