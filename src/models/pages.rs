@@ -13,6 +13,7 @@ models! {
     runs_are_freed_while_the_pool_is_busy
     a_chunk_leaves_once_its_last_run_is_free
     a_hint_does_not_outlive_its_chunk
+    a_chunk_comes_to_where_another_one_is_leaving
     a_lookup_finds_its_chunk_while_others_come_and_go
     chunks_are_entered_at_once_and_found_by_who_is_told
     a_table_goes_while_it_is_looked_at
@@ -97,15 +98,7 @@ fn a_hint_does_not_outlive_its_chunk() {
                 let Some(empty) = pages.take_empty(0) else { return };
                 give_back(&empty.start, empty.run);
                 pages.chunk_gone(empty);
-                revive(start.addr().get()..start.addr().get() + Ground::LEN);
-                let (run, want) = (
-                    PageRun::new(Ground::LEN / 2, 1024, 1024).unwrap(),
-                    Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_: Use::Slab },
-                );
-                // SAFETY: the memory is out of the page heap, and was given back.
-                let block =
-                    unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap();
-                told.store(block.start.addr().get(), Ordering::Release);
+                told.store(enter_shorter(pages, start).start.addr().get(), Ordering::Release);
             }),
             spawn(move || {
                 if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
@@ -116,6 +109,40 @@ fn a_hint_does_not_outlive_its_chunk() {
                 }
             }),
         ]));
+    });
+}
+
+/// Another chunk, shorter, where one was that was given back, and a run in it.
+fn enter_shorter(pages: &'static Pages<1>, start: NonNull<u8>) -> Run<'static> {
+    revive(start.addr().get()..start.addr().get() + Ground::LEN);
+    let want = Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_: Use::Slab };
+    let run = PageRun::new(Ground::LEN / 2, 1024, 1024).unwrap();
+    // SAFETY: the memory is out of the page heap, and was given back.
+    unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap()
+}
+
+/// The provider has a chunk's memory back and gives it to another context before the first one has said so: what is looked up there is the new chunk.
+fn a_chunk_comes_to_where_another_one_is_leaving() {
+    let (ground, taken) = (Ground::new(), Place::new());
+    explore(3, move || {
+        let (pages, taken) = (ground.renew(), taken.fill(AtomicUsize::new(0)));
+        let start = ground.memory;
+        together(Vec::from([
+            spawn(move || {
+                let Some(empty) = pages.take_empty(0) else { return };
+                give_back(&empty.start, empty.run);
+                taken.store(1, Ordering::Release);
+                pages.chunk_gone(empty);
+            }),
+            spawn(move || {
+                if taken.load(Ordering::Acquire) == 1 {
+                    let block = enter_shorter(pages, start).start;
+                    let found = pages.lookup(block).map(|chunk| chunk.given().1.len());
+                    assert_eq!(found, Some(Ground::LEN / 2), "the chunk that is there");
+                }
+            }),
+        ]));
+        assert_eq!(pages.verify(), Ok(()), "P1 to P8");
     });
 }
 

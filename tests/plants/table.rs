@@ -328,7 +328,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "busy_cache_forgets_the_block",
         file: "heap.rs",
-        shipped: "        if let Some(block) = block {\n            self.engine.give_back(block, None, caller);",
+        shipped: "        if let Some(block) = block {\n            self.engine.give_back(class, block, None, caller);",
         planted: "        if let Some(block) = block {\n            let _ = block;",
         model: "nested::an_interrupt_is_interrupted",
     },
@@ -359,6 +359,6 @@ pub(crate) const PLANTS: &[Plant] = &[
         file: "pages/mod.rs",
         shipped: "        self.map.change(&entry, Change::Leave);\n",
         planted: "",
-        model: "trim::a_heap_is_trimmed_while_a_block_is_freed",
+        model: "pages::a_chunk_comes_to_where_another_one_is_leaving",
     },
 ];
