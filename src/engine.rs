@@ -103,6 +103,8 @@ pub(crate) struct Engine<const CPUS: usize> {
     lent: [AtomicU64; CLASS_COUNT],
     /// The home where neighbours are looked for next.
     pub(crate) join_turn: AtomicUsize,
+    /// Contexts that look for neighbours, with a slab's blocks in hand.
+    pub(crate) walks: AtomicUsize,
     /// By class, how far the search for neighbours has come; 0: it begins.
     join_positions: [AtomicUsize; CLASS_COUNT],
     /// Bytes in slabs, by class.
@@ -165,6 +167,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             loose: [const { Tally::new() }; CLASS_COUNT],
             lent: [const { AtomicU64::new(0) }; CLASS_COUNT],
             join_turn: AtomicUsize::new(0),
+            walks: AtomicUsize::new(0),
             join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
             slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),
