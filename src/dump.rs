@@ -112,7 +112,7 @@ impl Lines<'_, '_> {
             stats.relief_count,
             stats.stray_count
         ))?;
-        for class in stats.classes.iter().filter(|class| class.high_held_len > 0) {
+        for class in stats.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
             self.line(format_args!(
                 "class block={} live={} cached={} partial={} whole={} held={} high={}",
                 class.block_len,

@@ -354,7 +354,9 @@ impl<const CPUS: usize> fmt::Display for Stats<CPUS> {
             "block", "live", "cached", "partial", "whole", "held KiB", "high KiB", "used %"
         )?;
         for class in self.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
-            let live_len = class.live_count * class.block_len as u64;
+            // Of its own slabs: what neighbours or longer blocks serve is elsewhere.
+            let own_count = class.live_count.saturating_add_signed(-class.lent_count);
+            let live_len = own_count * class.block_len as u64;
             let used = (100 * live_len).checked_div(class.held_len as u64).unwrap_or(0);
             let (held, high) = (kib(class.held_len), kib(class.high_held_len));
             let ClassStats { block_len, live_count, cached_count, partial_count, whole_count, .. } = class;
