@@ -904,7 +904,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held.
     pub(crate) fn drain_index(&self, index: usize) {
-        let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used()) else {
+        // With hints a cache of a CPU that has gone may still get blocks from others.
+        let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used() || cache.is_gone()) else {
             return;
         };
         for class in SizeClass::all() {

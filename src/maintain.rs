@@ -4,7 +4,11 @@ use crate::cpu::CpuMode;
 use crate::engine::Engine;
 use crate::heap::Heap;
 use crate::provider::PageProvider;
+use crate::size_class::SizeClass;
 use crate::sync::Ordering;
+
+/// How often a cache that has to be empty is drained, where others may put blocks into it meanwhile.
+const RETIRE_TRIES: u32 = 64;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Gives back what was not in use lately, in small steps; for an idle loop or a timer. Returns the bytes that the provider took.
@@ -30,17 +34,23 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Moves everything that a CPU holds to the others, after it was taken offline: its cache goes home, and its partial slabs serve every other CPU before new pages
-    /// do. When the CPU uses the heap again, it counts again. Does nothing for an index without a cache.
+    /// do. When the CPU uses the heap again, it counts again. False: there is no such cache, or with hints another CPU was in it each time that this was tried; then nothing
+    /// but its free blocks has moved.
     ///
     /// Takes as long as the cache is full, a batch of blocks a hold. Callable from any context that is not nested in the heap.
     ///
     /// # Safety
     /// No context of that CPU is inside the heap, nor enters it before this returns; and what it did there happened before this call, as for anything that is handed
     /// from one CPU to another.
-    pub unsafe fn retire_cpu(&self, index: usize) {
-        self.drain_index(index);
-        if let Some(cache) = self.engine.cache(index) {
+    pub unsafe fn retire_cpu(&self, index: usize) -> bool {
+        let Some(cache) = self.engine.cache(index) else { return false };
+        let is_empty = (0..RETIRE_TRIES).any(|_| {
+            self.drain_index(index);
+            SizeClass::all().all(|class| cache.count(class) == 0)
+        });
+        if is_empty {
             self.engine.retire(cache);
         }
+        is_empty
     }
 }

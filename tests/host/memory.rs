@@ -411,7 +411,7 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
     assert!(heap.stats().cpus[1].cached_count > 0);
     let (held, slabs) = (heap.provider().held_len(), heap.stats().slab_len);
     // SAFETY: this thread plays both CPUs, and is not inside the heap.
-    unsafe { heap.retire_cpu(1) };
+    assert!(unsafe { heap.retire_cpu(1) });
     let stats = heap.stats();
     assert!(stats.cpus[1].cached_count == 0 && !stats.cpus[1].is_used);
     let more: Vec<_> = (0..9000).map(|_| Piece::new(&heap, 256).unwrap()).collect();
@@ -424,9 +424,9 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
     play_cpu(0);
     more.into_iter().chain(back).chain(kept.into_iter().map(|(_, piece)| piece)).for_each(|piece| piece.free(&heap));
     // SAFETY: as above.
-    unsafe { heap.retire_cpu(CPUS) };
-    // SAFETY: as above; it has never used the heap.
-    unsafe { heap.retire_cpu(5) };
+    assert!(!unsafe { heap.retire_cpu(CPUS) }, "there is none");
+    // SAFETY: as above.
+    assert!(unsafe { heap.retire_cpu(5) }, "it has never used the heap");
     all_back(&heap, 2);
 }
 

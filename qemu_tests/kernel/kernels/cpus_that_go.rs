@@ -48,7 +48,8 @@ kernel! {
             smp::on_all(|cpu| (cpu * 2..BLOCKS).step_by(count * 2).for_each(|place| take_out(place)));
             for cpu in 1..count {
                 // SAFETY: the CPUs wait for a job, and the last one ended before this.
-                unsafe { heap().retire_cpu(cpu) };
+                let gone = unsafe { heap().retire_cpu(cpu) };
+                assert!(gone, "CPU {cpu} was idle");
             }
             heaps::verify();
             let mut served = 0;

@@ -39,7 +39,7 @@ pub(crate) trait AnyHeap: GlobalAlloc + Sync {
     /// # Safety
     /// As for `Heap::retire_cpu`.
     #[allow(dead_code, clippy::allow_attributes, reason = "not in every kernel do CPUs go")]
-    unsafe fn retire_cpu(&self, index: usize);
+    unsafe fn retire_cpu(&self, index: usize) -> bool;
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
@@ -64,9 +64,9 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
         self.maintain(usize::MAX)
     }
 
-    unsafe fn retire_cpu(&self, index: usize) {
+    unsafe fn retire_cpu(&self, index: usize) -> bool {
         // SAFETY: the contract is the same.
-        unsafe { self.retire_cpu(index) };
+        unsafe { self.retire_cpu(index) }
     }
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
