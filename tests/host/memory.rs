@@ -1,6 +1,7 @@
 //! Memory that comes home: what is held over what is live, when loads change, stop, and move between CPUs.
 //!
-//! One thread plays all CPUs in turn, so every figure is the same in each run. `-- memory:: --nocapture` prints them.
+//! One thread plays all CPUs in turn, so every figure is the same in each run. `-- memory:: --nocapture` prints them. With `hardened` no neighbours are joined, so what depends on
+//! that is left out.
 
 use std::alloc::Layout;
 use std::collections::VecDeque;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::{Books, ThreadCpu, play_cpu};
 use crate::stress::all_back;
+#[cfg(not(feature = "hardened"))]
 use smp_heap::battery::Random;
 use smp_heap::{Heap, Hint, PageProvider, PageRun, Pinned, SizeClass, worst_case_overhead};
 
@@ -158,6 +160,7 @@ fn a_live_set_that_changes_its_class_holds_little_more() {
 }
 
 /// Eight phases of another length each; every fiftieth block of a phase stays for good.
+#[cfg(not(feature = "hardened"))]
 fn survivors(cpus: usize) -> f64 {
     const LIVE_LEN: usize = 64 * MIB;
     let heap = heap();
@@ -188,12 +191,14 @@ fn survivors(cpus: usize) -> f64 {
 }
 
 #[test]
+#[cfg(not(feature = "hardened"))]
 fn survivors_keep_little_from_other_classes() {
     assert!(survivors(1) <= 3.5);
     assert!(survivors(CPUS) <= 3.5 + (CPUS * CPU_LEN) as f64 / (64 * MIB) as f64);
 }
 
 /// Blocks of random lengths, one freed at random for each one that comes.
+#[cfg(not(feature = "hardened"))]
 fn churned(cpus: usize, shortest: usize, longest: usize, live_len: usize) -> f64 {
     let heap = heap();
     let mut live = Live::new(&heap, cpus);
@@ -226,6 +231,7 @@ fn churned(cpus: usize, shortest: usize, longest: usize, live_len: usize) -> f64
 }
 
 #[test]
+#[cfg(not(feature = "hardened"))]
 fn long_random_churn_holds_little_more_than_is_live() {
     const LIVE_LEN: usize = 32 * MIB;
     for cpus in [1, CPUS] {
