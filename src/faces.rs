@@ -574,8 +574,10 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
         let Some(block) = NonNull::new(start) else {
             return core::ptr::null_mut();
         };
+        // A block in a frame is longer than its Layout, and the frame knows how long.
+        let is_run = layout.size() > MAX_SMALL_LEN && !cfg!(feature = "debug-heap");
         // SAFETY: by the contract of `GlobalAlloc` the block is ours and of that Layout.
-        if layout.size() > MAX_SMALL_LEN && unsafe { self.resize_near(block, layout, new_size) }.flatten().is_some() {
+        if is_run && unsafe { self.resize_near(block, layout, new_size) }.flatten().is_some() {
             self.trace_block(Kind::Resize, block, new_size, layout.align());
             return start;
         }
