@@ -45,7 +45,7 @@ kernel! {
             fill(count);
             let held_len = heap().regions().held_len();
             // Half of each CPU's blocks are freed where they came from, so that it holds partial slabs and a full cache.
-            smp::on_all(|cpu| (cpu * 2..BLOCKS).step_by(count * 2).for_each(|place| take_out(place)));
+            smp::on_all(|cpu| (cpu * 2..BLOCKS).step_by(count * 2).for_each(take_out));
             for cpu in 1..count {
                 // SAFETY: the CPUs wait for a job, and the last one ended before this.
                 let gone = unsafe { heap().retire_cpu(cpu) };
