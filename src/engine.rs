@@ -28,7 +28,7 @@ use crate::partial::{Bin, Busy, Shard, Sweep};
 use crate::places::Places;
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::{MAX_HOMES, Slab, slab_len};
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Level, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, InHand, Level, Ordering};
 use crate::trace::{Event, Hook, Kind};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
@@ -104,7 +104,7 @@ pub(crate) struct Engine<const CPUS: usize> {
     /// The home where neighbours are looked for next.
     pub(crate) join_turn: AtomicUsize,
     /// Contexts that look for neighbours, with a slab's blocks in hand.
-    pub(crate) walks: AtomicUsize,
+    pub(crate) walks: InHand,
     /// By class, how far the search for neighbours has come; 0: it begins.
     join_positions: [AtomicUsize; CLASS_COUNT],
     /// Bytes in slabs, by class.
@@ -167,7 +167,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             loose: [const { Tally::new() }; CLASS_COUNT],
             lent: [const { AtomicU64::new(0) }; CLASS_COUNT],
             join_turn: AtomicUsize::new(0),
-            walks: AtomicUsize::new(0),
+            walks: InHand::new(),
             join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
             slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),

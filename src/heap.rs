@@ -41,7 +41,7 @@ use crate::size_class::SizeClass;
 #[cfg(not(feature = "hardened"))]
 use crate::slab::home_at;
 use crate::stranded::Stranded;
-use crate::sync::{AtomicU64, AtomicUsize, Ordering, SPIN_LIMIT, spin_loop};
+use crate::sync::{AtomicU64, AtomicUsize, InHand, Ordering, SPIN_LIMIT, spin_loop};
 use crate::trace::{Event, Kind};
 
 /// The shortest chunk worth asking a provider for that has as much.
@@ -89,7 +89,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) gate: Gate,
     pub(crate) calls: Calls,
     /// Contexts that carry a chunk between provider and heap: neither has it meanwhile.
-    moving: AtomicUsize,
+    moving: InHand,
     stranded: Stranded,
     pub(crate) recent: Recent,
     pub(crate) emergency: Emergency,
@@ -184,15 +184,6 @@ impl<C: CpuMode> Drop for Entered<'_, C> {
 /// Somebody was with the provider, and stayed there as long as this caller may wait.
 struct Closed;
 
-/// Counts itself out when dropped.
-struct Moving<'a>(&'a AtomicUsize);
-
-impl Drop for Moving<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// How hard an attempt looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
@@ -264,7 +255,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             engine: Engine::new(),
             gate: Gate::new(),
             calls: Calls::new(),
-            moving: AtomicUsize::new(0),
+            moving: InHand::new(),
             stranded: Stranded::new(),
             recent: Recent::new(),
             emergency: Emergency::new(),
@@ -617,8 +608,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// The last look before giving up, and more of them as long as somebody is seen in the way, or memory on its way.
     fn look_again<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        let moving = || self.moving.load(Ordering::Relaxed) > 0;
-        let is_busy = || moving() || self.engine.is_walking() || self.provider.is_busy() || self.engine.pages.is_busy();
+        let is_busy = || {
+            self.moving.is_any() || self.engine.walks.is_any() || self.provider.is_busy() || self.engine.pages.is_busy()
+        };
         let mut quiet = 0;
         for _ in 0..LAST_TRIES {
             let busy = is_busy();
@@ -687,7 +679,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                     self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
                     self.trace_run(Kind::Map, start, run);
                     self.recent.note(self.used_len().saturating_add(run.len()));
-                    let _moving = self.begin_moving();
+                    let _moving = self.moving.begin();
                     let run = self.add_chunk(start, run, want, caller);
                     return Ok(run.ok().and_then(|run| match run {
                         Some(run) => seek.adopt(run, Caller { nested: !wait, ..caller }),
@@ -832,12 +824,6 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         result
     }
 
-    /// Counts this context among those that carry chunks, until the result is dropped.
-    fn begin_moving(&self) -> Moving<'_> {
-        self.moving.fetch_add(1, Ordering::Relaxed);
-        Moving(&self.moving)
-    }
-
     /// Gets memory for a further table of chunks.
     pub(crate) fn add_table(&self, caller: Caller) -> bool {
         let Some(run) = PageRun::new(self.engine.pages.next_table_len(), P::PAGE_LEN, P::PAGE_LEN) else {
@@ -875,7 +861,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
         let mut len = 0;
         while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
-            let _moving = self.begin_moving();
+            let _moving = self.moving.begin();
             let (start, run) = (empty.start, empty.run);
             // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
             if !unsafe { self.unmap(start, run, caller) } {

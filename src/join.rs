@@ -15,22 +15,13 @@ use crate::engine::{Caller, Engine, Group};
 use crate::places::{Places, cut, touched};
 use crate::size_class::{CLASS_COUNT, SizeClass};
 use crate::slab::Slab;
-use crate::sync::{AtomicUsize, Ordering};
+use crate::sync::Ordering;
 
 /// Homes beside the own one whose slabs are searched for neighbours in one attempt.
 const JOIN_HOMES: usize = 8;
 
 /// Walks over slabs of one class that find no neighbours, before a search goes on with shorter ones.
 const BARREN_WALKS: usize = 4;
-
-/// Counts itself out when dropped.
-struct Walk<'a>(&'a AtomicUsize);
-
-impl Drop for Walk<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 impl<const CPUS: usize> Engine<CPUS> {
     /// Up to `most` blocks of the class, joined out of the free blocks of one slab of shorter ones (if `dense`, one where that is likely to succeed): the longest of those
@@ -49,7 +40,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let position = self.join_position(class).load(Ordering::Relaxed);
         let last = if position == 0 { class.index() * BARREN_WALKS } else { position }.wrapping_sub(1);
         let from = (last / BARREN_WALKS).min(class.index().wrapping_sub(1));
-        let _walk = self.begin_walk();
+        let _walk = self.walks.begin();
         let own = self.home_for(class, caller);
         let turn = self.join_turn.fetch_add(1, Ordering::Relaxed);
         let others = (0..JOIN_HOMES.min(Self::HOMES)).map(|step| turn.wrapping_add(step) % Self::HOMES);
@@ -64,17 +55,6 @@ impl<const CPUS: usize> Engine<CPUS> {
             self.join_position(class).store(last.min((walked + 1) * BARREN_WALKS - 1), Ordering::Relaxed);
         }
         list
-    }
-
-    /// Counts this context among those that have a slab's blocks to look at, which others do not see meanwhile, until the result is dropped.
-    fn begin_walk(&self) -> Walk<'_> {
-        self.walks.fetch_add(1, Ordering::Relaxed);
-        Walk(&self.walks)
-    }
-
-    /// Whether somebody looks for neighbours. A guess.
-    pub(crate) fn is_walking(&self) -> bool {
-        self.walks.load(Ordering::Relaxed) > 0
     }
 
     /// Whether the last attempt found free blocks without neighbours, and shorter classes or other slabs were not looked at yet.

@@ -1,4 +1,8 @@
 //! Work for idle times, and CPUs that go.
+//!
+//! *What to keep is told by what was in use since the last call*, not by a clock, which the heap has none of: the kernel's calls are the time. *A CPU that goes leaves its slabs
+//! where they are*, and the others look there first: a slab's home never changes, since every pusher reads it. Price: the most that was in use is
+//! noted where chunks come and go, and while a CPU is gone each refill looks at its bins.
 
 use crate::cpu::CpuMode;
 use crate::engine::Engine;

@@ -23,7 +23,7 @@ const WHOLE: usize = 128;
 ///
 /// What is held is at most `(live + fixed) / (1 - shares)`. *Fixed*: a full cache for each CPU (1 MiB), two slabs for each class and home, two
 /// chunks of 1 MiB that a little use keeps. *Shares*: free pages stay up to 1/4 of the bytes held, caches up to 1/8, a new chunk is up to 1/8, whole slabs of each class up to 1/128.
-/// Saturates. It is a bound for provision, not an estimate: typical loads hold a tenth of the overhead.
+/// Saturates. It is a bound for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
 ///
 /// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's length.
 pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {

@@ -31,6 +31,40 @@ pub(crate) const fn looks(limit: u32) -> u32 {
     if cfg!(loom) { 2 } else { limit }
 }
 
+/// How many contexts have something in hand that others do not see meanwhile. A guess to whoever asks; all zero: none.
+#[derive(Debug)]
+pub(crate) struct InHand {
+    count: AtomicUsize,
+}
+
+/// One of them, until dropped.
+#[derive(Debug)]
+pub(crate) struct Carrier<'a> {
+    all: &'a InHand,
+}
+
+impl InHand {
+    pub(crate) const fn new() -> Self {
+        Self { count: AtomicUsize::new(0) }
+    }
+
+    /// Counts the caller in.
+    pub(crate) fn begin(&self) -> Carrier<'_> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Carrier { all: self }
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Carrier<'_> {
+    fn drop(&mut self) {
+        self.all.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A lock that nobody is forced to wait for.
 ///
 /// It protects no data by type: what it guards are atomics beside it, and the lock makes their *combination*
