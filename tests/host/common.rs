@@ -24,6 +24,8 @@ pub(crate) struct Books {
     pub(crate) failing_share: AtomicU64,
     /// Never take anything back.
     pub(crate) keeps: AtomicBool,
+    /// Runs lie at multiples of this too; 0: of what is asked for only.
+    least_align: usize,
 }
 
 impl Books {
@@ -31,8 +33,17 @@ impl Books {
         Self { limit_len: AtomicUsize::new(len), ..Self::default() }
     }
 
+    /// Every run lies at a multiple of `least_align`, so that nothing depends on where the host's memory is.
+    pub(crate) fn aligned(least_align: usize) -> Self {
+        Self { least_align, ..Self::default() }
+    }
+
     pub(crate) fn held_len(&self) -> usize {
         self.held_len.load(Ordering::Relaxed)
+    }
+
+    fn layout(&self, run: PageRun) -> Layout {
+        run.layout().align_to(self.least_align.max(1)).unwrap()
     }
 
     fn fails(&self) -> bool {
@@ -55,7 +66,7 @@ unsafe impl PageProvider for Books {
             return None;
         }
         // SAFETY: a run's length is not 0.
-        let start = NonNull::new(unsafe { std::alloc::alloc(run.layout()) })?;
+        let start = NonNull::new(unsafe { std::alloc::alloc(self.layout(run)) })?;
         // The heap must not rely on zeros from a provider that does not promise them.
         // SAFETY: just allocated, that long.
         unsafe { start.write_bytes(0xa5, run.len()) };
@@ -73,7 +84,7 @@ unsafe impl PageProvider for Books {
         assert_eq!(runs.remove(&start.addr().get()), Some(run), "a run goes back as it came");
         self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
         // SAFETY: the run came from `map` with this layout and the heap uses it no more.
-        unsafe { std::alloc::dealloc(start.as_ptr(), run.layout()) };
+        unsafe { std::alloc::dealloc(start.as_ptr(), self.layout(run)) };
         true
     }
 }
