@@ -34,6 +34,7 @@ impl Books {
     }
 
     /// Every run lies at a multiple of `least_align`, so that nothing depends on where the host's memory is.
+    #[cfg(not(feature = "debug-heap"))]
     pub(crate) fn aligned(least_align: usize) -> Self {
         Self { least_align, ..Self::default() }
     }
