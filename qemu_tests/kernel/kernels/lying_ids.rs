@@ -70,20 +70,20 @@ kernel! {
             LIE.store(index, Relaxed);
             let start = time::micros();
             for _ in 0..rounds {
-                storm::set_on(true);
+                storm::begin();
                 smp::on_all(|_| {
                     timer::start(500);
                     smp::barrier();
                     storm::work(steps);
                     timer::stop();
                     smp::barrier();
-                    storm::set_on(false);
+                    storm::end();
                 });
                 heaps::verify();
             }
             println!("{name}: {} us", time::micros() - start);
         }
-        storm::judge(0, 10);
+        storm::judge(0, 5);
         expect_left(0);
     }
 }

@@ -43,7 +43,7 @@ kernel! {
         nmi::set_handler(|_| storm::strike());
         for _ in 0..boot.rounds(8) {
             let done = AtomicBool::new(false);
-            storm::set_on(true);
+            storm::begin();
             smp::on_all(|cpu| {
                 if cpu > 0 {
                     while !done.load(Ordering::Relaxed) {
@@ -54,14 +54,14 @@ kernel! {
                         nmi::broadcast();
                         time::spin(100);
                     }
-                    storm::set_on(false);
+                    storm::end();
                     done.store(true, Ordering::Relaxed);
                 }
                 smp::barrier();
             });
             heaps::verify();
         }
-        storm::judge(5, 10);
+        storm::judge(5, 5);
         expect_left(0);
     }
 }

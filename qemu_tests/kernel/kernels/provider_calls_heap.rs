@@ -147,7 +147,7 @@ kernel! {
             flag.into_iter().for_each(|flag| flag.store(false, Relaxed));
         });
         for _ in 0..boot.rounds(20) {
-            storm::set_on(true);
+            storm::begin();
             smp::on_all(|cpu| {
                 timer::start(500);
                 smp::barrier();
@@ -157,7 +157,7 @@ kernel! {
                 }
                 timer::stop();
                 smp::barrier();
-                storm::set_on(false);
+                storm::end();
             });
             heaps::verify();
         }

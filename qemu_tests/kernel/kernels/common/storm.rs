@@ -51,9 +51,19 @@ fn state() -> &'static Cpu {
     }
 }
 
-/// Handlers work from now on, or no more.
-pub(crate) fn set_on(on: bool) {
-    ON.store(on, Relaxed);
+/// Handlers work from now on. The heap has its first pages by then, as when a kernel lets its other CPUs run: before, a handler that comes while
+/// somebody fetches them finds nothing, by right, and on a starved host that lasts for hundreds of interrupts.
+pub(crate) fn begin() {
+    match Block::new(heap(), 8, 8, 0) {
+        Some(first) => first.free(heap()),
+        None => test::fail(format_args!("no memory before the storm")),
+    }
+    ON.store(true, Relaxed);
+}
+
+/// Handlers work no more.
+pub(crate) fn end() {
+    ON.store(false, Relaxed);
 }
 
 /// The heap as the task uses it: whoever interrupts a call can tell.
@@ -132,8 +142,8 @@ pub(crate) fn strike() {
 /// Frees what is left, tells what happened and judges it: of the handlers' requests at most `most_refused` in a hundred were refused, and of
 /// the interrupts at least `least_inside` in a hundred came while the CPU was inside the heap.
 ///
-/// Some are refused by right: a handler that interrupted the holder of the provider's lock gets nothing, and while the host has stopped the
-/// virtual CPU of a holder, nobody's handlers do. A heap that does not serve nested callers refuses several times ten in a hundred.
+/// Some are refused by right: page runs, and now and then a block, while the host has stopped a virtual CPU that holds the locks of provider and pages. A heap that
+/// does not serve nested callers refuses several times ten in a hundred.
 pub(crate) fn judge(least_inside: u64, most_refused: u64) {
     for cpu in &STATE {
         cpu.blocks.free_part(heap(), 0, 1);
