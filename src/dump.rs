@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | `dump` | `time` `cpus` | begins a dump; the time is the kernel's, in microseconds; caches in the heap |
 //! | `heap` | `held` `high` `live` `slabs` `large` `free` `longest` `own` `maps` `failed` `unmaps` `refused` `reliefs` `strays` | bytes, then counts: the fields of [`Stats`](crate::Stats) in its order |
-//! | `class` | `block` `live` `cached` `partial` `whole` `held` `high` | one for each class that ever had a slab: block length in bytes; blocks; slabs; bytes |
+//! | `class` | `block` `live` `cached` `borrowed` `lent` `partial` `whole` `held` `high` | one for each class that ever had a slab or a block: block length in bytes; blocks, of the live ones those that other classes' slabs serve, and blocks of its own slabs that serve other classes (of each, what one exceeds the other by); slabs; bytes |
 //! | `cpu` | `cpu` `cached` `bytes` `partial` `refilled` `flushed` `refills` `flushes` `laps` `nested_allocs` `nested_frees` | one for each CPU that used the heap |
 //! | `share` | `cpu` `block` `cached` `limit` `refilled` `flushed` `partial` `whole` | a class on a CPU, where any of it is not 0 |
 //! | `run` | `chunk` `offset` `len` `kind`, for a slab also `block` `blocks` `out` | a run of pages: address of its chunk, bytes; `kind` is `free`, `large` or `slab`; blocks that fit, blocks not in the slab |
@@ -114,10 +114,12 @@ impl Lines<'_, '_> {
         ))?;
         for class in stats.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
             self.line(format_args!(
-                "class block={} live={} cached={} partial={} whole={} held={} high={}",
+                "class block={} live={} cached={} borrowed={} lent={} partial={} whole={} held={} high={}",
                 class.block_len,
                 class.live_count,
                 class.cached_count,
+                class.lent_count.max(0),
+                class.lent_count.min(0).unsigned_abs(),
                 class.partial_count,
                 class.whole_count,
                 class.held_len,

@@ -88,7 +88,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) engine: Engine<CPUS>,
     pub(crate) gate: Gate,
     pub(crate) calls: Calls,
-    /// Contexts that carry a chunk between provider and heap: neither has it meanwhile.
+    /// Contexts that carry a chunk between provider and heap, or may be about to: neither has it meanwhile.
     moving: InHand,
     stranded: Stranded,
     pub(crate) recent: Recent,
@@ -673,13 +673,24 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let wish = if tight { 0 } else { wished_len(self.engine.pages.held_len()) };
         let wait = !(C::PINNED && caller.nested) && self.mode.may_wait();
         self.offer_stranded(caller);
+        if !tight && wait && self.moving.is_any() {
+            // Somebody is fetching a chunk, which mostly is enough for both: else all CPUs that run out at once bring one each.
+            let _ = (0..SPIN_LIMIT).take_while(|_| self.moving.is_any()).map(|_| spin_loop()).count();
+            let found = seek.attempt(Depth::Quick);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        // Counted in before there is anything to carry: a virtual CPU may be stopped right behind the provider's answer. Who takes no more than it needs has
+        // nothing for others; counted in as well, those who look again would keep each other waiting.
+        let mut moving = (!tight).then(|| self.moving.begin());
         for _ in 0..GROW_TRIES {
             match self.with_provider(caller, |provider| map_chunk(provider, &self.calls, need, wish, wait)) {
                 Ok(Some((start, run))) => {
                     self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
                     self.trace_run(Kind::Map, start, run);
                     self.recent.note(self.used_len().saturating_add(run.len()));
-                    let _moving = self.moving.begin();
+                    moving.get_or_insert_with(|| self.moving.begin());
                     let run = self.add_chunk(start, run, want, caller);
                     return Ok(run.ok().and_then(|run| match run {
                         Some(run) => seek.adopt(run, Caller { nested: !wait, ..caller }),
@@ -860,8 +871,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
         let mut len = 0;
+        let _moving = self.moving.begin();
         while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
-            let _moving = self.moving.begin();
             let (start, run) = (empty.start, empty.run);
             // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
             if !unsafe { self.unmap(start, run, caller) } {

@@ -127,7 +127,7 @@
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
 #![no_std]
 
-#[cfg(any(test, loom))]
+#[cfg(any(test, loom, simulated))]
 extern crate std;
 
 pub mod battery;
@@ -189,6 +189,9 @@ pub use provider::{RegionError, RegionProvider};
 pub use reserve::Reserve;
 pub use size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
 pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats};
+#[cfg(simulated)]
+#[doc(hidden)]
+pub use sync::simulated;
 #[cfg(feature = "trace")]
 pub use trace::{Trace, TraceRing, TraceSlot};
 pub use verify::Violation;

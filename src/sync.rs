@@ -4,17 +4,24 @@
 //! call or by a context that interrupted its owner would be a data race, and a relaxed load costs the same
 //! instruction. What pays for it is that no `UnsafeCell` is left in the engine, so no `unsafe impl Sync` either.
 //! The few reads and writes of memory that is no atomic's, links in free blocks, come through it too. Under `cfg(loom)` a model checker
-//! stands here (`sync/model.rs`), and what it runs is the shipped code.
+//! stands here (`sync/model.rs`), and what it runs is the shipped code; under `cfg(simulated)` a counter of accesses (`sync/simulated.rs`).
 
 #[cfg(loom)]
 pub(crate) mod model;
+#[cfg(simulated)]
+pub mod simulated;
+
+#[cfg(simulated)]
+pub(crate) use simulated::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
+};
 
 #[cfg(loom)]
 pub(crate) use model::{
     AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
 };
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, simulated)))]
 pub(crate) use core::{
     hint::spin_loop,
     ptr::{read, write},

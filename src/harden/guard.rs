@@ -28,6 +28,8 @@ const IDLE: u32 = 4096;
 /// Bytes in front of a block, at most, that must stay as they are.
 const RED_LEN: usize = 64;
 const RED: u8 = 0xb9;
+/// Pages are at least that long.
+const PAGE_SHIFT: u32 = 12;
 
 /// Nothing, or nothing any more.
 const EMPTY: u32 = 0;
@@ -73,6 +75,8 @@ pub(crate) struct Place {
     align: AtomicUsize,
     run: AtomicPtr<u8>,
     run_len: AtomicUsize,
+    /// Which free it was, of all.
+    freed: AtomicUsize,
 }
 
 /// A heap's guarded blocks.
@@ -80,7 +84,8 @@ pub(crate) struct Place {
 pub(crate) struct Guards {
     every: AtomicU32,
     turn: AtomicUsize,
-    live_count: AtomicUsize,
+    /// Blocks in use, by a hash of their page: whoever asks about a block that is not guarded nearly always learns so from one of these.
+    live_counts: [AtomicUsize; PLACES],
     places: [Place; PLACES],
 }
 
@@ -142,6 +147,7 @@ impl Place {
             align: AtomicUsize::new(0),
             run: AtomicPtr::new(null_mut()),
             run_len: AtomicUsize::new(0),
+            freed: AtomicUsize::new(0),
         }
     }
 
@@ -189,14 +195,16 @@ impl Place {
         })
     }
 
-    fn explain(&self, addr: usize, page_len: usize) -> Option<FaultKind> {
+    /// What an access to `addr` has to do with this block: `None`: nothing; `Some(None)`: it is in the block's own pages.
+    fn explain(&self, addr: usize, page_len: usize) -> Option<Option<FaultKind>> {
         let state = self.state.load(core::sync::atomic::Ordering::Acquire);
         let (start, len) = (self.run.load(Relaxed).addr(), self.run_len.load(Relaxed));
         let end = start + len;
         match state {
-            LIVE if (end..end + page_len).contains(&addr) => Some(FaultKind::Behind),
-            LIVE if (start.wrapping_sub(page_len)..start).contains(&addr) => Some(FaultKind::InFront),
-            GONE if (start..end).contains(&addr) => Some(FaultKind::AfterFree),
+            LIVE if (start..end).contains(&addr) => Some(None),
+            LIVE if (end..end + page_len).contains(&addr) => Some(Some(FaultKind::Behind)),
+            LIVE if (start.wrapping_sub(page_len)..start).contains(&addr) => Some(Some(FaultKind::InFront)),
+            GONE if (start..end).contains(&addr) => Some(Some(FaultKind::AfterFree)),
             _ => None,
         }
     }
@@ -207,7 +215,7 @@ impl Guards {
         Self {
             every: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
-            live_count: AtomicUsize::new(0),
+            live_counts: [const { AtomicUsize::new(0) }; PLACES],
             places: [const { Place::new() }; PLACES],
         }
     }
@@ -260,9 +268,15 @@ impl Guards {
             // SAFETY: inside the run, beside the block.
             unsafe { red.write_bytes(RED, len) };
         }
-        self.live_count.fetch_add(1, Relaxed);
+        self.count_live(block.addr().get(), |count| count.fetch_add(1, Relaxed));
         place.settle(LIVE);
         block
+    }
+
+    /// The number of blocks in use on pages like that address's.
+    fn count_live(&self, block: usize, of: impl FnOnce(&AtomicUsize) -> usize) -> usize {
+        let hash = (block >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - PLACES.ilog2());
+        self.live_counts.get(hash).map_or(0, of)
     }
 
     /// Guarded blocks in use whose Layout is one of those.
@@ -274,7 +288,7 @@ impl Guards {
     /// Whether a guarded block in use starts there.
     pub(crate) fn is_live(&self, block: NonNull<u8>) -> bool {
         let addr = block.addr().get();
-        self.live_count.load(Relaxed) > 0 && self.places.iter().any(|place| place.is(LIVE, addr))
+        self.count_live(addr, |count| count.load(Relaxed)) > 0 && self.places.iter().any(|place| place.is(LIVE, addr))
     }
 
     /// Whether a guarded block that was freed started there, and no other one took its place.
@@ -291,26 +305,30 @@ impl Guards {
             place.settle(LIVE);
             return None;
         }
-        self.live_count.fetch_sub(1, Relaxed);
+        self.count_live(addr, |count| count.fetch_sub(1, Relaxed));
         Some(place)
     }
 
     /// Puts a block back that was taken, as it was.
     pub(crate) fn put_back(&self, place: &Place) {
-        self.live_count.fetch_add(1, Relaxed);
+        self.count_live(place.block.load(Relaxed), |count| count.fetch_add(1, Relaxed));
         place.settle(LIVE);
     }
 
     /// Remembers that a block that was taken is free.
     pub(crate) fn bury(&self, place: &Place) {
+        place.freed.store(self.turn.fetch_add(1, Relaxed), Relaxed);
         place.settle(GONE);
     }
 
-    /// What an access to `addr` has to do with a guarded block.
+    /// What an access to `addr` has to do with a guarded block: one in use, else the one that was freed last there, since the provider gives the same
+    /// addresses out again. Nothing if the page is one in use.
     pub(crate) fn explain(&self, addr: usize, page_len: usize) -> Option<Fault> {
-        self.places.iter().find_map(|place| {
-            let kind = place.explain(addr, page_len)?;
-            Some(Fault { kind, addr, block: place.block.load(Relaxed), size: place.size.load(Relaxed) })
-        })
+        let seen = || self.places.iter().filter_map(|place| Some((place.explain(addr, page_len)?, place)));
+        let is_gone = |kind: &Option<FaultKind>| *kind == Some(FaultKind::AfterFree);
+        let (kind, place) = seen()
+            .find(|(kind, _)| !is_gone(kind))
+            .or_else(|| seen().max_by_key(|(_, place)| place.freed.load(Relaxed)))?;
+        Some(Fault { kind: kind?, addr, block: place.block.load(Relaxed), size: place.size.load(Relaxed) })
     }
 }

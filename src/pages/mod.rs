@@ -181,6 +181,9 @@ impl<const N: usize> Pages<N> {
         let is_active = shard <= held_len / SHARD_LEN && shard < N;
         let shard = if is_active { shard } else { shard.checked_rem(self.active()).unwrap_or(0) };
         let pool = self.shards.get(shard)?.get(kind_index(use_))?;
+        if !pool.may_have(len) {
+            return None;
+        }
         let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
         self.open(pool, false)?.alloc_first(last, align, kind)
     }
@@ -237,7 +240,7 @@ impl<const N: usize> Pages<N> {
                 step(&mut |wait| found = self.hold(pool, wait, |open| open.alloc_round(&want, round)));
                 match found {
                     Some(Some(head)) => return Ok(hand_out(head)),
-                    Some(None) if pool.free_len() < len && !pool.has_deferred() => break,
+                    Some(None) if !pool.may_have(len) => break,
                     Some(None) => {}
                     None => refused = Refused::Busy,
                 }
@@ -250,7 +253,8 @@ impl<const N: usize> Pages<N> {
         let mut refused = Refused::Empty;
         let (before, from) = self.shards.split_at(shard.checked_rem(active).unwrap_or(0));
         let (from, before) = (from.iter().take(active - before.len()), before.iter());
-        for pool in from.chain(before).filter_map(|shard| shard.get(kind)) {
+        let pools = from.chain(before).filter_map(|shard| shard.get(kind));
+        for pool in pools.filter(|pool| pool.may_have(want.len)) {
             match self.hold(pool, wait, |open| open.alloc(want)) {
                 Some(Some(head)) => return Ok(hand_out(head)),
                 Some(None) => {}

@@ -239,6 +239,13 @@ impl Pool {
         self.free_len.load(Relaxed)
     }
 
+    /// Whether a run of `len` bytes may be free here, or may become free, as somebody has the lock or left a run to who takes it. A guess, without the lock: a small
+    /// heap's pools are often empty.
+    #[inline]
+    pub(crate) fn may_have(&self, len: usize) -> bool {
+        self.free_len() >= len || self.has_deferred() || self.is_busy()
+    }
+
     pub(crate) fn held_len(&self) -> usize {
         self.held_len.load(Relaxed)
     }

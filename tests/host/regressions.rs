@@ -77,6 +77,61 @@ fn a_hint_out_of_range_still_means_a_cache() {
     }
 }
 
+/// A provider with one run to give, which the first caller gets, but is not heard of for a while: as a virtual CPU that its host stops there.
+struct Slow {
+    books: Books,
+    given: AtomicBool,
+    refused: AtomicUsize,
+}
+
+// SAFETY: as the books.
+unsafe impl PageProvider for Slow {
+    const REENTRANT: bool = true;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        if self.given.swap(true, Ordering::Relaxed) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let start = self.books.map(run)?;
+        // Until somebody else has asked in vain far more often than one search without anybody in sight takes.
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while self.refused.load(Ordering::Relaxed) < 500 && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        Some(start)
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        // SAFETY: the contract is the same.
+        unsafe { self.books.unmap(start, run) }
+    }
+}
+
+/// All memory there is has left the provider and not reached the heap: others wait for it.
+#[test]
+fn a_chunk_that_is_just_being_given_is_waited_for() {
+    let slow = Slow { books: Books::default(), given: AtomicBool::new(false), refused: AtomicUsize::new(0) };
+    let heap = Heap::<_, _, 2>::new(slow, Pinned(ThreadCpu));
+    std::thread::scope(|scope| {
+        for cpu in 0..2 {
+            let heap = &heap;
+            scope.spawn(move || {
+                play_cpu(cpu);
+                while cpu == 1 && !heap.provider().given.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+                filled(heap, 8).free(heap).unwrap();
+                heap.drain_current();
+            });
+        }
+    });
+    assert!(heap.provider().refused.load(Ordering::Relaxed) >= 500, "the second one asked often");
+    heap.trim(0);
+    heap.verify().unwrap();
+    assert_eq!(heap.provider().books.held_len(), 0);
+}
+
 /// The only memory is in a pool that somebody holds for a while: found when it is let go, not refused. The wait has a bound, which a
 /// holder that gets no processor may outlast; so most times, not every time.
 #[test]

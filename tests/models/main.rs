@@ -22,20 +22,10 @@ fn main() {
 }
 
 #[cfg(not(loom))]
+#[path = "../again/mod.rs"]
+mod again;
+
+#[cfg(not(loom))]
 fn main() -> std::process::ExitCode {
-    let mut command = std::process::Command::new(env!("CARGO"));
-    command
-        .args(["test", "--quiet", "--release", "--package", "smp-heap", "--test", "models", "--target-dir"])
-        .arg(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("loom"))
-        .arg("--")
-        .args(std::env::args_os().skip(1))
-        .env("RUSTFLAGS", "--cfg loom");
-    match command.status() {
-        Ok(status) if status.success() => std::process::ExitCode::SUCCESS,
-        Ok(_) => std::process::ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("cannot run cargo: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    again::with_cfg("loom", "models")
 }

@@ -20,20 +20,33 @@ pub enum Profile {
     Fast,
     /// As [`Fast`](Self::Fast), with what records the heap's events.
     Traced,
+    /// As [`Fast`](Self::Fast), with one allocation in many on pages of its own.
+    Guarded,
 }
 
 impl Profile {
     fn name(self) -> &'static str {
         match self {
             Self::Checked => "kernel-checked",
-            Self::Fast | Self::Traced => "kernel-fast",
+            Self::Fast | Self::Traced | Self::Guarded => "kernel-fast",
+        }
+    }
+
+    /// The kernels' feature that it takes, beside none.
+    fn feature(self) -> Option<&'static str> {
+        match self {
+            Self::Checked | Self::Fast => None,
+            Self::Traced => Some("trace"),
+            Self::Guarded => Some("guard-pages"),
         }
     }
 
     fn config(self) -> &'static [&'static str] {
         match self {
             Self::Checked => &["inherits='dev'", "opt-level=2", "debug=1"],
-            Self::Fast | Self::Traced => &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"],
+            Self::Fast | Self::Traced | Self::Guarded => {
+                &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"]
+            }
         }
     }
 }
@@ -52,7 +65,7 @@ pub fn kernel_elf(kernel: &str, profile: Profile) -> Result<PathBuf, Failure> {
     static DONE: Mutex<BTreeMap<(Profile, String), Built>> = Mutex::new(BTreeMap::new());
     let only = match profile {
         Profile::Checked => "",
-        Profile::Fast | Profile::Traced => kernel,
+        Profile::Fast | Profile::Traced | Profile::Guarded => kernel,
     };
     // Held while building: whoever comes meanwhile needs the same kernels.
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,8 +101,8 @@ fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Fail
         if only.starts_with("demo") {
             cargo.args(["--features", "demo"]);
         }
-        if profile == Profile::Traced {
-            cargo.args(["--features", "trace"]);
+        if let Some(feature) = profile.feature() {
+            cargo.args(["--features", feature]);
         }
     }
     let output = cargo.output().map_err(|error| Failure::Build(format!("{}: {error}", toolchain.describe())))?;

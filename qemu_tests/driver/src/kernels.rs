@@ -113,6 +113,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned") },
     Kernel::new("growing"),
+    Kernel { cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded") },
+    Kernel { profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price") },
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },

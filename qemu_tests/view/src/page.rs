@@ -173,7 +173,7 @@ fn cell(out: &mut String, value: u64) -> fmt::Result {
 fn classes_card(out: &mut String, dump: &Dump) -> fmt::Result {
     writeln!(
         out,
-        "<div class=\"card\"><h2>Size classes</h2>\n<p>The bar: bytes in use, in caches, free in slabs, by the class that holds most; the tick is the most it ever held.</p>"
+        "<div class=\"card\"><h2>Size classes</h2>\n<p>The bar: bytes of the class's slabs in use, in caches, free, by the class that holds most; the tick is the most it ever held. Blocks of its slabs may serve other classes, and the other way round: the bar and <i>used</i> are about slabs.</p>"
     )?;
     writeln!(
         out,
@@ -190,7 +190,7 @@ fn classes_card(out: &mut String, dump: &Dump) -> fmt::Result {
         for value in [class.live, class.cached, class.partial, class.whole] {
             cell(out, value)?;
         }
-        let used = 100.0 * live_len(class) / class.held_len.max(1) as f64;
+        let used = 100.0 * used_len(class) / class.held_len.max(1) as f64;
         write!(
             out,
             "<td>{}</td><td>{}</td><td>{used:.0} %</td>",
@@ -203,16 +203,17 @@ fn classes_card(out: &mut String, dump: &Dump) -> fmt::Result {
             out,
             r#"<td class="wide"><span class="bar"><u class="b1" style="width: {:.2}%"></u><u class="b2" style="width: {:.2}%"></u><u style="width: {:.2}%"></u><s style="left: {:.2}%"></s></span></td></tr>"#,
             width(class.held_len as f64),
-            width((live_len(class) + cached_len).min(class.held_len as f64)),
-            width(live_len(class)),
+            width((used_len(class) + cached_len).min(class.held_len as f64)),
+            width(used_len(class)),
             width(class.high_held_len as f64)
         )?;
     }
     writeln!(out, "</table></div>")
 }
 
-fn live_len(class: &Class) -> f64 {
-    class.live as f64 * class.block_len as f64
+/// Bytes of the class's own slabs that are in use, whichever class they serve.
+fn used_len(class: &Class) -> f64 {
+    (class.live + class.lent).saturating_sub(class.borrowed) as f64 * class.block_len as f64
 }
 
 /// A block's length: exact, since classes are told apart by it.
@@ -340,6 +341,18 @@ mod tests {
         );
         assert_eq!(document.descendants().filter(|node| node.attribute("class") == Some("map")).count(), 1);
         assert!(page.contains("This dump is a brief one"));
+    }
+
+    /// A class that other classes' slabs serve too does not use more than it holds; one whose slabs serve others uses what they have.
+    #[test]
+    fn used_is_what_is_used_of_the_own_slabs() {
+        let mut dump = sample();
+        let class = &mut dump.classes[0];
+        let own = used_len(class);
+        (class.live, class.borrowed) = (class.live + 5000, 5000);
+        assert_eq!(used_len(class), own);
+        (class.live, class.borrowed, class.lent) = (0, 0, 700);
+        assert_eq!(used_len(class), own);
     }
 
     /// What is in the dump is in the page: each class with its numbers, each CPU, each share.

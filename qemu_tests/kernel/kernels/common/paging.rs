@@ -35,7 +35,7 @@ const FRAMES: usize = 128 << 10;
 const CPUS: usize = 8;
 
 static FREE: Lock<Frames> =
-    Lock::new(Frames { base: 0, count: 0, free: [0; FRAMES / 64], free_count: 0, limit: usize::MAX });
+    Lock::new(Frames { base: 0, count: 0, free: [0; FRAMES / 64], free_count: 0, limit: usize::MAX, filled: true });
 
 /// Calls until one fails, of the mapper's `map_to`; 0: none does.
 static MAP_FAILS: AtomicUsize = AtomicUsize::new(0);
@@ -52,6 +52,8 @@ pub(crate) struct Frames {
     free_count: usize,
     /// How many may still be had.
     limit: usize,
+    /// Whether frames are filled when they go out and come back.
+    filled: bool,
 }
 
 impl Frames {
@@ -70,8 +72,7 @@ impl Frames {
         (first..first + count).for_each(|frame| self.set(frame, false));
         self.limit -= count;
         let addr = self.base + first * PAGE;
-        // SAFETY: RAM that is mapped where it lies, and that nobody uses: it was free.
-        unsafe { with_exposed_provenance_mut::<u8>(addr).write_bytes(0, count * PAGE) };
+        self.fill(addr, count, 0);
         PhysAddr::new(addr as u64)
     }
 
@@ -83,8 +84,15 @@ impl Frames {
         }
         (first..first + count).for_each(|frame| self.set(frame, true));
         self.limit = self.limit.saturating_add(count);
-        // SAFETY: RAM that is mapped where it lies, and that whoever gave it back uses no more.
-        unsafe { with_exposed_provenance_mut::<u8>(addr).write_bytes(POISON, count * PAGE) };
+        self.fill(addr, count, POISON);
+    }
+
+    /// Fills frames that nobody uses.
+    fn fill(&self, addr: usize, count: usize, byte: u8) {
+        if self.filled {
+            // SAFETY: RAM that is mapped where it lies; the caller has just taken it, or just got it back.
+            unsafe { with_exposed_provenance_mut::<u8>(addr).write_bytes(byte, count * PAGE) };
+        }
     }
 }
 
@@ -145,6 +153,11 @@ pub(crate) fn free_frames() -> usize {
 /// At most so many more frames, from now on.
 pub(crate) fn limit_frames(count: usize) {
     FREE.with(|frames| frames.limit = count);
+}
+
+/// From now on frames are neither zeroed nor poisoned: for who counts what the heap and its provider do.
+pub(crate) fn leave_frames_as_they_are() {
+    FREE.with(|frames| frames.filled = false);
 }
 
 /// The mapper's `map_to` fails at the call with that number from now on, once; 0: never.
