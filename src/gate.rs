@@ -24,6 +24,8 @@ const OPEN: usize = 0;
 pub(crate) struct Gate {
     /// [`OPEN`], or the holder's CPU index plus 1.
     holder: AtomicUsize,
+    /// How often somebody left: a waiter whose looks find the same holder each time may have missed that it left and came again.
+    visits: AtomicUsize,
 }
 
 /// What a context found at the gate.
@@ -45,23 +47,25 @@ pub(crate) struct Inside<'a> {
 
 impl Gate {
     pub(crate) const fn new() -> Self {
-        Self { holder: AtomicUsize::new(OPEN) }
+        Self { holder: AtomicUsize::new(OPEN), visits: AtomicUsize::new(0) }
     }
 
     /// Goes in, or, if `wait`, waits within the bound for whoever is inside to leave. `index` is the CPU's, and `certain` if it is
     /// no other one's. Call with nothing of the heap held.
     pub(crate) fn enter(&self, index: usize, certain: bool, wait: bool) -> Entry<'_> {
         let me = index.saturating_add(1);
+        let visits = self.visits.load(Ordering::Relaxed);
         match self.holder.compare_exchange(OPEN, me, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Entry::Inside(Inside { gate: self }),
             Err(holder) if !wait || certain && holder == me => Entry::Closed,
-            Err(holder) => self.wait(holder, if holder == me { EQUAL_LIMIT } else { WAIT_LIMIT }),
+            Err(holder) => self.wait(holder, visits, if holder == me { EQUAL_LIMIT } else { WAIT_LIMIT }),
         }
     }
 
-    fn wait(&self, holder: usize, limit: u32) -> Entry<'_> {
+    /// Waits for the holder to leave that was there when so many had left.
+    fn wait(&self, holder: usize, visits: usize, limit: u32) -> Entry<'_> {
         for _ in 0..limit {
-            if self.holder.load(Ordering::Acquire) != holder {
+            if self.visits.load(Ordering::Acquire) != visits || self.holder.load(Ordering::Acquire) != holder {
                 return Entry::Waited;
             }
             spin_loop();
@@ -72,6 +76,9 @@ impl Gate {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
+        // By the holder alone, so that no locked instruction is needed.
+        let visits = self.gate.visits.load(Ordering::Relaxed);
+        self.gate.visits.store(visits.wrapping_add(1), Ordering::Release);
         self.gate.holder.store(OPEN, Ordering::Release);
     }
 }
@@ -94,6 +101,19 @@ mod tests {
         drop(inside);
         assert!(matches!(gate.enter(usize::MAX, false, true), Entry::Inside(_)), "no index is an index too");
         assert!(matches!(gate.enter(0, true, true), Entry::Inside(_)));
+    }
+
+    /// Where CPUs come and go all the time, a look nearly always finds one inside, and often the same.
+    #[test]
+    fn who_left_and_came_again_has_left() {
+        let gate = Gate::new();
+        let inside = gate.enter(0, true, true);
+        let visits = gate.visits.load(Ordering::Relaxed);
+        drop(inside);
+        let inside = gate.enter(0, true, true);
+        assert!(matches!(inside, Entry::Inside(_)));
+        assert!(matches!(gate.wait(1, visits, 1), Entry::Waited));
+        assert!(matches!(gate.wait(1, visits + 1, 1), Entry::Closed), "this time it is still inside");
     }
 
     #[test]

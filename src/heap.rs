@@ -59,8 +59,9 @@ const DECAY_SHARE: usize = 8;
 /// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
 const ASK_TRIES: u32 = 64;
 
-/// How often `search` asks for its turn at the provider, or for its chunk to be noted.
-const GROW_TRIES: u32 = 8;
+/// How often `search` asks for its turn at the provider, or for its chunk to be noted. The gate is not fair, so that who comes while several others are with the provider all the
+/// time loses many turns; without one turn, "none" would say nothing.
+const GROW_TRIES: u32 = 64;
 
 /// How often `search` looks again because a lock was busy, before it asks for pages it may not need. Each look waits within the spin limit,
 /// so the sum is about a millisecond: more than any holder takes that runs, less than a time slice of one that does not.

@@ -172,8 +172,15 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "gate_watched_relaxed",
         file: "gate.rs",
-        shipped: "if self.holder.load(Ordering::Acquire) != holder {",
-        planted: "if self.holder.load(Ordering::Relaxed) != holder {",
+        shipped: "self.holder.load(Ordering::Acquire) != holder",
+        planted: "self.holder.load(Ordering::Relaxed) != holder",
+        model: "gate::who_waited_sees_what_was_done_inside",
+    },
+    Plant {
+        name: "gate_visits_watched_relaxed",
+        file: "gate.rs",
+        shipped: "self.visits.load(Ordering::Acquire) != visits",
+        planted: "self.visits.load(Ordering::Relaxed) != visits",
         model: "gate::who_waited_sees_what_was_done_inside",
     },
     Plant {

@@ -28,7 +28,7 @@ use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, FaultKind, Heap, Pinned};
 use smp_heap_kernel::arch::cpu_count;
-use smp_heap_kernel::{Boot, cpu, fault, kernel, println, smp, test, time, timer};
+use smp_heap_kernel::{Boot, cpu, fault, interrupts, kernel, println, smp, test, time, timer};
 
 const CPUS: usize = 8;
 const PAGE: usize = 4096;
@@ -41,6 +41,11 @@ struct Index;
 impl CpuHint for Index {
     fn current_cpu(&self) -> Option<usize> {
         Some(cpu::index())
+    }
+
+    /// Whoever is with the provider may be waiting for this CPU to answer a shootdown.
+    fn may_wait(&self) -> bool {
+        interrupts::are_enabled()
     }
 }
 
@@ -57,6 +62,8 @@ kernel! {
         paging::set_up(boot.largest_region());
         paging::open(HEAP.provider(), 0, 8 << 30);
         let all = free_frames();
+        // While all CPUs want pages for guarded blocks, who does not get its turn takes from this chunk.
+        pair(64);
         if boot.arg("price").is_some() {
             price();
         } else {
