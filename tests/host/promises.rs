@@ -69,6 +69,10 @@ fn bad_regions_are_errors_and_lose_nothing() {
 }
 
 #[test]
+#[cfg_attr(
+    feature = "debug-heap",
+    ignore = "with a frame around each block and a quarantine, that much is not always room enough"
+)]
 fn a_heap_of_100_kib_serves_twenty_classes_on_four_cpus() {
     fn serve<C: CpuMode>(heap: &Heap<RegionProvider<4>, C, 4>) {
         let memory = Memory::new(100 << 10, 16);
