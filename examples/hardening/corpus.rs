@@ -206,7 +206,8 @@ pub(crate) const BUGS: &[Bug] = bugs![
     "a free block's first word overwritten" => { let a = some(64)[3]; a.free(); a.write(0, &[0; 8]); go_on(64) },
     "a free block's upper link half overwritten" => { let a = some(64); a[3].free(); a[5].free(); a[5].write(4, &[0x20, 0x31, 0x42, 0]); go_on(64) },
     "a free block overwritten behind its first word" => { let a = some(64)[3]; a.free(); a.write(24, &[7; 8]); go_on(64) },
-    "a free block overwritten, the cache flushed between" => { let a = some(64); a.iter().step_by(2).for_each(|b| b.free()); HEAP.drain(); a[4].write(0, &[7; 8]); go_on(64) },
+    // All of them: one alone may lie in a slab that became whole, which forgets what was free in it.
+    "a free block overwritten, the cache flushed between" => { let a = some(64); a.iter().step_by(2).for_each(|b| b.free()); HEAP.drain(); a.iter().step_by(2).for_each(|b| b.write(0, &[7; 8])); go_on(64) },
     "a free block read" => {
         let a = some(64)[3];
         a.free();
