@@ -448,9 +448,15 @@ impl<const CPUS: usize> Engine<CPUS> {
         // In registers while blocks are popped.
         let mut left = core::mem::take(list);
         let mut groups: [Option<Group<'_>>; GROUPS] = [const { None }; GROUPS];
+        // The last block's slab, whose neighbours mostly follow: where it lies, and its group.
+        let (mut near, mut slot) = (0..0, 0);
         let mut sent = 0;
         while sent < HOME_SLABS {
             let Some(block) = left.pop_beyond(rest) else { break };
+            if let Some(group) = groups[slot].as_mut().filter(|_| near.contains(&block.start().as_ptr().addr())) {
+                group.chain.push(block);
+                continue;
+            }
             let Some(slab) = self.slab_of(block.start(), cache) else {
                 self.count_stray();
                 continue;
@@ -460,7 +466,8 @@ impl<const CPUS: usize> Engine<CPUS> {
                 sent += 1;
                 continue;
             }
-            let place = &mut groups[slab.desc().index() % GROUPS];
+            (near, slot) = (slab.addrs(), slab.desc().index() % GROUPS);
+            let place = &mut groups[slot];
             match place {
                 Some(group) if core::ptr::eq(group.slab.desc(), slab.desc()) => group.chain.push(block),
                 _ => {

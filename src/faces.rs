@@ -179,7 +179,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.free_small(block, class);
     }
 
-    /// [`free_sized`](Self::free_sized) of what is not short. Out of line, as are the three behind it, so that the path in front of each saves no
+    /// [`free_sized`](Self::free_sized) of what is not short. Out of line, as are the two behind it, so that the path in front of each saves no
     /// registers.
     ///
     /// # Safety
@@ -187,26 +187,41 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(never)]
     unsafe fn free_long(&self, start: NonNull<u8>, layout: Layout) {
         match SizeClass::of_long(layout) {
-            // SAFETY: the contract is the same, and a block of that class is in a slab.
-            Some(class) if !may_be_run(class) => unsafe { self.free_classed(start, class) },
             // SAFETY: the contract is the same.
-            Some(_) => unsafe { self.free_by_kind(start, layout) },
+            Some(class) => unsafe { self.free_by_kind(start, layout, class) },
             // SAFETY: the contract is the same, and what has no class is no slab's.
             None => unsafe { self.free_large(start, layout) },
         }
     }
 
-    /// Frees what may be a page run.
+    /// Frees what may be a page run, or else is a slab's block of that class.
     ///
     /// # Safety
     /// As for [`free_sized`](Self::free_sized); the Layout is not short.
+    #[inline(always)]
+    unsafe fn free_by_kind(&self, start: NonNull<u8>, layout: Layout, class: SizeClass) {
+        if let Ok(entered) = self.enter() {
+            if self.is_in_slab(&entered, start) {
+                // SAFETY: by the contract the block is unused; a class's blocks are at least 8 bytes long.
+                return self.free_entered(entered, unsafe { Block::new(start) }, class);
+            }
+        }
+        // SAFETY: the contract is the same.
+        unsafe { self.free_far_by_kind(start, layout, class) };
+    }
+
+    /// [`free_by_kind`](Self::free_by_kind) of what the own cache's hint does not know, or of a page run.
+    ///
+    /// # Safety
+    /// As for [`free_by_kind`](Self::free_by_kind).
     #[inline(never)]
-    unsafe fn free_by_kind(&self, start: NonNull<u8>, layout: Layout) {
-        match SizeClass::of_long(layout) {
+    unsafe fn free_far_by_kind(&self, start: NonNull<u8>, layout: Layout, class: SizeClass) {
+        if self.run_of(start).is_none() {
             // SAFETY: the contract is the same, and what has a class and is no run is in a slab.
-            Some(class) if self.run_of(start).is_none() => unsafe { self.free_classed(start, class) },
+            unsafe { self.free_classed(start, class) };
+        } else {
             // SAFETY: the contract is the same.
-            _ => unsafe { self.free_large(start, layout) },
+            unsafe { self.free_large(start, layout) };
         }
     }
 

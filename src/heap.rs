@@ -329,15 +329,19 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline]
     pub(crate) fn free_small(&self, block: Block, class: SizeClass) {
         match self.enter() {
-            Ok(entered) => {
-                if !self.is_plain(&entered, &block, class) {
-                    return self.free_other(entered, class, block);
-                }
-                if let Err(block) = entered.cache.push(class, block) {
-                    self.free_spill(entered, class, block);
-                }
-            }
+            Ok(entered) => self.free_entered(entered, block, class),
             Err(caller) => self.free_elsewhere(class, block, caller),
+        }
+    }
+
+    /// [`free_small`](Self::free_small) into a cache that is held.
+    #[inline(always)]
+    pub(crate) fn free_entered(&self, entered: Entered<'_, C>, block: Block, class: SizeClass) {
+        if !self.is_plain(&entered, &block, class) {
+            return self.free_other(entered, class, block);
+        }
+        if let Err(block) = entered.cache.push(class, block) {
+            self.free_spill(entered, class, block);
         }
     }
 
@@ -856,7 +860,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Gives free chunks back while more than a share of the heap is free. Called after frees, with nothing held.
     #[inline]
     pub(crate) fn return_surplus(&self, caller: Caller) {
-        if !caller.nested && self.engine.pages.has_surplus() && self.mode.may_wait() {
+        if !caller.nested && self.engine.pages.has_surplus() {
+            self.return_some(caller);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn return_some(&self, caller: Caller) {
+        if self.mode.may_wait() {
             let used_len = self.used_len();
             self.recent.note(used_len);
             let keep = (self.engine.pages.held_len() / KEPT_SHARE).max(self.recent.spare_len(used_len));

@@ -20,10 +20,14 @@ use crate::engine::Caller;
 use crate::gate::Entry;
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
-use crate::heap::{Depth, Heap, Seek};
+use crate::heap::{Depth, Entered, Heap, Seek};
+#[cfg(not(feature = "hardened"))]
+use crate::pages::Freed;
+#[cfg(not(feature = "debug-heap"))]
+use crate::pages::Open;
 use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want, hand_out};
 use crate::provider::{PageProvider, PageRun};
-use crate::size_class::{MAX_SMALL_LEN, SizeClass};
+use crate::size_class::{MAX_SMALL_LEN, SHORT_LEN, SizeClass};
 
 /// From this length on a fresh block is a run of its own, if the provider can move runs.
 const HUGE_LEN: usize = 1024 * 1024;
@@ -31,8 +35,8 @@ const HUGE_LEN: usize = 1024 * 1024;
 /// How often a huge block is noted while others write to the same table.
 const INSERT_TRIES: u32 = 64;
 
-/// The longest block that stays in a slab when `realloc` makes it grow.
-const MAX_GROWN_SMALL_LEN: usize = 4096;
+/// The longest block that stays in a slab when `realloc` makes it grow. What the fast paths look up is then surely in one.
+const MAX_GROWN_SMALL_LEN: usize = SHORT_LEN;
 
 /// A large block as it came.
 #[derive(Debug)]
@@ -85,14 +89,31 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.alloc_near(layout).map(|desc| as_block(&hand_out(desc))).or_else(|| self.alloc_far(layout))
     }
 
-    /// The start of an [`alloc_large`](Self::alloc_large).
+    /// The start of an [`alloc_large`](Self::alloc_large). Every way but the shortest is out of line, so that this one saves no registers.
     #[cfg(not(feature = "debug-heap"))]
     #[inline(always)]
     pub(crate) fn alloc_large_start(&self, layout: Layout) -> Option<NonNull<u8>> {
-        match self.alloc_near(layout) {
-            Some(desc) => Some(Chunk::start_of(desc)),
-            None => self.alloc_far_start(layout),
+        if is_huge::<P>(layout.size()) {
+            return self.alloc_far_start(layout);
         }
+        let Ok(entered) = self.enter() else { return self.alloc_far_start(layout) };
+        let Some(open) = self.engine.pages.open_near(layout.size(), Use::Large, entered.caller().index) else {
+            drop(entered);
+            return self.alloc_far_start(layout);
+        };
+        match open.reuse(layout.size().wrapping_sub(1), layout.align()) {
+            Some(run) => Some(Chunk::start_of(run)),
+            None => self.alloc_cut_start(entered, open, layout),
+        }
+    }
+
+    #[cfg(not(feature = "debug-heap"))]
+    #[inline(never)]
+    fn alloc_cut_start(&self, entered: Entered<'_, C>, open: Open<'_>, layout: Layout) -> Option<NonNull<u8>> {
+        let run = self.engine.pages.take_near(&open, layout.size(), layout.align(), Use::Large);
+        drop(open);
+        drop(entered);
+        run.map(Chunk::start_of).or_else(|| self.alloc_far_start(layout))
     }
 
     /// What the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic mode.
@@ -225,6 +246,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.desc_at(start).filter(|desc| desc.kind() == Kind::Large)
     }
 
+    /// Whether a live block is in a slab, as far as the cache's hint knows.
+    #[inline]
+    pub(crate) fn is_in_slab(&self, entered: &Entered<'_, C>, start: NonNull<u8>) -> bool {
+        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start);
+        desc.is_some_and(|desc| !desc.tag().is(Kind::Large))
+    }
+
     /// The run of a huge block; asked only for what is long enough to be one.
     fn huge_run_of(&self, start: NonNull<u8>, len: usize) -> Option<PageRun> {
         if may_be_huge::<P>(len) { self.engine.pages.huge_run(start) } else { None }
@@ -237,22 +265,28 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(always)]
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
         #[cfg(not(feature = "hardened"))]
-        if !may_be_huge::<P>(layout.size()) {
-            if let Some(caller) = self.free_near(start) {
-                return self.return_surplus(caller);
+        if let Some(entered) = self.enter().ok().filter(|_| !may_be_huge::<P>(layout.size())) {
+            if let Some(desc) = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start) {
+                match self.engine.pages.free_near(desc) {
+                    Freed::Done => return,
+                    Freed::NotYet(open) => return self.free_run(entered, open, desc),
+                    Freed::No => {}
+                }
             }
         }
         // SAFETY: the contract is the same.
         unsafe { self.free_far(start, layout) };
     }
 
-    /// Frees a run in the chunk that the own cache remembers, if that is free: one lock, no lookup. `None`: it was not done.
+    /// Frees a run to its pool, which is open. Out of line, so that keeping it, in front of this, saves no registers.
     #[cfg(not(feature = "hardened"))]
-    #[inline(always)]
-    fn free_near(&self, start: NonNull<u8>) -> Option<Caller> {
-        let entered = self.enter().ok()?;
-        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start)?;
-        self.engine.pages.free_large(desc).then(|| entered.caller())
+    #[inline(never)]
+    fn free_run<'a>(&self, entered: Entered<'a, C>, open: Open<'a>, desc: &'a PageDesc) {
+        let caller = entered.caller();
+        self.engine.pages.end_free(&open, desc);
+        drop(open);
+        drop(entered);
+        self.return_surplus(caller);
     }
 
     /// [`free_large`](Self::free_large) of what takes a look into the chunk map, or is no run in a chunk.

@@ -23,8 +23,9 @@ const LINEAR_LEN: usize = 64;
 const STEP: usize = 8;
 const LINEAR_COUNT: usize = LINEAR_LEN / STEP;
 
-/// Sizes from 1 to this are *short*: looked up in steps of 8 bytes, longer ones in steps of [`LONG_STEP`].
-const SHORT_LEN: usize = 1024;
+/// Sizes from 1 to this are *short*: looked up in steps of 8 bytes, longer ones in steps of [`LONG_STEP`]. A table of 1 KiB, of which only the lines of
+/// the sizes in use are touched.
+pub(crate) const SHORT_LEN: usize = 4096;
 const LONG_STEP: usize = 256;
 
 /// Bytes of a class's entry in the tables that the fast paths index: a class is kept as its entry's offset.
@@ -127,7 +128,7 @@ impl SizeClass {
         }
     }
 
-    /// The class that serves `layout`, if that is short: takes 1 byte to 1 KiB with its alignment. What the fast paths ask.
+    /// The class that serves `layout`, if that is short: takes 1 byte to 4 KiB with its alignment. What the fast paths ask.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the longest short size's last byte is in the table's last step")]
     pub(crate) const fn of_short(layout: Layout) -> Option<Self> {

@@ -30,6 +30,7 @@
 //! There is one popper at a time and the word changes by read-modify-write only, so a list cannot change under its popper except in
 //! front, which changes `head`: no ABA tag is needed. The release sequence carries every earlier pusher's links to the popper.
 
+use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 
 use crate::block::{Chain, peek};
@@ -178,6 +179,12 @@ impl<'a> Slab<'a> {
     pub(crate) fn class(self) -> SizeClass {
         let index = (self.load().0 >> CLASS_SHIFT) as usize & 0x3f;
         SizeClass::from_index(index).unwrap_or(SizeClass::LONGEST)
+    }
+
+    /// The addresses in it.
+    pub(crate) fn addrs(self) -> Range<usize> {
+        let start = self.start().as_ptr().addr();
+        start..start + Chunk::run_len(self.desc)
     }
 
     /// How many blocks fit.

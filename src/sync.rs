@@ -113,6 +113,7 @@ impl TryLock {
     }
 
     /// Whether somebody holds the lock. A guess.
+    #[inline]
     pub(crate) fn is_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)
     }

@@ -41,7 +41,8 @@ impl ChunkHint {
             return None;
         }
         let index = offset >> (self.shift.load(Relaxed) & 63);
-        let table = NonNull::new(self.table.load(Relaxed))?;
+        // SAFETY: a hint that matches has a length above 0, so it was set, to a table's address.
+        let table = unsafe { NonNull::new_unchecked(self.table.load(Relaxed)) };
         // SAFETY: `index` is that of a granule of the chunk that `table` belongs to, which has a descriptor for each.
         let desc = unsafe { table.add(index) };
         // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by reference only.

@@ -43,7 +43,7 @@ use crate::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHint;
-pub(crate) use pool::PageFault;
+pub(crate) use pool::{Open, PageFault};
 pub(crate) use want::{AddError, Refused, Use, Want};
 
 use bins::MAX_RUN_LEN;
@@ -53,7 +53,7 @@ use chunk_map::{Change, ChunkMap, Entry};
 #[cfg(loom)]
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use desc::Tag;
-use pool::{Open, Pool, Request, check};
+use pool::{Pool, Request, check};
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
 const SHARD_LEN: usize = 16 << 20;
@@ -94,6 +94,16 @@ pub(crate) struct Run<'a> {
     pub(crate) len: usize,
     /// The run holds zeros only.
     pub(crate) zeroed: bool,
+}
+
+/// How far a [free](Pages::free_near) came.
+#[cfg(any(test, not(feature = "hardened")))]
+pub(crate) enum Freed<'a> {
+    /// It was no large block.
+    No,
+    Done,
+    /// The pool is open, and the run is still to be freed.
+    NotYet(Open<'a>),
 }
 
 /// An empty chunk on its way to the provider. It belongs to nobody else; after the provider's answer the
@@ -170,22 +180,41 @@ impl<const N: usize> Pages<N> {
         self.pools().filter_map(|pool| self.open(pool, false)).map(|open| open.largest_free()).max().unwrap_or(0)
     }
 
-    /// The first descriptor of a run of at least `len` bytes at a multiple of `align`, if the own kind's pool at `shard` has one at hand; never waits. What
-    /// [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions. `align` is a power of two. The run may still have to be handed out.
+    /// The pool that an allocation of `len` bytes looks at first, if its lock is free: the own kind's at `shard`, or while little is held, and that has nothing,
+    /// the other kind's. `None` also if it has nothing, or no run is so long.
     #[inline(always)]
-    pub(crate) fn alloc_near(&self, len: usize, align: usize, use_: Use, shard: usize) -> Option<&PageDesc> {
-        let (last, held_len) = (len.wrapping_sub(1), self.held_len());
-        if last >= MAX_RUN_LEN || use_ == Use::Grown && held_len > SHARD_LEN {
+    pub(crate) fn open_near(&self, len: usize, use_: Use, shard: usize) -> Option<Open<'_>> {
+        let held_len = self.held_len();
+        if len.wrapping_sub(1) >= MAX_RUN_LEN || use_ == Use::Grown && held_len > SHARD_LEN {
             return None;
         }
         let is_active = shard <= held_len / SHARD_LEN && shard < N;
         let shard = if is_active { shard } else { shard.checked_rem(self.active()).unwrap_or(0) };
-        let pool = self.shards.get(shard)?.get(kind_index(use_))?;
-        if !pool.may_have(len) {
-            return None;
+        let [slabs, large] = self.shards.get(shard)?;
+        let (own, other) = if use_ == Use::Slab { (slabs, large) } else { (large, slabs) };
+        if own.may_have(len) {
+            own.open_near()
+        } else if held_len < SHARD_LEN && other.may_have(len) {
+            other.open_near()
+        } else {
+            None
         }
-        let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
-        self.open(pool, false)?.alloc_first(last, align, kind)
+    }
+
+    /// Takes the first descriptor of a run of at least `len` bytes, for which [`open_near`](Self::open_near) opened the pool, at a multiple of `align`, a power
+    /// of two. The run may still have to be handed out.
+    #[inline(always)]
+    pub(crate) fn take_near<'a>(&self, open: &Open<'a>, len: usize, align: usize, use_: Use) -> Option<&'a PageDesc> {
+        open.settle(&self.surplus);
+        open.alloc_first(len.wrapping_sub(1), align, if use_ == Use::Slab { Kind::Slab } else { Kind::Large })
+    }
+
+    /// What [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions; never waits. `align` is a power of two.
+    #[inline(always)]
+    pub(crate) fn alloc_near(&self, len: usize, align: usize, use_: Use, shard: usize) -> Option<&PageDesc> {
+        let open = self.open_near(len, use_, shard)?;
+        let kept = if use_ == Use::Slab { None } else { open.reuse(len.wrapping_sub(1), align) };
+        kept.or_else(|| self.take_near(&open, len, align, use_))
     }
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
@@ -284,29 +313,42 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Frees a large block's run, as [`free`](Self::free) does. False: it is none.
+    /// Begins to free what may be a large block's run. Never waits.
     #[cfg(any(test, not(feature = "hardened")))]
     #[inline(always)]
-    pub(crate) fn free_large(&self, desc: &PageDesc) -> bool {
+    pub(crate) fn free_near<'a>(&'a self, desc: &'a PageDesc) -> Freed<'a> {
         let tag = desc.tag();
-        let is_large = tag.is(Kind::Large);
-        if is_large {
-            self.release(desc, tag);
+        if !tag.is(Kind::Large) {
+            return Freed::No;
         }
-        is_large
+        let descs = Descs::around(desc);
+        let pool = self.pool_of(descs.chunk());
+        match pool.and_then(|pool| opened_for(desc, pool, pool.open_near())) {
+            Some(open) if !open.keep(&descs, desc, tag) => Freed::NotYet(open),
+            _ => Freed::Done,
+        }
+    }
+
+    /// Ends what [`free_near`](Self::free_near) began.
+    #[cfg(any(test, not(feature = "hardened")))]
+    #[inline(always)]
+    pub(crate) fn end_free<'a>(&self, open: &Open<'a>, desc: &'a PageDesc) {
+        open.settle_deferred(&self.surplus);
+        self.release_to(open, desc, desc.tag());
     }
 
     #[inline(always)]
     fn release(&self, desc: &PageDesc, tag: Tag) {
-        let descs = Descs::around(desc);
-        let Some(pool) = self.pool_of(descs.chunk()) else { return };
-        match self.open(pool, false) {
-            Some(open) => {
-                if open.release(descs, desc, tag) {
-                    self.surplus.store(true, Relaxed);
-                }
-            }
-            None => pool.defer(desc),
+        let pool = self.pool_of(Chunk::of(desc));
+        if let Some(open) = pool.and_then(|pool| opened_for(desc, pool, self.open(pool, false))) {
+            self.release_to(&open, desc, tag);
+        }
+    }
+
+    #[inline(always)]
+    fn release_to<'a>(&self, open: &Open<'a>, desc: &'a PageDesc, tag: Tag) {
+        if open.release(Descs::around(desc), desc, tag) {
+            self.surplus.store(true, Relaxed);
         }
     }
 
@@ -440,9 +482,12 @@ impl<const N: usize> Pages<N> {
     pub(crate) fn take_empty(&self, keep: usize) -> Option<EmptyChunk> {
         self.surplus.store(false, Relaxed);
         for least in [2, 1] {
-            for pool in self.pools().filter(|pool| pool.empty_count() >= least) {
-                let spare = self.free_len().saturating_sub(keep);
-                if let Some(Some(chunk)) = self.hold(pool, false, |open| open.take_empty(spare)) {
+            let has = |pool: &Pool| pool.empty_count() >= least;
+            for pool in self.pools().filter(|pool| has(pool) || pool.has_waiting()) {
+                // What waited is free in the hold.
+                let spare = || self.free_len().saturating_sub(keep);
+                let taken = self.hold(pool, false, |open| if has(pool) { open.take_empty(spare()) } else { None });
+                if let Some(Some(chunk)) = taken {
                     return Some(self.leave(chunk));
                 }
             }
@@ -494,7 +539,7 @@ impl<const N: usize> Pages<N> {
         for pool in self.pools() {
             for _ in 0..DRAIN_HOLDS {
                 let mut drained = false;
-                if pool.has_deferred() {
+                if pool.has_waiting() {
                     step(&mut |wait| drained = self.hold(pool, wait, |_| ()).is_some());
                 }
                 if !drained {
@@ -623,6 +668,15 @@ impl<const N: usize> Pages<N> {
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.shards.as_flattened().iter()
     }
+}
+
+/// The run's pool, if it could be opened; else the run is left to whoever opens it next.
+#[inline(always)]
+fn opened_for<'a>(run: &PageDesc, pool: &Pool, open: Option<Open<'a>>) -> Option<Open<'a>> {
+    if open.is_none() {
+        pool.defer(run);
+    }
+    open
 }
 
 /// The pool of a shard that a use belongs to.

@@ -186,7 +186,17 @@ fn give<const N: usize>(pages: &Pages<N>, block: Block) {
     pages.free(block.desc());
 }
 
-/// Random allocations, frees, deferred frees and resizes over chunks of the given lengths, verified after each step.
+/// Frees a run as the heap frees large blocks, which may keep it; false if it is none.
+fn free_large<const N: usize>(pages: &Pages<N>, desc: &PageDesc) -> bool {
+    match pages.free_near(desc) {
+        Freed::No => return false,
+        Freed::Done => {}
+        Freed::NotYet(open) => pages.end_free(&open, desc),
+    }
+    true
+}
+
+/// Random allocations, frees, deferred frees, kept runs and resizes over chunks of the given lengths, verified after every other step.
 fn mix(seed: u64, chunks: &[usize], steps: usize) {
     let (given, pages, mut rng) = (Given::default(), Box::new(Pages::<3>::new()), Rng(seed * 77 + 1));
     for (at, len) in chunks.iter().enumerate() {
@@ -194,11 +204,14 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
     }
     let longest = chunks.iter().copied().max().unwrap();
     let mut blocks: Vec<Block> = Vec::new();
+    let mut last_len = 1;
     for step in 0..steps {
         let fill = rng.below(100) < if step / 200 % 2 == 0 { 60 } else { 40 };
         if fill || blocks.is_empty() {
             let use_ = [Use::Slab, Use::Large, Use::Grown][rng.below(3)];
             let len = rng.length(if use_ == Use::Slab { longest.min(64 * KIB) } else { longest / 2 });
+            let len = if rng.below(3) == 0 { last_len } else { len };
+            last_len = len;
             let far = rng.below(8) == 0;
             let align = 1 << rng.below(if far { 22 } else { 14 });
             if let Ok(block) = get(&pages, len, align, use_, rng.below(9), step as u64) {
@@ -225,10 +238,17 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
                     }
                     blocks.push(block);
                 }
+                2 if block.use_ != Use::Slab => {
+                    block.check();
+                    assert!(free_large(&pages, block.desc()));
+                }
                 _ => give(&pages, block),
             }
         }
-        assert_eq!(pages.verify(), Ok(()), "step {step}");
+        // It frees what is kept.
+        if rng.below(2) == 0 {
+            assert_eq!(pages.verify(), Ok(()), "step {step}");
+        }
     }
     blocks.drain(..).for_each(|block| give(&pages, block));
     assert_eq!(pages.verify(), Ok(()));
@@ -264,10 +284,74 @@ fn what_lies_at_hand_is_had_from_the_own_pool_alone() {
     let pool = pages.pool_of(Chunk::of(first)).unwrap();
     let open = pages.open(pool, false).unwrap();
     assert!(near(MIB, 1, Use::Large).is_none(), "busy");
-    assert!(pages.free_large(first) && !pages.free_large(first), "deferred, and no large block any more");
+    assert!(free_large(&pages, first) && !free_large(&pages, first), "deferred, and no large block any more");
     drop(open);
     assert_eq!(pages.usable_len(near(MIB, 1, Use::Large).unwrap()), MIB);
     assert_eq!(pages.verify(), Ok(()));
+}
+
+/// A run that is as long as the one handed out last waits for the next block of that length, unmerged; whatever else looks at the pool finds it free.
+#[test]
+fn a_freed_run_is_kept_for_a_block_of_its_length() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 0);
+    let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
+    let whole = pages.free_len();
+    let free = |desc| assert!(free_large(&pages, desc));
+    let settled = |used: usize| {
+        assert_eq!(pages.verify(), Ok(()));
+        assert_eq!(pages.free_len(), whole - used);
+    };
+
+    let [first, second] = [near(MIB), near(MIB)];
+    free(first);
+    assert_eq!((first.kind(), pages.free_len()), (Kind::Deferred, whole - 2 * MIB), "kept");
+    assert!(!free_large(&pages, first), "no large block any more");
+    free(second);
+    assert_eq!(second.kind(), Kind::Free, "one is kept, not two");
+    assert!(core::ptr::eq(near(MIB), first), "handed out again");
+    settled(MIB);
+
+    free(first);
+    let longer = near(MIB + 4 * KIB);
+    assert!(core::ptr::eq(longer, first), "merged, as another length was wanted");
+    free(longer);
+    assert_eq!(pages.alloc(longer.len() << 12, 2 * MIB, Use::Large, 0, false).unwrap().desc.kind(), Kind::Large);
+    settled(MIB + 4 * KIB);
+
+    let [front, behind] = [near(MIB), near(MIB)];
+    free(behind);
+    assert_eq!(behind.kind(), Kind::Deferred);
+    assert_eq!(pages.resize(front, 2 * MIB, false), Some(2 * MIB), "it grows into the kept run");
+    free(front);
+    assert_eq!(front.kind(), Kind::Free, "nothing is kept of another length");
+    settled(MIB + 4 * KIB);
+
+    // What waits beside the kept run is not forgotten.
+    let [kept, other] = [near(MIB), near(MIB)];
+    free(kept);
+    let open = pages.pools().filter_map(|pool| pages.open(pool, false)).collect::<Vec<_>>();
+    assert_eq!(kept.kind(), Kind::Free, "whoever takes the lock frees it");
+    free(other);
+    drop(open);
+    assert_eq!(other.kind(), Kind::Deferred);
+    near(MIB);
+    assert_ne!(other.kind(), Kind::Deferred);
+}
+
+/// A chunk all of which is one run becomes empty at once.
+#[test]
+fn a_run_that_is_its_whole_chunk_is_not_kept() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, 256 * KIB, 4 * KIB, Use::Large, 0);
+    let len = pages.free_len();
+    let run = pages
+        .alloc_near(len, 1, Use::Large, 0)
+        .or_else(|| Some(pages.alloc(len, 1, Use::Large, 0, false).unwrap().desc))
+        .unwrap();
+    assert!(free_large(&pages, run));
+    assert_eq!(run.kind(), Kind::Free);
+    assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
 }
 
 /// Free runs of one bin, first, between others, last and alone there, lose a granule to the used run in front of each and stay in the bin.

@@ -222,8 +222,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "busy_pool_forgets_the_run",
         file: "pages/mod.rs",
-        shipped: "            None => pool.defer(desc),",
-        planted: "            None => {}",
+        shipped: "        pool.defer(run);\n",
+        planted: "",
         model: "pages::runs_are_freed_while_the_pool_is_busy",
     },
     Plant {

@@ -3,17 +3,17 @@
 use super::{Calls, Kind, Peer, no_entry, nothing};
 
 mod mimalloc {
-    pub(super) unsafe extern "C" fn alloc(size: usize, _: usize) -> *mut u8 {
+    pub(super) unsafe extern "C-unwind" fn alloc(size: usize, _: usize) -> *mut u8 {
         // SAFETY: any size may be asked for.
         unsafe { libmimalloc_sys::mi_malloc(size).cast() }
     }
 
-    pub(super) unsafe extern "C" fn free(start: *mut u8, _: usize, _: usize) {
+    pub(super) unsafe extern "C-unwind" fn free(start: *mut u8, _: usize, _: usize) {
         // SAFETY: the block is mimalloc's and unused.
         unsafe { libmimalloc_sys::mi_free(start.cast()) }
     }
 
-    pub(super) unsafe extern "C" fn realloc(start: *mut u8, _: usize, _: usize, new_size: usize) -> *mut u8 {
+    pub(super) unsafe extern "C-unwind" fn realloc(start: *mut u8, _: usize, _: usize, new_size: usize) -> *mut u8 {
         // SAFETY: the block is mimalloc's.
         unsafe { libmimalloc_sys::mi_realloc(start.cast(), new_size).cast() }
     }
@@ -30,34 +30,34 @@ mod rpmalloc {
         unsafe { rpmalloc_sys::rpmalloc_thread_initialize() };
     }
 
-    pub(super) unsafe extern "C" fn alloc(size: usize, _: usize) -> *mut u8 {
+    pub(super) unsafe extern "C-unwind" fn alloc(size: usize, _: usize) -> *mut u8 {
         // SAFETY: the thread is initialised.
         unsafe { rpmalloc_sys::rpmalloc(size).cast() }
     }
 
-    pub(super) unsafe extern "C" fn free(start: *mut u8, _: usize, _: usize) {
+    pub(super) unsafe extern "C-unwind" fn free(start: *mut u8, _: usize, _: usize) {
         // SAFETY: the block is rpmalloc's and unused.
         unsafe { rpmalloc_sys::rpfree(start.cast()) }
     }
 
-    pub(super) unsafe extern "C" fn realloc(start: *mut u8, _: usize, _: usize, new_size: usize) -> *mut u8 {
+    pub(super) unsafe extern "C-unwind" fn realloc(start: *mut u8, _: usize, _: usize, new_size: usize) -> *mut u8 {
         // SAFETY: the block is rpmalloc's.
         unsafe { rpmalloc_sys::rprealloc(start.cast(), new_size).cast() }
     }
 }
 
 mod jemalloc {
-    pub(super) unsafe extern "C" fn alloc(size: usize, _: usize) -> *mut u8 {
+    pub(super) unsafe extern "C-unwind" fn alloc(size: usize, _: usize) -> *mut u8 {
         // SAFETY: any size may be asked for.
         unsafe { tikv_jemalloc_sys::malloc(size).cast() }
     }
 
-    pub(super) unsafe extern "C" fn free(start: *mut u8, size: usize, _: usize) {
+    pub(super) unsafe extern "C-unwind" fn free(start: *mut u8, size: usize, _: usize) {
         // SAFETY: the block is jemalloc's, of this size and unused.
         unsafe { tikv_jemalloc_sys::sdallocx(start.cast(), size, 0) }
     }
 
-    pub(super) unsafe extern "C" fn realloc(start: *mut u8, _: usize, _: usize, new_size: usize) -> *mut u8 {
+    pub(super) unsafe extern "C-unwind" fn realloc(start: *mut u8, _: usize, _: usize, new_size: usize) -> *mut u8 {
         // SAFETY: the block is jemalloc's.
         unsafe { tikv_jemalloc_sys::realloc(start.cast(), new_size).cast() }
     }

@@ -45,7 +45,7 @@ impl State {
     }
 }
 
-unsafe extern "C" fn alloc(size: usize, _: usize) -> *mut u8 {
+unsafe extern "C-unwind" fn alloc(size: usize, _: usize) -> *mut u8 {
     STATE.with(|state| {
         let (head, len) = state.list(size);
         let start = head.get();
@@ -75,7 +75,7 @@ fn bump(state: &State, len: usize) -> *mut u8 {
     start
 }
 
-unsafe extern "C" fn free(start: *mut u8, size: usize, _: usize) {
+unsafe extern "C-unwind" fn free(start: *mut u8, size: usize, _: usize) {
     STATE.with(|state| {
         let (head, _) = state.list(size);
         // SAFETY: the block is unused and at least a word long.
@@ -84,7 +84,7 @@ unsafe extern "C" fn free(start: *mut u8, size: usize, _: usize) {
     });
 }
 
-unsafe extern "C" fn realloc(start: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
+unsafe extern "C-unwind" fn realloc(start: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
     if STATE.with(|state| state.list(size).1 == state.list(new_size).1) {
         return start;
     }

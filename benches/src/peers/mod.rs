@@ -18,11 +18,11 @@ use std::alloc::Layout;
 #[derive(Clone, Copy, Debug)]
 pub struct Calls {
     /// Size, alignment.
-    pub alloc: unsafe extern "C" fn(usize, usize) -> *mut u8,
+    pub alloc: unsafe extern "C-unwind" fn(usize, usize) -> *mut u8,
     /// Block, its size, its alignment.
-    pub free: unsafe extern "C" fn(*mut u8, usize, usize),
+    pub free: unsafe extern "C-unwind" fn(*mut u8, usize, usize),
     /// Block, its size, its alignment, the new size.
-    pub realloc: unsafe extern "C" fn(*mut u8, usize, usize, usize) -> *mut u8,
+    pub realloc: unsafe extern "C-unwind" fn(*mut u8, usize, usize, usize) -> *mut u8,
 }
 
 /// What a column is, for the ratios.
@@ -77,15 +77,15 @@ fn layout(size: usize, align: usize) -> Layout {
 macro_rules! calls_of {
     ($heap:path) => {{
         use ::std::alloc::GlobalAlloc;
-        unsafe extern "C" fn alloc(size: usize, align: usize) -> *mut u8 {
+        unsafe extern "C-unwind" fn alloc(size: usize, align: usize) -> *mut u8 {
             // SAFETY: the contract is the same.
             unsafe { GlobalAlloc::alloc(&$heap, $crate::peers::layout(size, align)) }
         }
-        unsafe extern "C" fn free(start: *mut u8, size: usize, align: usize) {
+        unsafe extern "C-unwind" fn free(start: *mut u8, size: usize, align: usize) {
             // SAFETY: the contract is the same.
             unsafe { GlobalAlloc::dealloc(&$heap, start, $crate::peers::layout(size, align)) }
         }
-        unsafe extern "C" fn realloc(start: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
+        unsafe extern "C-unwind" fn realloc(start: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
             // SAFETY: the contract is the same.
             unsafe { GlobalAlloc::realloc(&$heap, start, $crate::peers::layout(size, align), new_size) }
         }

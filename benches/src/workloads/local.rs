@@ -228,11 +228,11 @@ impl Work for Phases {
     }
 }
 
-const fn pair<const SIZE: usize>(name: &'static str) -> Workload {
+pub(super) const fn pair<const SIZE: usize>(name: &'static str, group: Group) -> Workload {
     Workload {
         name,
         about: "a block is taken and given back at once; per pair",
-        group: Group::Local,
+        group,
         plan: |threads| apart(threads, |_| Pair::<SIZE>),
         shares: false,
         holds: false,
@@ -255,11 +255,11 @@ fn churn(threads: usize, live: usize) -> Plan {
 }
 
 pub(super) const WORKLOADS: [Workload; 17] = [
-    pair::<8>("pair-8"),
-    pair::<64>("pair-64"),
-    pair::<512>("pair-512"),
-    pair::<4096>("pair-4096"),
-    pair::<32768>("pair-32768"),
+    pair::<8>("pair-8", Group::Local),
+    pair::<64>("pair-64", Group::Local),
+    pair::<512>("pair-512", Group::Local),
+    pair::<4096>("pair-4096", Group::Local),
+    pair::<32768>("pair-32768", Group::Local),
     lifo::<16>("lifo-16"),
     lifo::<64>("lifo-64"),
     lifo::<256>("lifo-256"),

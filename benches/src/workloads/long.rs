@@ -1,5 +1,6 @@
 //! Blocks that grow, and blocks of many pages.
 
+use super::local::pair;
 use super::{Group, Sizes, Slot, Work, Workload, apart, give_all, live_len, log_uniform, slots};
 use crate::block::{check, seal};
 use crate::peers::Calls;
@@ -89,7 +90,7 @@ impl Work for Large {
     }
 }
 
-pub(super) const WORKLOADS: [Workload; 4] = [
+pub(super) const WORKLOADS: [Workload; 6] = [
     Workload {
         name: "realloc-steps",
         about: "a block grows to 1 MiB by 1 KiB at a time; per step",
@@ -114,6 +115,8 @@ pub(super) const WORKLOADS: [Workload; 4] = [
         shares: false,
         holds: false,
     },
+    pair::<{ 64 << 10 }>("pair-64k", Group::Large),
+    pair::<{ 1 << 20 }>("pair-1m", Group::Large),
     Workload {
         name: "large",
         about: "8 blocks of 64 KiB to 8 MiB in use, random ones replaced; per replacement",

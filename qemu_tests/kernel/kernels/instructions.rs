@@ -28,7 +28,7 @@ use heaps::{Regions, expect_left, heap};
 use modes::{Index, heaps};
 use slots::Slots;
 use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
-use smp_heap::{Hint, Pinned};
+use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::step::{self, Next};
 use smp_heap_kernel::{Boot, kernel, println, smp, test};
 
@@ -171,6 +171,9 @@ kernel! {
             figures.iter().zip(names).for_each(|(figures, name)| figures.report(name));
         }
         large();
+        if boot.arg("mode") == Some("hint") {
+            holes();
+        }
         nested();
         if boot.cpu_count() > 1 {
             remote();
@@ -241,6 +244,63 @@ fn large() {
     }
     let names = ["alloc 40000", "realloc 40000 to 60000 in place", "free 60000"];
     ranges.iter().zip(names).for_each(|(range, name)| range.longest.report(name));
+
+    // Of one length again and again.
+    let mut pairs = [Range::NONE; 2];
+    for _ in 0..8 {
+        let (start, figures) = alloc(40_000);
+        pairs[0].add(figures);
+        pairs[1].add(free(start, 40_000));
+    }
+    pairs.iter().zip(["alloc 40000, hit", "free 40000, hit"]).for_each(|(range, name)| range.shortest.report(name));
+}
+
+/// The region provider's search, past every hole of one region and of four, all of them too short. So many as there can be while the heap takes chunks of the
+/// length that the provider prefers, a thirty-second of a region; and as many as there are if it takes the shortest runs.
+fn holes() {
+    const REGION_LEN: usize = 256 << 10;
+    let names = [
+        (8 << 10, ["map past 16 holes", "unmap behind 16 holes", "map past 16 holes in each of 4 regions"]),
+        (1 << 10, ["map past 128 holes", "unmap behind 128 holes", "map past 128 holes in each of 4 regions"]),
+    ];
+    for (len, [past_one, behind_one, past_four]) in names {
+        let blocks = [(); 4].map(|()| alloc(REGION_LEN).0);
+        let last = with_holes(&blocks[..1], REGION_LEN, len, past_one);
+        last.report(behind_one);
+        with_holes(&blocks, REGION_LEN, len, past_four);
+        for block in blocks {
+            free(block, REGION_LEN);
+        }
+    }
+}
+
+/// Cuts regions into runs of that length, every other one a hole, and reports a search for a run that is longer; gives what it takes to free the last run.
+fn with_holes(blocks: &[NonNull<u8>], region_len: usize, len: usize, name: &str) -> Figures {
+    let run_of = |len| match PageRun::new(len, 1, Regions::PAGE_LEN) {
+        Some(run) => run,
+        None => test::fail(format_args!("no run of {len} bytes")),
+    };
+    let (regions, run, longer) = (Regions::new(), run_of(len), run_of(2 * len));
+    for block in blocks {
+        // SAFETY: the block is the caller's, and outlives the provider's use.
+        let added = unsafe { regions.add_region(block.as_ptr(), region_len) };
+        added.unwrap_or_else(|error| test::fail(format_args!("{error}")));
+    }
+    while regions.map(run).is_some() {}
+    let unmap = |block: NonNull<u8>, place: usize| {
+        // SAFETY: inside of the block.
+        let start = unsafe { block.add(place * len) };
+        // SAFETY: the runs lie side by side, and each is unmapped once.
+        unsafe { regions.unmap(start, run) }
+    };
+    let count = region_len / len;
+    for block in blocks {
+        assert!((0..count).step_by(2).all(|place| unmap(*block, place)), "runs do not lie side by side");
+    }
+    let mut found = None;
+    measure(|| found = regions.map(longer)).report(name);
+    assert!(found.is_none(), "a hole that is long enough");
+    measure(|| assert!(blocks.iter().take(1).all(|block| unmap(*block, count - 1)), "the last run is not out"))
 }
 
 /// A call interrupts another one that holds the cache.
