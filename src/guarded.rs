@@ -12,7 +12,7 @@ use crate::engine::Caller;
 use crate::harden::Misuse;
 use crate::harden::guard::{Fault, NoGuards};
 use crate::heap::{Entered, Heap};
-use crate::large::LargeBlock;
+use crate::large::{LargeBlock, is_huge};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::SizeClass;
 
@@ -52,8 +52,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         guarded.or_else(|| self.alloc_unsampled(class))
     }
 
-    /// A large block, if its turn has come.
+    /// A large block that is not huge, if its turn has come.
+    #[cold]
     pub(crate) fn sample_large(&self, layout: Layout) -> Option<LargeBlock> {
+        if is_huge::<P>(layout.size()) {
+            return None;
+        }
         let entered = self.enter().ok().filter(|entered| entered.cache.countdown.is_due())?;
         let (due, caller) = (self.guards.restart(&entered.cache.countdown), entered.caller());
         drop(entered);

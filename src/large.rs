@@ -86,6 +86,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for LargeRun<'_, P, C,
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// A block that no slab serves, from a run that lies at hand: no loop, one lock.
     pub(crate) fn alloc_large(&self, layout: Layout) -> Option<LargeBlock> {
+        #[cfg(feature = "guard-pages")]
+        if let Some(block) = self.sample_large(layout) {
+            return Some(block);
+        }
         self.alloc_near(layout).map(|desc| as_block(&hand_out(desc))).or_else(|| self.alloc_far(layout))
     }
 
@@ -93,6 +97,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(not(feature = "debug-heap"))]
     #[inline(always)]
     pub(crate) fn alloc_large_start(&self, layout: Layout) -> Option<NonNull<u8>> {
+        #[cfg(feature = "guard-pages")]
+        if let Some(sampled) = self.sample_large(layout) {
+            return Some(sampled.block.cast());
+        }
         if is_huge::<P>(layout.size()) {
             return self.alloc_far_start(layout);
         }
@@ -142,10 +150,6 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
-        }
-        #[cfg(feature = "guard-pages")]
-        if let Some(block) = self.sample_large(layout) {
-            return Some(block);
         }
         self.alloc_run(layout, Use::Large)
     }
@@ -413,7 +417,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 }
 
 /// Whether a fresh block of that many bytes is a run of its own.
-const fn is_huge<P: PageProvider>(len: usize) -> bool {
+pub(crate) const fn is_huge<P: PageProvider>(len: usize) -> bool {
     P::REMAPS && len >= HUGE_LEN
 }
 

@@ -18,11 +18,11 @@ fn a_provider_without_guard_pages_is_said_to_have_none() {
     assert_eq!(heap.set_guard_rate(1), Err(NoGuards));
 }
 
-/// Runs of the provider's that pairs of `alloc` and `free` took, of a heap that had enough before.
-fn sampled(every: u32, pairs: usize) -> u64 {
+/// Runs of the provider's that pairs of `alloc` and `free` of blocks of that size took, of a heap that had enough before.
+fn sampled(size: usize, every: u32, pairs: usize) -> u64 {
     play_cpu(0);
     let heap: Heap<_, _, 2> = Heap::new(Space, Pinned(ThreadCpu));
-    let pair = || Filled::new(&heap, layout(40), 1).unwrap().unwrap().free(&heap).unwrap();
+    let pair = || Filled::new(&heap, layout(size), 1).unwrap().unwrap().free(&heap).unwrap();
     (0..10_000).for_each(|_| pair());
     heap.set_guard_rate(every).unwrap();
     // Until the countdown of the rate before has come to its end.
@@ -37,10 +37,13 @@ fn sampled(every: u32, pairs: usize) -> u64 {
 
 #[test]
 fn one_allocation_in_so_many_is_guarded_and_none_if_off() {
-    assert_eq!(sampled(0, 20_000), 0);
-    assert_eq!(sampled(1, 1_000), 1_000);
-    let about = sampled(50, 50_000);
-    assert!((800..1200).contains(&about), "{about} of 50,000 at one in 50");
+    // One of a slab, and one that is a page run.
+    for size in [40, 40_000] {
+        assert_eq!(sampled(size, 0, 20_000), 0);
+        assert_eq!(sampled(size, 1, 1_000), 1_000);
+        let about = sampled(size, 50, 50_000);
+        assert!((800..1200).contains(&about), "{about} of 50,000 at one in 50, {size} B");
+    }
 }
 
 #[test]
