@@ -1328,6 +1328,65 @@ mod tests {
         assert!(one < 19 << 10, "{one} bytes for one");
     }
 
+    /// Each kind of event as often as the heap counts what it did, and each block with the Layout that it was asked for with.
+    #[test]
+    #[cfg(all(feature = "trace", not(feature = "debug-heap")))]
+    fn a_trace_tells_what_the_heap_did() {
+        use crate::trace::{Trace, TraceRing, TraceSlot};
+        const COUNT: usize = 3000;
+        const ABSURD: usize = 1 << 47;
+        let rings = std::vec![TraceRing::new()].leak();
+        let slots: Vec<_> = (0..1 << 15).map(|_| TraceSlot::new()).collect();
+        let trace: &'static Trace = &std::vec![Trace::new(rings, slots.leak(), || 0, || 0)].leak()[0];
+        let heap = Heap::<Host<false>, _, 1>::new(Host::default(), Pinned(OneCpu));
+        heap.trace_to(Some(trace));
+        let small: Vec<_> = (0..COUNT).map(|_| filled(&heap, 100).unwrap()).collect();
+        let aligned = Layout::from_size_align(5000, 64).unwrap();
+        let block = heap.alloc(aligned).unwrap().cast();
+        // SAFETY: just allocated, and one of its class.
+        assert!(unsafe { heap.resize(block, aligned, 5100) });
+        // SAFETY: its Layout now, and nobody uses it.
+        unsafe { heap.free(block, Layout::from_size_align(5100, 64).unwrap()) };
+        assert!(heap.alloc(layout(ABSURD)).is_err());
+        small.into_iter().for_each(|block| block.free(&heap).unwrap());
+        heap.trim(0);
+        heap.trace_to(None);
+        filled(&heap, 100).unwrap().free(&heap).unwrap();
+
+        let text = std::format!("{trace}");
+        let events: Vec<Vec<&str>> = text
+            .split("list=")
+            .skip(1)
+            .flat_map(|line| line.lines().next().unwrap().split(','))
+            .map(|event| event.split(':').collect())
+            .collect();
+        let number = |text: &str| usize::from_str_radix(text, 16).unwrap();
+        let of = |letter: char| events.iter().filter(move |event| event[0].starts_with(letter));
+        let sum = |letter| of(letter).map(|event| number(event[2])).sum::<usize>() as u64;
+        let layouts = |letter| of(letter).map(|event| (number(event[2]), number(event[3]))).collect::<Vec<_>>();
+        let addrs = |letter| {
+            let mut addrs: Vec<_> = of(letter).map(|event| number(event[1])).collect();
+            addrs.sort_unstable();
+            addrs
+        };
+        assert_eq!(trace.dropped(), 0);
+        let stats = heap.stats();
+        let mut taken = std::vec![(100, 3); COUNT];
+        taken.push((5000, 6));
+        assert_eq!(layouts('a'), taken);
+        assert_eq!(layouts('r'), [(5100, 6)]);
+        assert_eq!(layouts('x'), [(ABSURD, 3)]);
+        assert_eq!(layouts('f').iter().filter(|freed| **freed == (100, 3)).count(), COUNT);
+        assert_eq!(layouts('f')[0], (5100, 6));
+        assert_eq!(addrs('a'), addrs('f'));
+        let runs = (of('m').count() as u64, of('n').count() as u64);
+        assert_eq!(runs, (stats.map_count - 1, stats.unmap_count));
+        assert_eq!(addrs('m'), addrs('n'));
+        // The block that a chunk was asked for comes past the cache.
+        assert_eq!((sum('l') + runs.0, sum('u')), (stats.cpus[0].flushed_count, stats.cpus[0].flushed_count));
+        assert!(sum('u') > COUNT as u64);
+    }
+
     #[test]
     fn a_nested_context_gets_no_huge_block() {
         let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Pinned(OneCpu));

@@ -83,6 +83,14 @@ impl Table {
             .count()
     }
 
+    /// Takes in how long things are; they stand as a mode of their own, bytes where others have instructions.
+    pub fn add_sizes(&mut self, sizes: &[(&str, u32)]) {
+        for &(name, len) in sizes {
+            let figures = Figures { instructions: len, ..Figures::default() };
+            self.rows.insert(("size".to_owned(), name.to_owned()), figures);
+        }
+    }
+
     /// Writes the table to its file.
     ///
     /// # Errors
@@ -136,6 +144,7 @@ impl fmt::Display for Table {
             f,
             "# held: the most on 1, 2, 4 and 8 CPUs, by kernel `instructions`. What is over its budget fails the test of that name."
         )?;
+        writeln!(f, "# Rows of `size` are bytes of a release kernel.")?;
         writeln!(f, "# Made by `cargo run -p smp-heap-qemu --bin budgets -- --write`.")?;
         writeln!(f, "compiler: {}\n", self.compiler)?;
         writeln!(f, "# {:<6} {:>12} {:>6} {:>7} operation", "mode", "instructions", "locked", "held")?;

@@ -26,6 +26,7 @@ mod budgets;
 mod build;
 mod kernels;
 mod qemu;
+mod size;
 mod toolchain;
 
 pub use boot::{Boot, Failure, Passed};
@@ -33,4 +34,5 @@ pub use budgets::{Figures, Table};
 pub use build::{Profile, kernel_elf};
 pub use kernels::{KERNELS, Kernel};
 pub use qemu::{Machine, find_qemu};
+pub use size::sizes;
 pub use toolchain::{BareMetal, TARGET};

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use smp_heap_qemu::{BareMetal, Boot, Failure, KERNELS, Passed, Profile, TARGET, Table, find_qemu};
+use smp_heap_qemu::{BareMetal, Boot, Failure, KERNELS, Passed, Profile, TARGET, Table, find_qemu, sizes};
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -34,6 +34,7 @@ fn main() {
             }
         }
     }
+    trials.push(Trial::test("x86_64/size", keeps_sizes));
     trials.extend(harness(show));
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -58,6 +59,14 @@ fn keeps_budgets(boot: &Boot, mode: &str, show: bool) -> Result<(), Failed> {
     if measured.add(mode, &passes(boot, show)?.output) < 20 {
         return Err("the kernel measured next to nothing".into());
     }
+    Ok(Table::read()?.judge(&measured)?)
+}
+
+/// Holds the heap's bytes in a release kernel against the table.
+fn keeps_sizes() -> Result<(), Failed> {
+    let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
+    let mut measured = Table::new(toolchain.version());
+    measured.add_sizes(&sizes().map_err(|failure| failure.to_string())?);
     Ok(Table::read()?.judge(&measured)?)
 }
 

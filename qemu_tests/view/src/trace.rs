@@ -281,6 +281,7 @@ pub fn replay<P: PageProvider, C: CpuMode, const CPUS: usize>(
                     *start = moved.map_err(|_| Failed::Refused(number))?.cast();
                 }
                 live_len = live_len - layout.size() + len;
+                seen.peak_live_len = seen.peak_live_len.max(live_len);
                 *layout = Layout::from_size_align(len, layout.align()).map_err(|_| Failed::Refused(number))?;
                 if checks {
                     write((*start, *layout), block);

@@ -32,9 +32,19 @@ fn heap(len: usize) -> Tested {
     heap
 }
 
+/// The most in use at once: after what was freed, and what grew.
+fn the_peak_counts_frees_and_growth() {
+    let log = "smp-heap v1 events cpu=0 time=1 dropped=0 list=a0:1000:100:3,f1:1000:100:3,a1:2000:90:3,r1:2000:a0:3,r1:2000:10:3";
+    let seen = replay(&parse_trace(log).unwrap(), &heap(1 << 20), true).unwrap();
+    assert_eq!((seen.allocs, seen.peak_live_len), (2, 0x100));
+    let log = log.replace("r1:2000:a0:3", "r1:2000:108:3");
+    assert_eq!(replay(&parse_trace(&log).unwrap(), &heap(1 << 20), true).unwrap().peak_live_len, 0x108);
+}
+
 /// Replays play one CPU at a time by a number that all of them share, so they take turns: one test does them all.
 #[test]
 fn recorded_work_replays_whole_twice_over_and_leaves_nothing() {
+    the_peak_counts_frees_and_growth();
     let traces = traces();
     assert!(traces.len() >= 3, "{} traces", traces.len());
     for (name, trace) in &traces {

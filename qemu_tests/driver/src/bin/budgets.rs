@@ -1,11 +1,11 @@
-//! Measures the instructions of each operation of the heap, and prints the table or makes it the committed one.
+//! Measures the instructions of each operation of the heap, and its size, and prints the table or makes it the committed one.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use smp_heap_qemu::{BareMetal, KERNELS, TARGET, Table};
+use smp_heap_qemu::{BareMetal, KERNELS, TARGET, Table, sizes};
 
-/// Counts the instructions of each operation of the heap in QEMU, on 1 to 8 CPUs in each mode.
+/// Counts the instructions of each operation of the heap in QEMU, on 1 to 8 CPUs in each mode, and the heap's bytes in a kernel.
 #[derive(Debug, Parser)]
 struct Options {
     /// Make what is measured the budgets.
@@ -37,6 +37,7 @@ fn measure(options: &Options) -> Result<(), String> {
             table.add(mode, &passed.output);
         }
     }
+    table.add_sizes(&sizes().map_err(|failure| failure.to_string())?);
     if options.write {
         return table.write().map_err(|error| format!("the budgets cannot be written: {error}"));
     }
