@@ -333,6 +333,18 @@ mod recording {
             assert_eq!(trace.to_string(), "");
         }
 
+        /// Of two contexts on a CPU, the one that looked at the clock first may be recorded last.
+        #[test]
+        fn where_time_goes_back_it_stands_still_instead() {
+            static NOW: AtomicU64 = AtomicU64::new(0);
+            let trace = trace(1, 4, || 0, || NOW.load(Ordering::Relaxed));
+            for now in [10, 5, 12] {
+                NOW.store(now, Ordering::Relaxed);
+                trace.record(event(1));
+            }
+            assert!(trace.to_string().ends_with("time=a dropped=0 list=a0:1:20:4,a0:1:20:4,a2:1:20:4\n"));
+        }
+
         #[test]
         fn a_full_ring_keeps_the_oldest_and_counts_the_rest_lap_after_lap() {
             let trace = trace(1, 5, || 0, || 0);
