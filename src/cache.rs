@@ -23,7 +23,7 @@ use crate::block::{Block, List};
 #[cfg(feature = "guard-pages")]
 use crate::harden::guard::Countdown;
 use crate::harden::{Damage, Key, KeyCell};
-use crate::pages::ChunkHint;
+use crate::pages::ChunkHints;
 use crate::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
@@ -39,12 +39,6 @@ const FIRST_LIST_LEN: usize = 64;
 /// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take room from each other at
 /// every slow path; with more, room stays longer where it is not needed any more.
 const HEAT: u32 = 3;
-
-/// Chunks remembered: one where only tiny blocks are looked up, else as many as take turns when every free is. A power of two.
-const HINT_COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 1 };
-
-/// An address's hint is that of its MiB: chunks of at least that length share none until the heap is [`HINT_COUNT`] MiB long.
-const HINT_SHIFT: u32 = 20;
 
 /// One class's list. 16 bytes, four to a cache line.
 #[derive(Debug)]
@@ -220,8 +214,8 @@ pub(crate) struct CpuCache {
     pub(crate) lap_start: AtomicUsize,
     /// Bytes that the limits allow.
     limit_len: AtomicUsize,
-    /// The chunks that blocks were last looked up in, by their addresses.
-    chunk_hints: [ChunkHint; HINT_COUNT],
+    /// The chunks that blocks were last looked up in.
+    pub(crate) chunk_hints: ChunkHints,
     /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
     copied: [AtomicU64; 2],
     /// What the lists' links are written under.
@@ -244,7 +238,7 @@ impl CpuCache {
             countdown: Countdown::new(),
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
-            chunk_hints: [const { ChunkHint::new() }; HINT_COUNT],
+            chunk_hints: ChunkHints::new(),
             key: KeyCell::new(),
             damage: Damage::new(),
             copied: [const { AtomicU64::new(0) }; 2],
@@ -403,13 +397,6 @@ impl CpuCache {
     #[inline(never)]
     fn give_up(&self, class: SizeClass, at: NonNull<u8>) {
         self.damage.note(at, self.take_list(class).count());
-    }
-
-    /// The chunk hint for an address.
-    #[inline]
-    #[expect(clippy::indexing_slicing, reason = "taken modulo the length")]
-    pub(crate) fn chunk_hint(&self, place: NonNull<u8>) -> &ChunkHint {
-        &self.chunk_hints[place.as_ptr().addr() >> HINT_SHIFT & (HINT_COUNT - 1)]
     }
 
     /// What the lists' links are written under.

@@ -563,7 +563,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[inline]
     fn slab_of<'a>(&'a self, block: NonNull<u8>, cache: Option<&'a CpuCache>) -> Option<Slab<'a>> {
         let head = match cache {
-            Some(cache) => Chunk::head(self.pages.desc(cache.chunk_hint(block), block)?),
+            Some(cache) => Chunk::head(self.pages.desc(&cache.chunk_hints, block)?),
             None => self.pages.lookup(block)?.head_of(block),
         };
         Slab::of(head?)

@@ -349,7 +349,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline]
     pub(crate) fn desc_at(&self, start: NonNull<u8>) -> Option<&PageDesc> {
         match self.enter() {
-            Ok(entered) => self.engine.pages.desc(entered.cache.chunk_hint(start), start),
+            Ok(entered) => self.engine.pages.desc(&entered.cache.chunk_hints, start),
             Err(_) => self.engine.pages.lookup(start)?.head_of(start),
         }
     }
@@ -362,7 +362,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if class.index() >= TINY_COUNT {
             return true;
         }
-        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(block.start()), block.start());
+        let desc = self.engine.pages.desc_near(&entered.cache.chunk_hints, block.start());
         desc.is_some_and(|desc| home_at(desc) == entered.index)
     }
 
@@ -441,7 +441,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
-        let desc = self.engine.pages.desc(entered.cache.chunk_hint(block.start()), block.start());
+        let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
         let is_home = desc.is_some_and(|desc| home_at(desc) == entered.index);
         self.free_looked_up(entered, class, block, is_home);
     }

@@ -1,7 +1,7 @@
 //! Is what is freed what was given? The inspection that every free passes with the feature `hardened`.
 //!
 //! ```text
-//! free ─ at a glance (in view of the fast path)   chunk by the cache's hint; class and block boundary by the descriptor; first word no link
+//! free ─ at a glance (in view of the fast path)   chunk by the cache's hints; class and block boundary by the descriptor; first word no link
 //!          └─ no ─ inspect                        looked up: whose memory, whose class, which block, free already?
 //! ```
 //! A glance accepts or knows nothing; only the inspection refuses, and what it refuses is reported and left as it is.
@@ -22,7 +22,7 @@ use core::sync::atomic::Ordering;
 use crate::cache::CpuCache;
 use crate::engine::{Engine, TINY_COUNT};
 use crate::harden::Misuse;
-use crate::pages::{Chunk, ChunkHint, Kind, PageDesc};
+use crate::pages::{Chunk, ChunkHints, Kind, PageDesc};
 use crate::size_class::SizeClass;
 use crate::slab::{Slab, class_index_at, home_at};
 
@@ -33,7 +33,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// `start` is aligned to 8, and if it is in this heap, the caller owns that memory (or breaks the contract of `free`).
     #[inline]
     pub(crate) unsafe fn is_plain(&self, cache: &CpuCache, index: usize, start: NonNull<u8>, class: SizeClass) -> bool {
-        let Some((desc, offset)) = self.pages.place_near(cache.chunk_hint(start), start) else { return false };
+        let Some((desc, offset)) = self.pages.place_near(&cache.chunk_hints, start) else { return false };
         let is_own = class_index_at(desc) == class.index() && (class.index() >= TINY_COUNT || home_at(desc) == index);
         // SAFETY: the address is in a chunk of this heap, and in a slab if it has the class.
         is_own && class.divides(offset) && !unsafe { cache.key().suspects(start) }
@@ -46,7 +46,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         start: NonNull<u8>,
         class: SizeClass,
     ) -> Result<Slab<'_>, Misuse> {
-        let (slab, index) = self.block_at(start, cache.map(|cache| cache.chunk_hint(start)))?;
+        let (slab, index) = self.block_at(start, cache.map(|cache| &cache.chunk_hints))?;
         let (_, carved) = slab.counts();
         if index >= carved || self.is_free(start) {
             return Err(Misuse::DoubleFree);
@@ -55,9 +55,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         if slab.class() == class || is_lent { Ok(slab) } else { Err(Misuse::LayoutMismatch) }
     }
 
-    /// The block that starts at an address: its slab, and which one it is there. The hint then knows the chunk.
-    fn block_at(&self, start: NonNull<u8>, hint: Option<&ChunkHint>) -> Result<(Slab<'_>, usize), Misuse> {
-        let Some(desc) = self.pages.chunk_far(hint, start).and_then(|chunk| chunk.head_of(start)) else {
+    /// The block that starts at an address: its slab, and which one it is there. The hints then know the chunk.
+    fn block_at(&self, start: NonNull<u8>, hints: Option<&ChunkHints>) -> Result<(Slab<'_>, usize), Misuse> {
+        let Some(desc) = self.pages.chunk_far(hints, start).and_then(|chunk| chunk.head_of(start)) else {
             let is_huge = self.pages.huge_run(start).is_some();
             return Err(if is_huge { Misuse::LayoutMismatch } else { Misuse::ForeignPointer });
         };

@@ -253,7 +253,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Whether a live block is in a slab, as far as the cache's hint knows.
     #[inline]
     pub(crate) fn is_in_slab(&self, entered: &Entered<'_, C>, start: NonNull<u8>) -> bool {
-        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start);
+        let desc = self.engine.pages.desc_near(&entered.cache.chunk_hints, start);
         desc.is_some_and(|desc| !desc.tag().is(Kind::Large))
     }
 
@@ -270,7 +270,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
         #[cfg(not(feature = "hardened"))]
         if let Some(entered) = self.enter().ok().filter(|_| !may_be_huge::<P>(layout.size())) {
-            if let Some(desc) = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start) {
+            if let Some(desc) = self.engine.pages.desc_near(&entered.cache.chunk_hints, start) {
                 match self.engine.pages.free_near(desc) {
                     Freed::Done => return,
                     Freed::NotYet(open) => return self.free_run(entered, open, desc),
@@ -355,7 +355,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         let entered = self.enter().ok()?;
-        let desc = self.engine.pages.desc_near(entered.cache.chunk_hint(start), start)?;
+        let desc = self.engine.pages.desc_near(&entered.cache.chunk_hints, start)?;
         (desc.kind() == Kind::Large).then(|| self.engine.pages.resize(desc, new_size, true))
     }
 

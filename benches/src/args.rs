@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::peers::{MAX_THREADS, Missing, Peer};
-use crate::workloads::Workload;
+use crate::workloads::{Group, Workload};
 
 /// smp-heap beside its peers: every workload with every allocator, each cell in a process of its own, columns interleaved.
 #[derive(Clone, Debug, Parser)]
@@ -16,7 +16,7 @@ pub struct Args {
     #[arg(long)]
     pub quick: bool,
 
-    /// Workloads, by name or by the beginning of names; all if none is named
+    /// Workloads, by name or by the beginning of names; if none is named, all but `live` and `heap`
     #[arg(long, short, value_delimiter = ',', value_name = "NAMES")]
     pub workloads: Vec<String>,
 
@@ -96,7 +96,7 @@ pub fn choose_workloads(all: Vec<Workload>, asked: &[String]) -> Result<Vec<Work
         }
     }
     let wanted = |workload: &Workload| {
-        asked.is_empty()
+        asked.is_empty() && workload.group != Group::Growth
             || asked.iter().any(|name| workload.name == name)
             || asked.iter().any(|name| {
                 workload.name.starts_with(name.as_str()) && !all.iter().any(|exact| exact.name == name.as_str())

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::{Ground, Kept, Place, explore, memory, spawn};
-use crate::pages::{Change, Chunk, ChunkHint, ChunkMap, Entry, Pages, Run, Use, Want};
+use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Run, Use, Want};
 use crate::provider::PageRun;
 use crate::sync::model::{bury, revive, together};
 use crate::sync::{AtomicUsize, Ordering};
@@ -90,7 +90,7 @@ fn give_back(start: &NonNull<u8>, run: PageRun) {
 fn a_hint_does_not_outlive_its_chunk() {
     let (ground, hint, told) = (Ground::new(), Place::new(), Place::new());
     explore(3, move || {
-        let (pages, hint, told) = (ground.renew(), hint.fill(ChunkHint::new()), told.fill(AtomicUsize::new(0)));
+        let (pages, hint, told) = (ground.renew(), hint.fill(ChunkHints::new()), told.fill(AtomicUsize::new(0)));
         let start = ground.memory;
         assert!(pages.desc_far(hint, start).is_some() && pages.desc_near(hint, start).is_some());
         together(Vec::from([

@@ -1,9 +1,12 @@
-//! The chunk that tiny blocks were last found in, kept by each cache: a fast path's way to a block's descriptor.
+//! The chunks that blocks were last found in, kept by each cache: a fast path's way to a block's descriptor.
 //!
-//! Tiny blocks are asked for their slab's home at each free. With few, long chunks the last one is nearly always the right one, and
-//! the way is a subtraction, two comparisons and a load. Price: a chunk that left must not be trusted; [`Pages`](super::Pages) counts
-//! removals, and a hint of another count is void. Whoever frees a block of a newer chunk in the same place got that
+//! Tiny blocks are asked for their slab's home at each free, long ones for their kind. Chunks are few and long, so a handful of places, chosen by the
+//! address, nearly always know the right one, and the way is a few loads and comparisons. Price: a chunk that left must not be trusted; [`Pages`](super::Pages) counts
+//! removals, and hints of another count are void. Whoever frees a block of a newer chunk in the same place got that
 //! block after the older one's removal was counted, so it sees the count.
+//!
+//! *Which place is an address's* follows the longest chunk seen: neighbouring stretches of that length have places of their own, so a heap of a dozen
+//! such chunks finds them all, however long it is.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -11,62 +14,99 @@ use super::chunk::Chunk;
 use super::desc::PageDesc;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
+/// Places; a power of two. More where every free looks.
+const COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 16 };
+
 /// All zero is valid: it matches nothing.
 #[derive(Debug)]
-pub(crate) struct ChunkHint {
-    start: AtomicUsize,
-    len: AtomicUsize,
-    table: AtomicPtr<PageDesc>,
+pub(crate) struct ChunkHints {
+    /// An address's place is the address over two to the power of this, modulo [`COUNT`].
     shift: AtomicU32,
+    /// Removals when the hints were written.
     removals: AtomicUsize,
+    hints: [ChunkHint; COUNT],
+}
+
+#[derive(Debug)]
+struct ChunkHint {
+    start: AtomicUsize,
+    table: AtomicPtr<PageDesc>,
+    /// Granules, and the shift of one's length. None: nothing is known.
+    count: AtomicU32,
+    shift: AtomicU32,
 }
 
 impl ChunkHint {
-    pub(crate) const fn new() -> Self {
+    const fn new() -> Self {
         Self {
             start: AtomicUsize::new(0),
-            len: AtomicUsize::new(0),
             table: AtomicPtr::new(null_mut()),
+            count: AtomicU32::new(0),
             shift: AtomicU32::new(0),
-            removals: AtomicUsize::new(0),
         }
     }
+}
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the hint knows. The caller holds the cache
-    /// that the hint is part of. Fast.
+impl ChunkHints {
+    pub(crate) const fn new() -> Self {
+        Self { shift: AtomicU32::new(0), removals: AtomicUsize::new(0), hints: [const { ChunkHint::new() }; COUNT] }
+    }
+
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "taken modulo the length")]
+    fn at(&self, addr: usize) -> &ChunkHint {
+        &self.hints[addr >> (self.shift.load(Relaxed) & 63) & (COUNT - 1)]
+    }
+
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the hints know. The caller holds the cache
+    /// that they are part of. Fast.
     #[inline]
     pub(crate) fn desc(&self, addr: NonNull<u8>, removals: usize) -> Option<&PageDesc> {
-        let offset = addr.as_ptr().addr().wrapping_sub(self.start.load(Relaxed));
-        if offset >= self.len.load(Relaxed) || self.removals.load(Relaxed) != removals {
-            return None;
-        }
-        let index = offset >> (self.shift.load(Relaxed) & 63);
-        // SAFETY: a hint that matches has a length above 0, so it was set, to a table's address.
-        let table = unsafe { NonNull::new_unchecked(self.table.load(Relaxed)) };
-        // SAFETY: `index` is that of a granule of the chunk that `table` belongs to, which has a descriptor for each.
-        let desc = unsafe { table.add(index) };
-        // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by reference only.
-        Some(unsafe { desc.as_ref() })
+        self.place(addr, removals).map(|(desc, ..)| desc)
     }
 
-    /// The same, and how many bytes into its slab `addr` is, if that granule is one of a slab. Fast.
+    /// The same with the bytes from the chunk's start to `addr`, and the granule's shift.
+    #[inline]
+    fn place(&self, addr: NonNull<u8>, removals: usize) -> Option<(&PageDesc, usize, u32)> {
+        let hint = self.at(addr.as_ptr().addr());
+        let offset = addr.as_ptr().addr().wrapping_sub(hint.start.load(Relaxed));
+        let shift = hint.shift.load(Relaxed) & 63;
+        let index = offset >> shift;
+        if index >= hint.count.load(Relaxed) as usize || self.removals.load(Relaxed) != removals {
+            return None;
+        }
+        // SAFETY: a hint of a chunk with granules was set, to a table's address.
+        let table = unsafe { NonNull::new_unchecked(hint.table.load(Relaxed)) };
+        // SAFETY: the index is that of a granule of the chunk that `table` belongs to, which has a descriptor for each.
+        let desc = unsafe { table.add(index) };
+        // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by reference only.
+        Some((unsafe { desc.as_ref() }, offset, shift))
+    }
+
+    /// As [`desc`](Self::desc), and how many bytes into its slab `addr` is, if that granule is one of a slab. Fast.
     #[cfg(feature = "hardened")]
     #[inline]
-    pub(crate) fn place(&self, addr: NonNull<u8>, removals: usize) -> Option<(&PageDesc, usize)> {
-        let desc = self.desc(addr, removals)?;
-        let shift = self.shift.load(Relaxed) & 63;
-        let offset = addr.as_ptr().addr().wrapping_sub(self.start.load(Relaxed));
+    pub(crate) fn in_slab(&self, addr: NonNull<u8>, removals: usize) -> Option<(&PageDesc, usize)> {
+        let (desc, offset, shift) = self.place(addr, removals)?;
         let first = (offset >> shift).wrapping_sub(desc.distance());
         Some((desc, offset.wrapping_sub(first << shift)))
     }
 
-    /// Remembers a chunk. `removals` was read before the chunk was looked up.
-    pub(crate) fn set(&self, chunk: &Chunk, removals: usize) {
-        self.start.store(chunk.addr(), Relaxed);
-        self.len.store(chunk.len(), Relaxed);
-        self.table.store(chunk.table().as_ptr(), Relaxed);
-        self.shift.store(chunk.shift(), Relaxed);
-        self.removals.store(removals, Relaxed);
+    /// Remembers the chunk that `addr` is in. `removals` was read before the chunk was looked up.
+    pub(crate) fn set(&self, chunk: &Chunk, addr: NonNull<u8>, removals: usize) {
+        if self.removals.load(Relaxed) != removals {
+            self.hints.iter().for_each(|hint| hint.count.store(0, Relaxed));
+            self.removals.store(removals, Relaxed);
+        }
+        let shift = chunk.len().next_power_of_two().trailing_zeros();
+        if shift > self.shift.load(Relaxed) {
+            self.shift.store(shift, Relaxed);
+        }
+        let hint = self.at(addr.as_ptr().addr());
+        hint.start.store(chunk.addr(), Relaxed);
+        hint.table.store(chunk.table().as_ptr(), Relaxed);
+        hint.shift.store(chunk.shift(), Relaxed);
+        hint.count.store(u32::try_from(chunk.count()).unwrap_or(0), Relaxed);
     }
 }
 
@@ -79,7 +119,7 @@ mod tests {
     const LEN: usize = 256 << 10;
 
     #[test]
-    fn a_hint_knows_every_granule_of_its_chunk_and_none_of_one_that_left() {
+    fn hints_know_every_granule_of_a_chunk_and_none_of_one_that_left() {
         let pages = std::boxed::Box::new(Pages::<1>::new());
         let run = PageRun::new(LEN, 4096, 4096).unwrap();
         // SAFETY: the run's length is not 0.
@@ -87,23 +127,53 @@ mod tests {
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         // SAFETY: just allocated, not zeroed; freed when the chunk has left.
         unsafe { pages.add_chunk(memory, run, nothing, 0, false, &|work| work(true)) }.unwrap();
-        let hint = ChunkHint::new();
+        let hints = ChunkHints::new();
         let chunk = pages.lookup(memory).unwrap();
         // SAFETY: inside the run, or just behind the granules.
         let at = |offset: usize| unsafe { memory.add(offset) };
-        assert!(pages.desc_near(&hint, memory).is_none(), "nothing known yet");
-        assert!(pages.desc_far(&hint, memory).is_some());
+        assert!(pages.desc_near(&hints, memory).is_none(), "nothing known yet");
+        assert!(pages.desc_far(&hints, memory).is_some());
         for offset in [0, 1, 1023, 1024, 100_000, chunk.len() - 1] {
-            let found = pages.desc_near(&hint, at(offset)).unwrap();
+            // A chunk that does not begin at a multiple of its length has two places.
+            assert!(pages.desc(&hints, at(offset)).is_some());
+            let found = pages.desc_near(&hints, at(offset)).unwrap();
             assert_eq!(found.index(), offset >> chunk.shift());
         }
-        assert!(pages.desc_near(&hint, at(chunk.len())).is_none());
-        assert!(hint.desc(memory, 1).is_none(), "a chunk has left since");
+        assert!(pages.desc_near(&hints, at(chunk.len())).is_none());
+        assert!(hints.desc(memory, 1).is_none(), "a chunk has left since");
         let gone = pages.take_empty(0).unwrap();
-        assert!(pages.desc_near(&hint, memory).is_none(), "it may be this one");
+        assert!(pages.desc_near(&hints, memory).is_none(), "it may be this one");
         pages.chunk_gone(gone);
-        assert!(pages.desc_near(&hint, memory).is_none());
+        assert!(pages.desc_near(&hints, memory).is_none());
         // SAFETY: allocated above with this layout, and out of the page heap.
         unsafe { std::alloc::dealloc(memory.as_ptr(), run.layout()) };
+    }
+
+    /// What was known before a chunk left is not believed again when a hint is written after that.
+    #[test]
+    fn a_new_hint_does_not_revive_older_ones() {
+        let pages = std::boxed::Box::new(Pages::<1>::new());
+        let run = PageRun::new(LEN, LEN, 4096).unwrap();
+        let chunks = [(); 2].map(|()| {
+            // SAFETY: the run's length is not 0.
+            let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
+            let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
+            // SAFETY: just allocated, not zeroed; freed when the chunk has left.
+            unsafe { pages.add_chunk(memory, run, nothing, 0, false, &|work| work(true)) }.unwrap();
+            memory
+        });
+        let hints = ChunkHints::new();
+        assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
+        let gone = pages.take_empty(0).unwrap();
+        let [one, other] = chunks;
+        let (left, stays) = if gone.start == one { (one, other) } else { (other, one) };
+        assert!(pages.desc(&hints, stays).is_some() && pages.desc_near(&hints, stays).is_some());
+        assert!(pages.desc_near(&hints, left).is_none());
+        pages.chunk_gone(gone);
+        pages.chunk_gone(pages.take_empty(0).unwrap());
+        for memory in chunks {
+            // SAFETY: allocated above with this layout, and out of the page heap.
+            unsafe { std::alloc::dealloc(memory.as_ptr(), run.layout()) };
+        }
     }
 }

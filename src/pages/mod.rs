@@ -42,7 +42,7 @@ use crate::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 
 pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};
-pub(crate) use hint::ChunkHint;
+pub(crate) use hint::ChunkHints;
 pub(crate) use pool::{Open, PageFault};
 pub(crate) use want::{AddError, Refused, Use, Want};
 
@@ -79,7 +79,7 @@ pub(crate) struct Pages<const N: usize> {
     own_len: AtomicUsize,
     /// Some pool may have two empty chunks or more.
     surplus: AtomicBool,
-    /// Chunks that ever began to leave: what a [`ChunkHint`] is checked against.
+    /// Chunks that ever began to leave: what a [`ChunkHints`] is checked against.
     removals: AtomicUsize,
     /// Each shard's pools: slabs, large.
     shards: [[Pool; 2]; N],
@@ -388,38 +388,38 @@ impl<const N: usize> Pages<N> {
         unsafe { Chunk::from_link(header.cast()) }
     }
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the caller's hint knows. Fast.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the caller's hints know. Fast.
     #[inline]
-    pub(crate) fn desc_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
-        hint.desc(addr, self.removals.load(Relaxed))
+    pub(crate) fn desc_near<'a>(&'a self, hints: &'a ChunkHints, addr: NonNull<u8>) -> Option<&'a PageDesc> {
+        hints.desc(addr, self.removals.load(Relaxed))
     }
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in. The caller holds the cache that the hint is part of.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in. The caller holds the cache that the hints are part of.
     #[inline]
-    pub(crate) fn desc<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<&'a PageDesc> {
-        self.desc_near(hint, addr).or_else(|| self.desc_far(hint, addr))
+    pub(crate) fn desc<'a>(&'a self, hints: &'a ChunkHints, addr: NonNull<u8>) -> Option<&'a PageDesc> {
+        self.desc_near(hints, addr).or_else(|| self.desc_far(hints, addr))
     }
 
     /// The same with the bytes from the start of its slab to `addr`, if it is in a slab. Fast.
     #[cfg(feature = "hardened")]
     #[inline]
-    pub(crate) fn place_near<'a>(&'a self, hint: &'a ChunkHint, addr: NonNull<u8>) -> Option<(&'a PageDesc, usize)> {
-        hint.place(addr, self.removals.load(Relaxed))
+    pub(crate) fn place_near<'a>(&'a self, hints: &'a ChunkHints, addr: NonNull<u8>) -> Option<(&'a PageDesc, usize)> {
+        hints.in_slab(addr, self.removals.load(Relaxed))
     }
 
-    /// [`desc_near`](Self::desc_near) by looking the chunk up, which the hint then knows.
+    /// [`desc_near`](Self::desc_near) by looking the chunk up, which the hints then know.
     #[cold]
-    pub(crate) fn desc_far(&self, hint: &ChunkHint, addr: NonNull<u8>) -> Option<&PageDesc> {
-        let chunk = self.chunk_far(Some(hint), addr)?;
+    pub(crate) fn desc_far(&self, hints: &ChunkHints, addr: NonNull<u8>) -> Option<&PageDesc> {
+        let chunk = self.chunk_far(Some(hints), addr)?;
         chunk.desc((addr.as_ptr().addr() - chunk.addr()) >> chunk.shift())
     }
 
-    /// [`lookup`](Self::lookup) of a chunk that the hint then knows.
-    pub(crate) fn chunk_far(&self, hint: Option<&ChunkHint>, addr: NonNull<u8>) -> Option<&Chunk> {
+    /// [`lookup`](Self::lookup) of a chunk that the hints then know.
+    pub(crate) fn chunk_far(&self, hints: Option<&ChunkHints>, addr: NonNull<u8>) -> Option<&Chunk> {
         let removals = self.removals.load(Relaxed);
         let chunk = self.lookup(addr)?;
-        if let Some(hint) = hint {
-            hint.set(chunk, removals);
+        if let Some(hints) = hints {
+            hints.set(chunk, addr, removals);
         }
         Some(chunk)
     }

@@ -290,19 +290,24 @@ fn what_lies_at_hand_is_had_from_the_own_pool_alone() {
     assert_eq!(pages.verify(), Ok(()));
 }
 
+/// A chunk of 8 MiB for large blocks, and its free bytes.
+fn large_chunk() -> (Given, Box<Pages<1>>, usize) {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 0);
+    let whole = pages.free_len();
+    (given, pages, whole)
+}
+
 /// A run that is as long as the one handed out last waits for the next block of that length, unmerged; whatever else looks at the pool finds it free.
 #[test]
 fn a_freed_run_is_kept_for_a_block_of_its_length() {
-    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
-    given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 0);
+    let (_given, pages, whole) = large_chunk();
     let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
-    let whole = pages.free_len();
     let free = |desc| assert!(free_large(&pages, desc));
     let settled = |used: usize| {
         assert_eq!(pages.verify(), Ok(()));
         assert_eq!(pages.free_len(), whole - used);
     };
-
     let [first, second] = [near(MIB), near(MIB)];
     free(first);
     assert_eq!((first.kind(), pages.free_len()), (Kind::Deferred, whole - 2 * MIB), "kept");
@@ -311,32 +316,45 @@ fn a_freed_run_is_kept_for_a_block_of_its_length() {
     assert_eq!(second.kind(), Kind::Free, "one is kept, not two");
     assert!(core::ptr::eq(near(MIB), first), "handed out again");
     settled(MIB);
-
     free(first);
     let longer = near(MIB + 4 * KIB);
     assert!(core::ptr::eq(longer, first), "merged, as another length was wanted");
     free(longer);
-    assert_eq!(pages.alloc(longer.len() << 12, 2 * MIB, Use::Large, 0, false).unwrap().desc.kind(), Kind::Large);
-    settled(MIB + 4 * KIB);
+    assert_eq!(longer.kind(), Kind::Deferred);
+    settled(0);
+}
 
+#[test]
+fn a_block_grows_into_the_kept_run_behind_it() {
+    let (_given, pages, whole) = large_chunk();
+    let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
     let [front, behind] = [near(MIB), near(MIB)];
-    free(behind);
+    assert!(free_large(&pages, behind));
     assert_eq!(behind.kind(), Kind::Deferred);
-    assert_eq!(pages.resize(front, 2 * MIB, false), Some(2 * MIB), "it grows into the kept run");
-    free(front);
+    assert_eq!(pages.resize(front, 2 * MIB, false), Some(2 * MIB));
+    assert!(free_large(&pages, front));
     assert_eq!(front.kind(), Kind::Free, "nothing is kept of another length");
-    settled(MIB + 4 * KIB);
+    assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole));
+}
 
-    // What waits beside the kept run is not forgotten.
+/// What waits beside the kept run is not forgotten: whoever would take the kept one frees both.
+#[test]
+fn a_run_that_waits_is_freed_before_the_kept_one_is_used() {
+    let (_given, pages, _) = large_chunk();
+    let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
     let [kept, other] = [near(MIB), near(MIB)];
-    free(kept);
-    let open = pages.pools().filter_map(|pool| pages.open(pool, false)).collect::<Vec<_>>();
-    assert_eq!(kept.kind(), Kind::Free, "whoever takes the lock frees it");
-    free(other);
+    assert!(free_large(&pages, kept));
+    let open: Vec<_> = pages.pools().filter_map(Pool::open_near).collect();
+    assert!(free_large(&pages, other));
     drop(open);
-    assert_eq!(other.kind(), Kind::Deferred);
+    assert_eq!([kept.kind(), other.kind()], [Kind::Deferred; 2]);
     near(MIB);
     assert_ne!(other.kind(), Kind::Deferred);
+    assert!(free_large(&pages, near(2 * MIB)));
+    let taken: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
+    assert!(pages.pools().all(|pool| !pool.has_waiting()), "whoever takes the lock frees the kept run");
+    drop(taken);
+    assert_eq!(pages.verify(), Ok(()));
 }
 
 /// A chunk all of which is one run becomes empty at once.

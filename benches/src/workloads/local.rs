@@ -53,16 +53,17 @@ impl<const SIZE: usize> Work for Fifo<SIZE> {
     }
 }
 
-/// A live set in which random blocks are replaced by blocks of random sizes, 16 to 1024 bytes.
-struct Churn {
+/// A live set in which random blocks are replaced by blocks of random sizes.
+pub(super) struct Churn {
     slots: Box<[Slot]>,
     sizes: Sizes,
     random: fastrand::Rng,
 }
 
 impl Churn {
-    fn new(seed: u64, live: usize) -> Self {
-        let sizes = Sizes::new(seed, |random| log_uniform(random, 16, 1024));
+    /// So many blocks, each from `from` to `to` bytes long.
+    pub(super) fn new(seed: u64, live: usize, from: usize, to: usize) -> Self {
+        let sizes = Sizes::new(seed, |random| log_uniform(random, from, to));
         Self { slots: slots(live), sizes, random: fastrand::Rng::with_seed(seed) }
     }
 }
@@ -251,7 +252,7 @@ const fn lifo<const SIZE: usize>(name: &'static str) -> Workload {
 }
 
 fn churn(threads: usize, live: usize) -> Plan {
-    apart(threads, move |seed| Churn::new(seed, live))
+    apart(threads, move |seed| Churn::new(seed, live, 16, 1024))
 }
 
 pub(super) const WORKLOADS: [Workload; 17] = [

@@ -1,6 +1,7 @@
 //! What the threads of a cell do. Each workload is modelled on a published one; its parameters are constants here, so that a row means the
 //! same in every run.
 
+mod growth;
 mod local;
 mod long;
 mod shared;
@@ -67,6 +68,8 @@ pub enum Group {
     Realloc,
     /// Blocks of many pages.
     Large,
+    /// More in use, or longer heaps; not among all rows.
+    Growth,
 }
 
 impl Group {
@@ -79,6 +82,7 @@ impl Group {
             Self::FalseSharing => "false sharing",
             Self::Realloc => "realloc",
             Self::Large => "large",
+            Self::Growth => "growth",
         }
     }
 }
@@ -89,6 +93,7 @@ pub fn all() -> Vec<Workload> {
     all.extend(local::WORKLOADS);
     all.extend(shared::WORKLOADS);
     all.extend(long::WORKLOADS);
+    all.extend(growth::WORKLOADS);
     all
 }
 
