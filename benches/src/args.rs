@@ -138,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_growth_are_run_when_they_are_named() {
+        let rows = |asked: &[String]| choose_workloads(workloads::all(), asked).unwrap();
+        assert!(rows(&[]).iter().all(|workload| workload.group != Group::Growth));
+        assert!(rows(&["live".to_owned()]).iter().all(|workload| workload.group == Group::Growth));
+    }
+
+    #[test]
     fn an_allocator_that_is_unknown_or_missing_is_an_error_that_says_so() {
         let (all, _) = peers::all();
         let missing = Missing { name: "absent", why: "no compiler".into() };
