@@ -84,6 +84,7 @@ impl Zig {
     fn build(&self, package: &Path) -> Result<PathBuf, String> {
         let library = package.join("target").join(format!("libzig_smp-{}.so", self.version));
         let source = package.join("zig").join("smp.zig");
+        std::fs::create_dir_all(package.join("target")).map_err(|error| error.to_string())?;
         if is_newer(&library, &source) {
             return Ok(library);
         }
