@@ -77,7 +77,7 @@ pub(crate) struct Pool {
     deferred: AtomicPtr<PageDesc>,
     /// A large run that was just freed, not merged yet. Written by holders of the lock.
     kept: AtomicPtr<PageDesc>,
-    /// How many granules the run that was handed out last has. Written by holders of the lock.
+    /// How many granules the run has that was last cut by the short way ([`Open::alloc_first`]). Written by holders of the lock.
     recent_len: AtomicUsize,
     free_len: AtomicUsize,
     held_len: AtomicUsize,

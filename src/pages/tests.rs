@@ -298,11 +298,15 @@ fn large_chunk() -> (Given, Box<Pages<1>>, usize) {
     (given, pages, whole)
 }
 
+fn near(pages: &Pages<1>, len: usize) -> &PageDesc {
+    pages.alloc_near(len, 1, Use::Large, 0).unwrap()
+}
+
 /// A run that is as long as the one handed out last waits for the next block of that length, unmerged; whatever else looks at the pool finds it free.
 #[test]
 fn a_freed_run_is_kept_for_a_block_of_its_length() {
     let (_given, pages, whole) = large_chunk();
-    let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
+    let near = |len| near(&pages, len);
     let free = |desc| assert!(free_large(&pages, desc));
     let settled = |used: usize| {
         assert_eq!(pages.verify(), Ok(()));
@@ -327,7 +331,7 @@ fn a_freed_run_is_kept_for_a_block_of_its_length() {
 #[test]
 fn a_block_grows_into_the_kept_run_behind_it() {
     let (_given, pages, whole) = large_chunk();
-    let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
+    let near = |len| near(&pages, len);
     let [front, behind] = [near(MIB), near(MIB)];
     assert!(free_large(&pages, behind));
     assert_eq!(behind.kind(), Kind::Deferred);
@@ -341,7 +345,7 @@ fn a_block_grows_into_the_kept_run_behind_it() {
 #[test]
 fn a_run_that_waits_is_freed_before_the_kept_one_is_used() {
     let (_given, pages, _) = large_chunk();
-    let near = |len| pages.alloc_near(len, 1, Use::Large, 0).unwrap();
+    let near = |len| near(&pages, len);
     let [kept, other] = [near(MIB), near(MIB)];
     assert!(free_large(&pages, kept));
     let open: Vec<_> = pages.pools().filter_map(Pool::open_near).collect();
