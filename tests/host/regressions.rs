@@ -637,6 +637,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 /// Promise 7: built as a kernel would, optimised, no code of `core` that panics is linked in.
 #[test]
+#[cfg_attr(feature = "hardened", ignore = "builds the library by itself, with the same features each time")]
 fn nothing_of_the_heap_can_panic() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("no_panic_{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

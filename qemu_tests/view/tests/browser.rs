@@ -31,7 +31,7 @@ fn chromium() -> PathBuf {
         .into_iter()
         .chain(places())
         .find(|file| file.is_file())
-        .expect("no chromium in PATH (or CHROMIUM); on Debian: apt-get install -y --no-install-recommends chromium")
+        .expect("no chromium in PATH (or CHROMIUM): run ./setup --browser")
 }
 
 /// The dumps of a heap that fills and empties: five brief ones, one with the map, one more at the end.
