@@ -402,12 +402,17 @@ fn follow(link: &AtomicPtr<Table>) -> Option<&Table> {
 }
 
 impl<'a> View<'a> {
-    /// The slots of the two buckets of a section.
+    /// The two buckets of a section; none in a table without buckets.
     #[inline]
-    fn slots(self, section: usize, order: u32) -> impl Iterator<Item = Slot<'a>> {
+    fn buckets(self, section: usize, order: u32) -> [Option<&'a Bucket>; 2] {
         let mixed = (section as u64 ^ u64::from(order) << 58).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let again = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        [mixed, again].map(|hash| self.buckets.get(self.scale(hash))).into_iter().flatten().flat_map(Bucket::slots)
+        [mixed, again].map(|hash| self.buckets.get(self.scale(hash)))
+    }
+
+    /// Their slots.
+    fn slots(self, section: usize, order: u32) -> impl Iterator<Item = Slot<'a>> {
+        self.buckets(section, order).into_iter().flatten().flat_map(Bucket::slots)
     }
 
     /// A hash's high half, scaled to the number of buckets.
@@ -454,11 +459,11 @@ impl<'a> View<'a> {
         let mut rest = orders;
         while let Some(order) = rest.checked_ilog2() {
             rest ^= 1 << order;
-            for slot in self.slots(addr >> order, order) {
-                let found = slot.chunk_around(addr, order);
-                if found.is_some() {
-                    return found;
-                }
+            let [one, other] = self.buckets(addr >> order, order);
+            let found = one.and_then(|bucket| bucket.chunk_around(addr, order));
+            let found = found.or_else(|| other.and_then(|bucket| bucket.chunk_around(addr, order)));
+            if found.is_some() {
+                return found;
             }
         }
         None
@@ -475,6 +480,12 @@ impl Bucket {
 
     fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
         self.keys.iter().zip(&self.values).map(|(key, value)| Slot { key, value })
+    }
+
+    /// The header of the chunk here that has the given order and `addr` between its start and its end.
+    #[inline]
+    fn chunk_around(&self, addr: usize, order: u32) -> Option<*mut u8> {
+        self.slots().find_map(|slot| slot.chunk_around(addr, order))
     }
 }
 

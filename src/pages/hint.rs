@@ -5,8 +5,8 @@
 //! removals, and hints of another count are void. Whoever frees a block of a newer chunk in the same place got that
 //! block after the older one's removal was counted, so it sees the count.
 //!
-//! *Which place is an address's* follows the longest chunk seen: neighbouring stretches of that length have places of their own, so a heap of a dozen
-//! such chunks finds them all, however long it is.
+//! *Which place is an address's* follows the heap's length: the places share it out in stretches, neighbouring ones in places of their own. A chunk longer
+//! than a stretch is in several places, short ones in one stretch take the place from each other.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -15,7 +15,10 @@ use super::desc::PageDesc;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 /// Places; a power of two. More where every free looks.
-const COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 16 };
+const COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 32 };
+
+/// No stretch is shorter than this: most chunks are as long.
+const MIN_STRETCH_LEN: usize = 1 << 20;
 
 /// All zero is valid: it matches nothing.
 #[derive(Debug)]
@@ -92,16 +95,14 @@ impl ChunkHints {
         Some((desc, offset.wrapping_sub(first << shift)))
     }
 
-    /// Remembers the chunk that `addr` is in. `removals` was read before the chunk was looked up.
-    pub(crate) fn set(&self, chunk: &Chunk, addr: NonNull<u8>, removals: usize) {
+    /// Remembers the chunk that `addr` is in, of a heap of `held_len` bytes. `removals` was read before the chunk was looked up.
+    pub(crate) fn set(&self, chunk: &Chunk, addr: NonNull<u8>, removals: usize, held_len: usize) {
         if self.removals.load(Relaxed) != removals {
             self.hints.iter().for_each(|hint| hint.count.store(0, Relaxed));
             self.removals.store(removals, Relaxed);
         }
-        let shift = chunk.len().next_power_of_two().trailing_zeros();
-        if shift > self.shift.load(Relaxed) {
-            self.shift.store(shift, Relaxed);
-        }
+        let stretch_len = (held_len / COUNT).max(MIN_STRETCH_LEN).next_power_of_two();
+        self.shift.store(stretch_len.trailing_zeros(), Relaxed);
         let hint = self.at(addr.as_ptr().addr());
         hint.start.store(chunk.addr(), Relaxed);
         hint.table.store(chunk.table().as_ptr(), Relaxed);
@@ -115,6 +116,7 @@ mod tests {
     use super::super::{Pages, Use, Want};
     use super::*;
     use crate::provider::PageRun;
+    use std::vec::Vec;
 
     const LEN: usize = 256 << 10;
 
@@ -134,7 +136,7 @@ mod tests {
         assert!(pages.desc_near(&hints, memory).is_none(), "nothing known yet");
         assert!(pages.desc_far(&hints, memory).is_some());
         for offset in [0, 1, 1023, 1024, 100_000, chunk.len() - 1] {
-            // A chunk that does not begin at a multiple of its length has two places.
+            // A chunk across the border of two stretches has two places.
             assert!(pages.desc(&hints, at(offset)).is_some());
             let found = pages.desc_near(&hints, at(offset)).unwrap();
             assert_eq!(found.index(), offset >> chunk.shift());
@@ -149,31 +151,45 @@ mod tests {
         unsafe { std::alloc::dealloc(memory.as_ptr(), run.layout()) };
     }
 
+    /// Chunks in neighbouring stretches; what they lie in is never freed.
+    fn neighbours(pages: &Pages<1>, count: usize) -> Vec<NonNull<u8>> {
+        let all = PageRun::new(count * MIN_STRETCH_LEN, MIN_STRETCH_LEN, 4096).unwrap();
+        // SAFETY: the run's length is not 0.
+        let memory = NonNull::new(unsafe { std::alloc::alloc(all.layout()) }).unwrap();
+        let chunk = |index| {
+            // SAFETY: inside the memory.
+            let start = unsafe { memory.add(index * MIN_STRETCH_LEN) };
+            let run = PageRun::new(LEN, 4096, 4096).unwrap();
+            let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
+            // SAFETY: just allocated, not zeroed, apart from all others.
+            unsafe { pages.add_chunk(start, run, nothing, 0, false, &|work| work(true)) }.unwrap();
+            start
+        };
+        (0..count).map(chunk).collect()
+    }
+
+    #[test]
+    fn as_many_chunks_are_known_as_there_are_places() {
+        let pages = std::boxed::Box::new(Pages::<1>::new());
+        let chunks = neighbours(&pages, COUNT + 1);
+        let hints = ChunkHints::new();
+        assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
+        let known = chunks.iter().filter(|chunk| pages.desc_near(&hints, **chunk).is_some()).count();
+        assert_eq!(known, COUNT, "the last one took the first one's place");
+    }
+
     /// What was known before a chunk left is not believed again when a hint is written after that.
     #[test]
     fn a_new_hint_does_not_revive_older_ones() {
         let pages = std::boxed::Box::new(Pages::<1>::new());
-        let run = PageRun::new(LEN, LEN, 4096).unwrap();
-        let chunks = [(); 2].map(|()| {
-            // SAFETY: the run's length is not 0.
-            let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
-            let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
-            // SAFETY: just allocated, not zeroed; freed when the chunk has left.
-            unsafe { pages.add_chunk(memory, run, nothing, 0, false, &|work| work(true)) }.unwrap();
-            memory
-        });
+        let chunks = neighbours(&pages, 2);
         let hints = ChunkHints::new();
         assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
         let gone = pages.take_empty(0).unwrap();
-        let [one, other] = chunks;
+        let [one, other] = [0, 1].map(|index| chunks[index]);
         let (left, stays) = if gone.start == one { (one, other) } else { (other, one) };
         assert!(pages.desc(&hints, stays).is_some() && pages.desc_near(&hints, stays).is_some());
         assert!(pages.desc_near(&hints, left).is_none());
         pages.chunk_gone(gone);
-        pages.chunk_gone(pages.take_empty(0).unwrap());
-        for memory in chunks {
-            // SAFETY: allocated above with this layout, and out of the page heap.
-            unsafe { std::alloc::dealloc(memory.as_ptr(), run.layout()) };
-        }
     }
 }

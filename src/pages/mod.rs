@@ -419,7 +419,7 @@ impl<const N: usize> Pages<N> {
         let removals = self.removals.load(Relaxed);
         let chunk = self.lookup(addr)?;
         if let Some(hints) = hints {
-            hints.set(chunk, addr, removals);
+            hints.set(chunk, addr, removals, self.held_len());
         }
         Some(chunk)
     }
