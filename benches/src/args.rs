@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::cell::Span;
 use crate::peers::{MAX_THREADS, Missing, Peer};
 use crate::workloads::{Group, Workload};
 
@@ -51,6 +52,15 @@ pub struct Args {
     /// Run this many rounds of one workload with one allocator and one number of threads in this very process: for profilers
     #[arg(long, value_name = "ROUNDS")]
     pub rounds: Option<u64>,
+
+    /// Run one cell and print what it measured: for columns that are programs of their own
+    #[arg(long, hide = true, conflicts_with = "rounds")]
+    pub cell: bool,
+}
+
+/// How long cells run.
+pub fn span(counted: Duration) -> Span {
+    Span { warm_up: counted / 2, counted }
 }
 
 /// What the figures of a run are.

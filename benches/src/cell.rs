@@ -10,15 +10,18 @@
 
 use std::io;
 use std::mem;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::memory;
 use crate::peers::Peer;
+use crate::peers::levels::COLUMN;
 use crate::workloads::{Plan, Work, Workload};
 
 /// Threads not done by then have been stopped by somebody, or wait for ever.
@@ -28,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CLEARING_SECONDS: u32 = 3;
 
 /// Why a cell has no figures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum Failure {
     OutOfMemory = 1,
@@ -50,7 +53,7 @@ impl Failure {
 }
 
 /// What a cell measured.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[repr(C)]
 pub struct Sample {
     /// Time over operations of all threads together, in ns.
@@ -67,6 +70,7 @@ pub struct Sample {
     /// Bytes of memory then, beyond what the process had before.
     pub held_len: u64,
     /// The same after everything was freed; not a number if that took too long.
+    #[serde(deserialize_with = "or_nan")]
     pub left_len: f64,
     /// Calls of the page provider per operation, and time in them in ns, where it keeps count.
     pub provider_calls: f64,
@@ -75,6 +79,11 @@ pub struct Sample {
 
 /// Less than this in use says nothing of what is held for it.
 const LIVE_MIN: u64 = 256 << 10;
+
+/// JSON has no word for what is not a number but `null`.
+fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
 
 impl Sample {
     /// Memory held over memory in use, where enough is in use.
@@ -124,6 +133,29 @@ pub fn fail(failure: Failure, what: &str) {
 
 /// Runs a cell in a process of its own. The calling process has one thread.
 pub fn run(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> io::Result<Outcome> {
+    match peer.program {
+        Some(program) => run_program(program, workload, threads, span),
+        None => run_forked(peer, workload, threads, span),
+    }
+}
+
+/// Has another build of this program run its cell.
+fn run_program(program: &Path, workload: &Workload, threads: usize, span: Span) -> io::Result<Outcome> {
+    let seconds = span.counted.as_secs_f64().to_string();
+    let threads = threads.to_string();
+    let output = Command::new(program)
+        .args(["--cell", "--workloads", workload.name, "--allocators", COLUMN])
+        .args(["--threads", &threads, "--seconds", &seconds])
+        .stderr(Stdio::inherit())
+        .output()?;
+    if output.status.success() {
+        serde_json::from_slice(&output.stdout).map_err(io::Error::other)
+    } else {
+        Err(io::Error::other(format!("{}: {}", program.display(), output.status)))
+    }
+}
+
+fn run_forked(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> io::Result<Outcome> {
     let page = shared_page()?;
     // SAFETY: this process has one thread, so that the child's memory is in order.
     match unsafe { libc::fork() } {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cell::{self, Outcome, Span};
+use crate::args::span;
+use crate::cell::{self, Outcome};
 use crate::peers::{Kind, Peer};
 use crate::workloads::Workload;
 
@@ -46,7 +47,7 @@ impl Runs {
     }
 
     fn row(&self, workload: &Workload, threads: usize, bar: &ProgressBar) -> io::Result<Row> {
-        let span = Span { warm_up: self.counted / 2, counted: self.counted };
+        let span = span(self.counted);
         let has = |peer: &Peer| !(workload.shares && peer.kind == Kind::Floor);
         let mut outcomes: Vec<_> = self.peers.iter().map(|peer| has(peer).then(Vec::new)).collect();
         for repetition in 0..self.repetitions as usize {

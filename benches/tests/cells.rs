@@ -1,6 +1,7 @@
 //! Cells with allocators that do wrong, and all workloads with one that does right. One test, because a cell forks the process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -89,6 +90,12 @@ fn wrong_allocators_are_found_out_and_right_ones_pass_every_workload() {
     assert_eq!(run(&with(scarce), "pair-64", 1).unwrap_err(), Failure::OutOfMemory);
     assert_eq!(run(&with(right), "realloc-double", 1).unwrap_err(), Failure::OutOfMemory);
     assert_eq!(run(&with(crash), "pair-64", 1).unwrap_err(), Failure::Crashed);
+    let in_program = |path: &'static str| Peer { program: Some(Path::new(path)), ..with(crash) };
+    let sample = run(&in_program(env!("CARGO_BIN_EXE_cells")), "pair-64", 1).unwrap();
+    assert!(sample.operations > 0 && sample.cpu_ns > 0.0, "by a program of its own: {sample:?}");
+    let workload = workloads::all()[0];
+    assert!(cell::run(&in_program("/bin/false"), &workload, 1, SPAN).is_err(), "a program that fails");
+    assert!(cell::run(&in_program("/bin/true"), &workload, 1, SPAN).is_err(), "a program that says nothing");
     for name in ["system", "pin", "hint", "pin-mmap", "hint-mmap"] {
         for workload in workloads::all().into_iter().filter(is_short) {
             for threads in [1, 3] {

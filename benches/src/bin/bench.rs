@@ -1,13 +1,15 @@
 //! One command for the whole benchmark: builds what this machine can build, says what it cannot, and starts the run.
 //!
 //! The peers written in C and C++ are features of this package, because their build scripts end the build where there is no compiler. So
-//! this program, which needs none, looks for the compilers first. Zig's allocator becomes a shared library, which `cells` loads.
+//! this program, which needs none, looks for the compilers first. Levels of hardening become programs beside it. Zig's allocator becomes a
+//! shared library, which `cells` loads.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use smp_heap_bench::peers::levels::LEVELS;
 use smp_heap_bench::peers::zig::{LIBRARY_VARIABLE, VERSION_VARIABLE};
 
 fn main() -> ExitCode {
@@ -22,8 +24,13 @@ fn main() -> ExitCode {
 
 fn start() -> Result<ExitCode, String> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    build_cells(package)?;
     let cells = env::current_exe().map_err(|error| error.to_string())?.with_file_name("cells");
+    for level in LEVELS {
+        build_cells(package, &[level.name])?;
+        let program = cells.with_file_name(level.program_name());
+        std::fs::copy(&cells, &program).map_err(|error| format!("{}: {error}", program.display()))?;
+    }
+    build_cells(package, &features())?;
     let mut run = Command::new(&cells);
     run.args(env::args_os().skip(1));
     if let Some(zig) = Zig::find() {
@@ -38,8 +45,8 @@ fn start() -> Result<ExitCode, String> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Builds `cells` with the features that this machine has compilers for.
-fn build_cells(package: &Path) -> Result<(), String> {
+/// The features that this machine has compilers for.
+fn features() -> Vec<&'static str> {
     let has = |variable: &str, default: &str| answers(&env::var_os(variable).unwrap_or(default.into()), "--version");
     let mut features = Vec::new();
     if has("CC", "cc") && has("MAKE", "make") {
@@ -48,6 +55,10 @@ fn build_cells(package: &Path) -> Result<(), String> {
             features.push("cxx");
         }
     }
+    features
+}
+
+fn build_cells(package: &Path, features: &[&str]) -> Result<(), String> {
     let cargo = env::var_os("CARGO").unwrap_or("cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--release", "--bin", "cells", "--features", &features.join(","), "--manifest-path"])

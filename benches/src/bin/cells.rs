@@ -1,11 +1,15 @@
 //! The run: every workload with every allocator.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use smp_heap_bench::args::{Args, choose_peers, choose_workloads};
+use smp_heap_bench::args::{Args, choose_peers, choose_workloads, span};
+use smp_heap_bench::peers::Peer;
+use smp_heap_bench::peers::levels::COLUMN;
 use smp_heap_bench::report::{Facts, Report};
 use smp_heap_bench::run::Runs;
+use smp_heap_bench::workloads::Workload;
 use smp_heap_bench::{cell, peers, workloads};
 
 fn main() -> ExitCode {
@@ -24,20 +28,20 @@ fn start(args: &Args) -> Result<(), String> {
         list(&all, &missing);
         return Ok(());
     }
-    for missing in &missing {
+    let is_single = args.cell || args.rounds.is_some();
+    for missing in missing.iter().filter(|_| !is_single) {
         eprintln!("left out: {}: {}", missing.name, missing.why);
     }
     let peers = choose_peers(all, &missing, &args.allocators)?;
     let workloads = choose_workloads(workloads::all(), &args.workloads)?;
-    if let Some(rounds) = args.rounds {
+    if is_single {
         let ([peer], [workload], [threads]) = (&peers[..], &workloads[..], &args.threads[..]) else {
-            return Err("--rounds needs one workload, one allocator and one number of threads".into());
+            return Err("a single cell needs one workload, one allocator and one number of threads".into());
         };
-        println!("{}", cell::run_here(peer, workload, *threads, rounds));
-        if let Some(describe) = peer.describe {
-            eprintln!("{}", describe());
-        }
-        return Ok(());
+        return match args.rounds {
+            Some(rounds) => run_here(peer, workload, *threads, rounds),
+            None => print_cell(peer, workload, *threads, args.counted()),
+        };
     }
     run(
         args,
@@ -50,6 +54,23 @@ fn start(args: &Args) -> Result<(), String> {
         },
         missing,
     )
+}
+
+fn run_here(peer: &Peer, workload: &Workload, threads: usize, rounds: u64) -> Result<(), String> {
+    if let Some(program) = peer.program {
+        return Err(format!("{} runs in a program of its own: {} -a {COLUMN}", peer.name, program.display()));
+    }
+    println!("{}", cell::run_here(peer, workload, threads, rounds));
+    if let Some(describe) = peer.describe {
+        eprintln!("{}", describe());
+    }
+    Ok(())
+}
+
+fn print_cell(peer: &Peer, workload: &Workload, threads: usize, counted: Duration) -> Result<(), String> {
+    let outcome = cell::run(peer, workload, threads, span(counted)).map_err(|error| error.to_string())?;
+    println!("{}", serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
+    Ok(())
 }
 
 fn run(args: &Args, runs: Runs, missing: Vec<peers::Missing>) -> Result<(), String> {

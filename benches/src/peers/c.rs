@@ -72,6 +72,7 @@ pub(super) const MIMALLOC: Peer = Peer {
     enter: no_entry,
     provider_cost: None,
     describe: None,
+    program: None,
 };
 
 pub(super) const RPMALLOC: Peer = Peer {
@@ -83,6 +84,7 @@ pub(super) const RPMALLOC: Peer = Peer {
     enter: rpmalloc::enter,
     provider_cost: None,
     describe: None,
+    program: None,
 };
 
 pub(super) const JEMALLOC: Peer = Peer {
@@ -94,4 +96,5 @@ pub(super) const JEMALLOC: Peer = Peer {
     enter: no_entry,
     provider_cost: None,
     describe: None,
+    program: None,
 };

@@ -26,4 +26,5 @@ pub(super) const SNMALLOC: Peer = Peer {
     enter: no_entry,
     provider_cost: None,
     describe: None,
+    program: None,
 };

@@ -108,4 +108,5 @@ pub(super) const PEER: Peer = Peer {
     enter: no_entry,
     provider_cost: None,
     describe: None,
+    program: None,
 };

@@ -143,6 +143,7 @@ pub(super) const PEERS: [Peer; 4] = [
         enter: no_entry,
         provider_cost: None,
         describe: None,
+        program: None,
     },
     Peer {
         name: "rlsf",
@@ -153,6 +154,7 @@ pub(super) const PEERS: [Peer; 4] = [
         enter: no_entry,
         provider_cost: None,
         describe: None,
+        program: None,
     },
     Peer {
         name: "buddy",
@@ -163,6 +165,7 @@ pub(super) const PEERS: [Peer; 4] = [
         enter: no_entry,
         provider_cost: None,
         describe: None,
+        program: None,
     },
     Peer {
         name: "linked_list",
@@ -173,5 +176,6 @@ pub(super) const PEERS: [Peer; 4] = [
         enter: no_entry,
         provider_cost: None,
         describe: None,
+        program: None,
     },
 ];

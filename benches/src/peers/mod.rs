@@ -5,6 +5,7 @@ mod c;
 #[cfg(feature = "cxx")]
 mod cxx;
 mod floor;
+pub mod levels;
 mod locked;
 mod ours;
 mod provider;
@@ -13,6 +14,7 @@ mod system;
 pub mod zig;
 
 use std::alloc::Layout;
+use std::path::Path;
 
 /// What a workload calls: alignments are powers of two, sizes not 0; a block goes back with the size and alignment it has.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +60,8 @@ pub struct Peer {
     pub provider_cost: Option<fn() -> ProviderCost>,
     /// What the heap says of itself, where it does.
     pub describe: Option<fn() -> String>,
+    /// Another build of `cells` whose column [`levels::COLUMN`] this is; the calls here are then not used.
+    pub program: Option<&'static Path>,
 }
 
 /// How many threads a cell may have.
@@ -107,6 +111,12 @@ pub fn all() -> (Vec<Peer>, Vec<Missing>) {
     let mut missing = Vec::new();
     peers.push(floor::PEER);
     peers.extend(ours::PEERS);
+    for level in levels::LEVELS {
+        match levels::load(level) {
+            Ok(peer) => peers.push(peer),
+            Err(why) => missing.push(Missing { name: level.name, why }),
+        }
+    }
     #[cfg(feature = "cxx")]
     peers.push(cxx::SNMALLOC);
     #[cfg(not(feature = "cxx"))]

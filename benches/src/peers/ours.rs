@@ -67,6 +67,7 @@ pub(super) const PEERS: [Peer; 4] = [
         enter,
         provider_cost: None,
         describe: Some(|| PINNED.stats().to_string()),
+        program: None,
     },
     Peer {
         name: "hint",
@@ -77,6 +78,7 @@ pub(super) const PEERS: [Peer; 4] = [
         enter,
         provider_cost: None,
         describe: Some(|| HINTED.stats().to_string()),
+        program: None,
     },
     Peer {
         name: "pin-mmap",
@@ -87,6 +89,7 @@ pub(super) const PEERS: [Peer; 4] = [
         enter,
         provider_cost: Some(|| PINNED_PAGES.provider().cost()),
         describe: Some(|| PINNED_PAGES.stats().to_string()),
+        program: None,
     },
     Peer {
         name: "hint-mmap",
@@ -97,5 +100,6 @@ pub(super) const PEERS: [Peer; 4] = [
         enter,
         provider_cost: Some(|| HINTED_PAGES.provider().cost()),
         describe: Some(|| HINTED_PAGES.stats().to_string()),
+        program: None,
     },
 ];

@@ -159,6 +159,7 @@ pub(super) const PEERS: [Peer; 2] = [
         enter,
         provider_cost: None,
         describe: None,
+        program: None,
     },
     Peer {
         name: "buddy-slab",
@@ -169,5 +170,6 @@ pub(super) const PEERS: [Peer; 2] = [
         enter,
         provider_cost: None,
         describe: None,
+        program: None,
     },
 ];

@@ -42,5 +42,6 @@ pub(super) fn load() -> Result<Peer, String> {
         enter: no_entry,
         provider_cost: None,
         describe: None,
+        program: None,
     })
 }

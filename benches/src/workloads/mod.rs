@@ -5,6 +5,7 @@ mod growth;
 mod local;
 mod long;
 mod shared;
+mod traces;
 
 use std::ptr;
 
@@ -68,6 +69,8 @@ pub enum Group {
     Realloc,
     /// Blocks of many pages.
     Large,
+    /// What a kernel did.
+    Traces,
     /// More in use, or longer heaps; not among all rows.
     Growth,
 }
@@ -82,6 +85,7 @@ impl Group {
             Self::FalseSharing => "false sharing",
             Self::Realloc => "realloc",
             Self::Large => "large",
+            Self::Traces => "recorded traces",
             Self::Growth => "growth",
         }
     }
@@ -93,6 +97,7 @@ pub fn all() -> Vec<Workload> {
     all.extend(local::WORKLOADS);
     all.extend(shared::WORKLOADS);
     all.extend(long::WORKLOADS);
+    all.extend(traces::WORKLOADS);
     all.extend(growth::WORKLOADS);
     all
 }
