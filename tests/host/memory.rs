@@ -20,6 +20,13 @@ const MIB: usize = 1 << 20;
 /// What a cache may hold whatever the heap's size.
 const CPU_LEN: usize = MIB;
 
+/// What a CPU may keep beside what is live, where all classes are in use: its cache, and at its home two slabs of each class, as
+/// `worst_case_overhead` counts.
+#[cfg(not(feature = "hardened"))]
+fn cpu_constant() -> usize {
+    CPU_LEN + SizeClass::all().map(|class| 2 * (64 << 10).max(4 * class.block_len())).sum::<usize>()
+}
+
 type Tested = Heap<Books, Pinned<ThreadCpu>, CPUS>;
 
 fn heap() -> Tested {
@@ -237,8 +244,10 @@ fn long_random_churn_holds_little_more_than_is_live() {
     for cpus in [1, CPUS] {
         let constant = (cpus * CPU_LEN) as f64 / LIVE_LEN as f64;
         assert!(churned(cpus, 16, 1024, LIVE_LEN) <= 1.08 + constant);
-        // Longer blocks leave more over, in slabs of few blocks at each CPU's home: known, and more than what is aimed at above.
-        assert!(churned(cpus, 16, 32 << 10, LIVE_LEN) <= 1.3 + constant);
+        // Longer blocks leave more over, in slabs of few blocks at each CPU's home: within what is written for them, and far from all of it.
+        let longer = churned(cpus, 16, 32 << 10, LIVE_LEN);
+        assert!(longer <= 1.15 + (cpus * cpu_constant()) as f64 / LIVE_LEN as f64);
+        assert!(longer <= 1.3 + constant);
     }
 }
 

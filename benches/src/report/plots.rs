@@ -25,11 +25,14 @@ const FAINT: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 const COMMAND_LEN: usize = 140;
 
 /// A colour for each column; columns beyond these are drawn in grey.
-const COLOURS: [(&str, RGBColor); 14] = [
+const COLOURS: [(&str, RGBColor); 17] = [
     ("pin", RGBColor(0xd6, 0x1a, 0x1a)),
     ("hint", RGBColor(0xf2, 0x8c, 0x1d)),
     ("pin-mmap", RGBColor(0x8c, 0x10, 0x45)),
     ("hint-mmap", RGBColor(0xe0, 0x7f, 0xb0)),
+    ("level-1", RGBColor(0xb8, 0xb0, 0xe6)),
+    ("level-2", RGBColor(0x80, 0x74, 0xc4)),
+    ("level-3", RGBColor(0xd9, 0xc8, 0x9e)),
     ("floor", RGBColor(0x00, 0x00, 0x00)),
     ("snmalloc", RGBColor(0x1f, 0x5f, 0xbf)),
     ("mimalloc", RGBColor(0x35, 0xa8, 0xe0)),
