@@ -23,6 +23,8 @@ use crate::block::{Block, List};
 #[cfg(feature = "guard-pages")]
 use crate::harden::guard::Countdown;
 use crate::harden::{Damage, Key, KeyCell};
+#[cfg(not(feature = "hardened"))]
+use crate::home_pages::HomePages;
 use crate::pages::ChunkHints;
 use crate::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
@@ -216,6 +218,9 @@ pub(crate) struct CpuCache {
     limit_len: AtomicUsize,
     /// The chunks that blocks were last looked up in.
     pub(crate) chunk_hints: ChunkHints,
+    /// Where this CPU's own tiny blocks are.
+    #[cfg(not(feature = "hardened"))]
+    pub(crate) home_pages: HomePages,
     /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
     copied: [AtomicU64; 2],
     /// What the lists' links are written under.
@@ -239,6 +244,8 @@ impl CpuCache {
             lap_start: AtomicUsize::new(0),
             limit_len: AtomicUsize::new(0),
             chunk_hints: ChunkHints::new(),
+            #[cfg(not(feature = "hardened"))]
+            home_pages: HomePages::new(),
             key: KeyCell::new(),
             damage: Damage::new(),
             copied: [const { AtomicU64::new(0) }; 2],

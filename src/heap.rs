@@ -89,7 +89,7 @@ const RELIEF_TRIES: u32 = 64;
 ///
 /// `P` gives pages, `C` says how a CPU is known ([`Hint`](crate::Hint) or [`Pinned`](crate::Pinned)), `CPUS` is the number of
 /// caches: the most CPUs that run without sharing. `new` is `const` and all zero but for the provider: a static heap costs no
-/// image size, less than 7,500 bytes of `.bss` per CPU and 12 KiB more, and no set-up code.
+/// image size, less than 8,000 bytes of `.bss` per CPU and 12 KiB more, and no set-up code.
 pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) engine: Engine<CPUS>,
     pub(crate) gate: Gate,
@@ -364,11 +364,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(not(feature = "hardened"))]
     #[inline]
     fn is_plain(&self, entered: &Entered<'_, C>, block: &Block, class: SizeClass) -> bool {
-        if class.index() >= TINY_COUNT {
-            return true;
-        }
-        let desc = self.engine.pages.desc_near(&entered.cache.chunk_hints, block.start());
-        desc.is_some_and(|desc| home_at(desc) == entered.index)
+        class.index() >= TINY_COUNT || entered.cache.home_pages.has(block.start())
     }
 
     /// Whether a block may be put into this cache without further questions.
@@ -416,6 +412,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        #[cfg(not(feature = "hardened"))]
+        entered.cache.home_pages.forget(block.start());
         let caller = entered.caller();
         let mut surplus = Surplus::default();
         self.engine.spill(entered.cache, class, block, caller, &mut surplus);
@@ -441,14 +439,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// A tiny block of another CPU's slab, or in another chunk than the last one.
+    /// A tiny block of another CPU's slab, or in a page that is not known.
     #[cfg(not(feature = "hardened"))]
-    #[cold]
     #[inline(never)]
     fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
-        let is_home = desc.is_some_and(|desc| home_at(desc) == entered.index);
-        self.free_looked_up(entered, class, block, is_home);
+        if desc.is_none_or(|desc| home_at(desc) != entered.index) {
+            return self.free_away(entered, class, block);
+        }
+        entered.cache.home_pages.note(block.start());
+        if let Err(block) = entered.cache.push(class, block) {
+            self.free_spill(entered, class, block);
+        }
     }
 
     /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may be freed.
@@ -459,7 +461,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         match self.engine.inspect(Some(entered.cache), block.start(), class) {
             Ok(slab) => {
                 let is_near = class.index() >= TINY_COUNT || slab.home() == entered.index;
-                self.free_looked_up(entered, class, block, is_near && slab.class() == class);
+                if !is_near || slab.class() != class {
+                    return self.free_away(entered, class, block);
+                }
+                if let Err(block) = entered.cache.push(class, block) {
+                    self.free_spill(entered, class, block);
+                }
             }
             Err(misuse) => {
                 let caller = entered.caller();
@@ -480,15 +487,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.report(misuse, start);
     }
 
-    /// A block whose slab was looked up: into the own list, or home at once.
-    fn free_looked_up(&self, entered: Entered<'_, C>, class: SizeClass, block: Block, stays: bool) {
+    /// A block that is not for the own list: home at once.
+    #[inline(never)]
+    fn free_away(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         let caller = entered.caller();
-        if stays {
-            if let Err(block) = entered.cache.push(class, block) {
-                self.free_spill(entered, class, block);
-            }
-            return;
-        }
         self.engine.give_back(class, block, Some(entered.cache), caller);
         drop(entered);
         self.return_surplus(caller);
@@ -1274,7 +1276,7 @@ mod tests {
         let mut times = None;
         pages.for_each_run(&mut |_| {
             if times.is_none() {
-                let ordinary = shortest(&|| pages.alloc(50_000, 8, crate::pages::Use::Large, 0, true).is_err());
+                let ordinary = shortest(&|| pages.alloc(50_000, 8, Use::Large, 0, true).is_err());
                 let interrupted = heap.enter().unwrap();
                 times = Some((ordinary, shortest(&|| heap.alloc(layout(50_000)).is_err())));
                 drop(interrupted);
@@ -1328,9 +1330,9 @@ mod tests {
 
     #[test]
     #[cfg(not(any(feature = "hardened", feature = "trace")))]
-    fn a_cpu_costs_less_than_7500_bytes_of_bss() {
+    fn a_cpu_costs_less_than_8000_bytes_of_bss() {
         let [one, eight] = [size_of::<Heap<(), Hint<UnknownCpu>, 1>>(), size_of::<Heap<(), Hint<UnknownCpu>, 8>>()];
-        assert!((eight - one) / 7 < 7500, "{} bytes", (eight - one) / 7);
+        assert!((eight - one) / 7 < 8000, "{} bytes", (eight - one) / 7);
         assert!(one < 19 << 10, "{one} bytes for one");
     }
 

@@ -60,7 +60,7 @@
 //! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
 //! emergency, trace                memory for the time after a panic; what the heap did, event by event
 //! harden                          how a free block's link is written; what misuse is, and who is told
-//! overhead                        the most that a heap holds beside what is live
+//! overhead, home_pages            the most that a heap holds beside what is live; where a CPU's own tiny blocks are
 //! size_class, provider, cpu       Layout to class; the two contracts and their adapters
 //! sync                            the seam of all atomics, the try-lock
 //! ```
@@ -145,6 +145,8 @@ mod gate;
 mod guarded;
 mod harden;
 mod heap;
+#[cfg(not(feature = "hardened"))]
+mod home_pages;
 #[cfg(feature = "hardened")]
 mod inspect;
 mod join;
