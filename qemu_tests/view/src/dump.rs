@@ -412,6 +412,10 @@ impl Dump {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::alloc::Layout;
+
+    use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
+
     use super::*;
 
     /// A dump with a little of everything, as a kernel with its own line prefixes would say it.
@@ -506,5 +510,34 @@ going on
             let _ = parse(&String::from_utf8_lossy(&bytes)).map(|dumps| crate::page(&dumps, "x"));
             let _ = parse(&String::from_utf8_lossy(&SAMPLE.as_bytes()[..at]));
         }
+    }
+
+    /// Not a log by hand: what a heap prints, read again, is what its statistics say.
+    #[test]
+    fn the_dump_of_a_heap_says_what_its_statistics_say() {
+        let heap: Heap<RegionProvider<1>, Hint<UnknownCpu>, 2> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+        let memory = Box::leak(vec![0_u8; 4 << 20].into_boxed_slice());
+        // SAFETY: leaked, so nobody else uses it.
+        unsafe { heap.provider().add_region(memory.as_mut_ptr(), memory.len()) }.expect("a region");
+        let layouts = [24, 24, 200, 5000, 70_000].map(|size| Layout::from_size_align(size, 8).expect("a Layout"));
+        let take = |layout: Layout| (heap.alloc(layout).expect("memory"), layout);
+        for (number, (block, layout)) in layouts.repeat(20).into_iter().map(take).enumerate() {
+            if number % 3 > 0 {
+                // SAFETY: allocated above with this Layout, and used no more.
+                unsafe { heap.free(block.cast(), layout) };
+            }
+        }
+        let stats = heap.stats();
+        let dump = parse(&heap.dump(7).to_string()).expect("a dump").pop().expect("one dump");
+        let said =
+            |class: &Class| [class.block_len, class.live, class.cached, class.partial, class.whole, class.held_len];
+        let known = stats.classes.iter().filter(|class| class.high_held_len > 0).map(|class| {
+            let [block_len, held_len] = [class.block_len, class.held_len].map(|len| len as u64);
+            [block_len, class.live_count, class.cached_count, class.partial_count, class.whole_count, held_len]
+        });
+        assert!(dump.classes.iter().any(|class| class.cached > 0 && class.cached != class.live));
+        assert_eq!(dump.classes.iter().map(said).collect::<Vec<_>>(), known.collect::<Vec<_>>());
+        let cached: Vec<_> = dump.cpus.iter().map(|cpu| (cpu.index, cpu.cached, cpu.cached_len)).collect();
+        assert_eq!(cached, [(0, stats.cpus[0].cached_count, stats.cpus[0].cached_len as u64)]);
     }
 }
