@@ -14,7 +14,7 @@ const COUNT: usize = if cfg!(loom) { 4 } else { 128 };
 /// The shortest slab of a heap that is not tiny.
 const PAGE_SHIFT: u32 = 12;
 
-/// All zero is valid: it knows the page at address 0, where no block is.
+/// All zero is valid: it knows pages whose number's low half is zero, which are one in four thousand million.
 #[derive(Debug)]
 pub(crate) struct HomePages(/* the low half of a page's number */ [AtomicU32; COUNT]);
 
