@@ -79,11 +79,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Sequences on heaps of one kind.
+/// A provider that fails from the first call on, and often: without it, sequences in which nothing happens to fail are common enough that all of a run's
+/// can be such.
+fn failing_at_once() -> impl Strategy<Value = Step> {
+    let kinds = prop_oneof![Just(Kinds::Map), Just(Kinds::Any)];
+    (kinds, 26_u8..=128).prop_map(|(kinds, share)| Step::Fail(Failing::Share(kinds, share)))
+}
+
+/// Sequences on heaps of one kind, every third with a provider that fails at once.
 fn sequences(mode: Mode, source: Source) -> impl Strategy<Value = Sequence> {
     let cpus = prop_oneof![Just(Cpus::One), Just(Cpus::Two), Just(Cpus::Five)];
     let setup = (cpus, any::<u8>().prop_map(Limit)).prop_map(move |(cpus, limit)| Setup { mode, cpus, source, limit });
-    (setup, prop::collection::vec(step(), 1..STEPS)).prop_map(|(setup, steps)| Sequence { setup, steps })
+    let at_once = prop_oneof![1 => failing_at_once().prop_map(Some), 2 => Just(None)];
+    (setup, prop::collection::vec(step(), 1..STEPS), at_once)
+        .prop_map(|(setup, steps, at_once)| Sequence { setup, steps: at_once.into_iter().chain(steps).collect() })
 }
 
 /// Runs random sequences on one kind of heap, and gives what they came to.
