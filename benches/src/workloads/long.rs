@@ -90,7 +90,7 @@ impl Work for Large {
     }
 }
 
-pub(super) const WORKLOADS: [Workload; 6] = [
+pub(super) const WORKLOADS: [Workload; 7] = [
     Workload {
         name: "realloc-steps",
         about: "a block grows to 1 MiB by 1 KiB at a time; per step",
@@ -117,6 +117,7 @@ pub(super) const WORKLOADS: [Workload; 6] = [
     },
     pair::<{ 64 << 10 }>("pair-64k", Group::Large),
     pair::<{ 1 << 20 }>("pair-1m", Group::Large),
+    pair::<{ 8 << 20 }>("pair-8m", Group::Large),
     Workload {
         name: "large",
         about: "8 blocks of 64 KiB to 8 MiB in use, random ones replaced; per replacement",

@@ -13,7 +13,7 @@ mod common;
 use core::fmt::{self, Write};
 
 use smp_heap::{CpuHint, Heap, Pinned, RegionProvider, cpu::NeverPreempts};
-use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, test, time};
+use smp_heap_kernel::{Boot, Hooks, cpu, kernel, println, smp, sync::Lock, test, time};
 
 /// The most CPUs that `cargo demo` asks for.
 const CPUS: usize = 8;
@@ -45,19 +45,69 @@ kernel! {
         println!("smp-heap, interrupts open: a tick inside the heap allocates in its turn.");
         #[cfg(feature = "trace")]
         HEAP.trace_to(Some(&recording::TRACE));
-        let sample = || println!("{}", HEAP.dump(time::micros()).brief());
-        common::run(boot, sample, || {
-            #[cfg(feature = "trace")]
-            recording::end();
-            give_back("after the phases");
-        }, || {
-            verify("while the products are held");
-            // No part of the heap may be used while it shows its runs, and `println!` uses none.
-            println!("{}", HEAP.dump(time::micros()));
-            say_stats();
-        });
+        common::run(boot, &Shown);
         println!("@stats");
         give_back("in the end");
+    }
+}
+
+/// What the heap says of itself, and when.
+struct Shown;
+
+/// Samples of a slot, as text.
+static SAMPLES: Lock<Samples> = Lock::new(Samples { text: [0; SAMPLES_LEN], len: 0 });
+/// A sample has a line for each class, and one for each class on each CPU.
+const SAMPLES_LEN: usize = common::SAMPLES as usize * (1 + CPUS) * (6 << 10);
+
+impl common::Demonstrated for Shown {
+    fn sample(&self) {
+        let dump = HEAP.dump(time::micros());
+        if SAMPLES.with(|samples| writeln!(samples, "{}", dump.brief())).is_err() {
+            test::fail(format_args!("the samples of a slot are longer than {SAMPLES_LEN} bytes"));
+        }
+    }
+
+    fn say_samples(&self) {
+        SAMPLES.with(|samples| {
+            if samples.len > 0 {
+                println!("{}", samples.as_str());
+            }
+            samples.len = 0;
+        });
+    }
+
+    fn after_phases(&self) {
+        #[cfg(feature = "trace")]
+        recording::end();
+        give_back("after the phases");
+    }
+
+    fn report(&self) {
+        verify("while the products are held");
+        // No part of the heap may be used while it shows its runs, and `println!` uses none.
+        println!("{}", HEAP.dump(time::micros()));
+        say_stats();
+    }
+}
+
+/// Text that was written, all of it.
+struct Samples {
+    text: [u8; SAMPLES_LEN],
+    len: usize,
+}
+
+impl Samples {
+    fn as_str(&self) -> &str {
+        self.text.get(..self.len).and_then(|text| core::str::from_utf8(text).ok()).unwrap_or_default()
+    }
+}
+
+impl Write for Samples {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let place = self.text.get_mut(self.len..).and_then(|room| room.get_mut(..text.len())).ok_or(fmt::Error)?;
+        place.copy_from_slice(text.as_bytes());
+        self.len += text.len();
+        Ok(())
     }
 }
 

@@ -37,13 +37,17 @@ kernel! {
     hooks = Hooks { early: Some(give_memory), ..Hooks::none() };
     fn main(boot: &Boot) {
         println!("LockedHeap, interrupts masked around each call: without that, the first tick inside the heap hangs.");
-        common::run(boot, || {}, || {}, || {
-            let (used, free) = interrupts::without(|| {
-                let heap = HEAP.0.lock();
-                (heap.used(), heap.free())
-            });
-            println!("@stats LockedHeap: {} KiB used, {} KiB free", used / 1024, free / 1024);
+        common::run(boot, &HEAP);
+    }
+}
+
+impl common::Demonstrated for Masked {
+    fn report(&self) {
+        let (used, free) = interrupts::without(|| {
+            let heap = self.0.lock();
+            (heap.used(), heap.free())
         });
+        println!("@stats LockedHeap: {} KiB used, {} KiB free", used / 1024, free / 1024);
     }
 }
 
