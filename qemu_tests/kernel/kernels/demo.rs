@@ -57,7 +57,7 @@ struct Shown;
 /// Samples of a slot, as text.
 static SAMPLES: Lock<Samples> = Lock::new(Samples { text: [0; SAMPLES_LEN], len: 0 });
 /// A sample has a line for each class, and one for each class on each CPU.
-const SAMPLES_LEN: usize = common::SAMPLES as usize * (1 + CPUS) * (6 << 10);
+const SAMPLES_LEN: usize = common::SAMPLES * (1 + CPUS) * (6 << 10);
 
 impl common::Demonstrated for Shown {
     fn sample(&self) {

@@ -23,7 +23,7 @@ const TICK_MICROS: u32 = 1_000;
 const PROGRESS_MICROS: u64 = 250_000;
 
 /// Samples of a heap in one slot at most.
-pub(crate) const SAMPLES: u64 = 8;
+pub(crate) const SAMPLES: usize = 8;
 
 /// What is different for each heap.
 pub(crate) trait Demonstrated: Sync {
@@ -117,7 +117,7 @@ fn laps(work: &Workload, cpu: usize, count: usize, slot: u64, heap: &impl Demons
             said = now;
             println!("@progress cpus={count} work={} units={all} micros={}", work.name, now - start);
         }
-        if cpu == 0 && now - sampled > PROGRESS_MICROS.max(slot / SAMPLES) {
+        if cpu == 0 && now - sampled > PROGRESS_MICROS.max(slot / SAMPLES as u64) {
             sampled = now;
             heap.sample();
         }
