@@ -5,8 +5,8 @@
 //! CPUs that are not part of a phase sleep without a timer: they cost nothing but are there, so that a phase with one CPU
 //! runs on the same machine as one with four.
 //!
-//! The serial port is slow: a byte takes the emulator as long as thousands of instructions. While work is timed, only
-//! lines about its progress are sent; what a heap wants to say of itself meanwhile, it keeps and says afterwards.
+//! The emulator's serial port is slow. So while work is timed, only lines about its progress are sent; what a heap wants
+//! to say of itself meanwhile, it keeps and says afterwards.
 
 use core::{
     fmt,

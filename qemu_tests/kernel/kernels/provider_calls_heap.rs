@@ -146,7 +146,7 @@ kernel! {
             storm::strike();
             flag.into_iter().for_each(|flag| flag.store(false, Relaxed));
         });
-        for _ in 0..boot.rounds(20) {
+        for _ in 0..boot.rounds(10) {
             storm::begin();
             smp::on_all(|cpu| {
                 timer::start(500);
