@@ -436,7 +436,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(feature = "debug-heap")]
     #[track_caller]
     fn outgrown(&self, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
-        let block = self.alloc_outgrown(outer(old)?, outer(new)?).filter(|_| old.size() > 0)?;
+        // A block of size 0 has no frame, and is none of the heap's.
+        if old.size() == 0 {
+            return None;
+        }
+        let block = self.alloc_outgrown(outer(old)?, outer(new)?)?;
         Some(self.enframe(block.cast(), new, Site::Line(Location::caller())))
     }
 
@@ -462,8 +466,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(feature = "debug-heap")]
     #[track_caller]
     fn moved(&self, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if new.size() == 0 {
+            return self.alloc(new);
+        }
         let grown = outer(old).zip(outer(new)).and_then(|(old, new)| self.alloc_moved(old, new));
-        match grown.filter(|_| new.size() > 0) {
+        match grown {
             Some(block) => Ok(self.enframe(block.cast(), new, Site::Line(Location::caller()))),
             None => self.alloc(new),
         }

@@ -161,3 +161,20 @@ unsafe impl PageProvider for Limited {
         unsafe { self.books.unmap(start, run) }
     }
 }
+
+/// A block of size 0 is none of the heap's, so nothing moves out of it.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_grows_from_nothing_is_freed_again() {
+    let heap = Grown::new(Mmap::default(), Hint(UnknownCpu));
+    for size in [1, MAX_SMALL_LEN - 60, MAX_SMALL_LEN + 1, 2 << 20] {
+        let nothing = heap.alloc(layout(0)).unwrap().cast();
+        // SAFETY: just allocated with this Layout.
+        let block = unsafe { heap.realloc(nothing, layout(0), size) }.unwrap().cast();
+        // SAFETY: just reallocated to this size, and used no more.
+        unsafe { heap.free(block, layout(size)) };
+    }
+    heap.drain();
+    heap.trim(0);
+    assert_eq!(heap.stats().held_len, 0);
+}
