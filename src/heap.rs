@@ -89,7 +89,7 @@ const RELIEF_TRIES: u32 = 64;
 ///
 /// `P` gives pages, `C` says how a CPU is known ([`Hint`](crate::Hint) or [`Pinned`](crate::Pinned)), `CPUS` is the number of
 /// caches: the most CPUs that run without sharing. `new` is `const` and all zero but for the provider: a static heap costs no
-/// image size, less than 8,000 bytes of `.bss` per CPU and 12 KiB more, and no set-up code.
+/// image size, less than 8,100 bytes of `.bss` per CPU and 12 KiB more, and no set-up code.
 pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) engine: Engine<CPUS>,
     pub(crate) gate: Gate,
@@ -170,7 +170,7 @@ impl Recent {
 /// A cache that this context holds.
 pub(crate) struct Entered<'a, C: CpuMode> {
     pub(crate) cache: &'a CpuCache,
-    index: usize,
+    pub(crate) index: usize,
     _guard: C::Guard,
 }
 
@@ -889,6 +889,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
+    #[inline(never)]
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
         let mut len = 0;
         let _moving = self.moving.begin();
@@ -921,6 +922,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held.
     pub(crate) fn drain_index(&self, index: usize) {
+        self.held(|_| self.engine.pages.release_kept_of(index));
         // With hints a cache of a CPU that has gone may still get blocks from others.
         let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used() || cache.is_gone()) else {
             return;
@@ -946,6 +948,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             drop(entered);
             self.send_home(lists.map(|list| (class, list)));
         }
+        self.held(|caller| self.engine.pages.release_kept_of(caller.index));
     }
 
     /// Empties all caches: at once with CPU hints; with pins, this CPU's at once and the others' at their next slow path, or when
@@ -972,7 +975,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.release_whole(&|work| self.step(work));
         let caller = self.caller();
         self.offer_stranded(caller);
-        self.return_chunks(keep, caller) + self.return_tables(caller)
+        let mut len = self.return_chunks(keep, caller);
+        // The provider may have used the heap meanwhile.
+        while self.engine.pages.drain_deferred(&|work| self.step(work)) {
+            match self.return_chunks(keep, caller) {
+                0 => break,
+                more => len += more,
+            }
+        }
+        len + self.return_tables(caller)
     }
 
     fn return_tables(&self, caller: Caller) -> usize {
@@ -1330,9 +1341,9 @@ mod tests {
 
     #[test]
     #[cfg(not(any(feature = "hardened", feature = "trace")))]
-    fn a_cpu_costs_less_than_8000_bytes_of_bss() {
+    fn a_cpu_costs_less_than_8100_bytes_of_bss() {
         let [one, eight] = [size_of::<Heap<(), Hint<UnknownCpu>, 1>>(), size_of::<Heap<(), Hint<UnknownCpu>, 8>>()];
-        assert!((eight - one) / 7 < 8000, "{} bytes", (eight - one) / 7);
+        assert!((eight - one) / 7 < 8100, "{} bytes", (eight - one) / 7);
         assert!(one < 19 << 10, "{one} bytes for one");
     }
 
@@ -1469,6 +1480,27 @@ mod tests {
         blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
         filled(&heap, 7 << 20).expect("the chunks went back for it").free(&heap).unwrap();
         all_back(&heap);
+    }
+
+    /// What a CPU keeps is free when its cache is emptied, although nothing else was ever in that.
+    #[test]
+    fn draining_frees_the_kept_run() {
+        fn check<C: CpuMode>(mode: C, drain: impl Fn(&Heap<Host<false>, C, 2>)) {
+            let heap = Heap::new(Host::default(), mode);
+            let other = filled(&heap, 100_000).unwrap();
+            let free_len = || heap.engine.pages.free_len();
+            filled(&heap, 200_000).unwrap().free(&heap).unwrap();
+            drain(&heap);
+            let before = free_len();
+            filled(&heap, 200_000).unwrap().free(&heap).unwrap();
+            assert_ne!(free_len(), before, "kept");
+            drain(&heap);
+            assert_eq!(free_len(), before);
+            other.free(&heap).unwrap();
+            all_back(&heap);
+        }
+        check(Hint(UnknownCpu), |heap| heap.drain());
+        check(Pinned(OneCpu), |heap| heap.drain_current());
     }
 
     #[test]

@@ -21,10 +21,6 @@ use crate::gate::Entry;
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
 use crate::heap::{Depth, Entered, Heap, Seek};
-#[cfg(not(feature = "hardened"))]
-use crate::pages::Freed;
-#[cfg(not(feature = "debug-heap"))]
-use crate::pages::Open;
 use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want, hand_out};
 use crate::provider::{PageProvider, PageRun};
 use crate::size_class::{MAX_SMALL_LEN, SHORT_LEN, SizeClass};
@@ -105,33 +101,30 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return self.alloc_far_start(layout);
         }
         let Ok(entered) = self.enter() else { return self.alloc_far_start(layout) };
-        let Some(open) = self.engine.pages.open_near(layout.size(), Use::Large, entered.caller().index) else {
-            drop(entered);
-            return self.alloc_far_start(layout);
-        };
-        match open.reuse(layout.size().wrapping_sub(1), layout.align()) {
+        match self.engine.pages.reuse(entered.index, layout.size(), layout.align()) {
             Some(run) => Some(Chunk::start_of(run)),
-            None => self.alloc_cut_start(entered, open, layout),
+            None => self.alloc_cut_start(entered, layout),
         }
     }
 
     #[cfg(not(feature = "debug-heap"))]
     #[inline(never)]
-    fn alloc_cut_start(&self, entered: Entered<'_, C>, open: Open<'_>, layout: Layout) -> Option<NonNull<u8>> {
-        let run = self.engine.pages.take_near(&open, layout.size(), layout.align(), Use::Large);
-        drop(open);
+    fn alloc_cut_start(&self, entered: Entered<'_, C>, layout: Layout) -> Option<NonNull<u8>> {
+        let run = self.engine.pages.cut(entered.index, layout.size(), layout.align());
         drop(entered);
         run.map(Chunk::start_of).or_else(|| self.alloc_far_start(layout))
     }
 
-    /// What the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic mode.
+    /// What the CPU keeps, or the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic mode.
     #[inline(always)]
     fn alloc_near(&self, layout: Layout) -> Option<&PageDesc> {
         if is_huge::<P>(layout.size()) {
             return None;
         }
         let entered = self.enter().ok()?;
-        self.engine.pages.alloc_near(layout.size(), layout.align(), Use::Large, entered.caller().index)
+        let (pages, index) = (&self.engine.pages, entered.index);
+        let kept = pages.reuse(index, layout.size(), layout.align());
+        kept.or_else(|| pages.cut(index, layout.size(), layout.align()))
     }
 
     #[cfg(not(feature = "debug-heap"))]
@@ -271,10 +264,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         #[cfg(not(feature = "hardened"))]
         if let Some(entered) = self.enter().ok().filter(|_| !may_be_huge::<P>(layout.size())) {
             if let Some(desc) = self.engine.pages.desc_near(&entered.cache.chunk_hints, start) {
-                match self.engine.pages.free_near(desc) {
-                    Freed::Done => return,
-                    Freed::NotYet(open) => return self.free_run(entered, open, desc),
-                    Freed::No => {}
+                let tag = desc.tag();
+                if tag.is(Kind::Large) {
+                    if !self.engine.pages.keep(entered.index, desc, tag) {
+                        self.free_run(entered, desc);
+                    }
+                    return;
                 }
             }
         }
@@ -282,13 +277,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         unsafe { self.free_far(start, layout) };
     }
 
-    /// Frees a run to its pool, which is open. Out of line, so that keeping it, in front of this, saves no registers.
+    /// Frees a run to its pool. Out of line, so that keeping it, in front of this, saves no registers.
     #[cfg(not(feature = "hardened"))]
     #[inline(never)]
-    fn free_run<'a>(&self, entered: Entered<'a, C>, open: Open<'a>, desc: &'a PageDesc) {
+    fn free_run(&self, entered: Entered<'_, C>, desc: &PageDesc) {
         let caller = entered.caller();
-        self.engine.pages.end_free(&open, desc);
-        drop(open);
+        self.engine.pages.free(desc);
         drop(entered);
         self.return_surplus(caller);
     }
@@ -312,16 +306,23 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         #[cfg(feature = "hardened")]
         match self.engine.inspect_run(start, layout) {
             _ if self.emergency.owns(start) => {}
-            Ok(desc) => self.held(|_| self.engine.pages.free(desc)),
+            Ok(desc) => self.held(|caller| self.keep_or_free(desc, caller)),
             Err(misuse) => return self.refuse(misuse, start, caller, |own| own == layout),
         }
         #[cfg(not(feature = "hardened"))]
         match self.run_of(start) {
-            Some(desc) => self.held(|_| self.engine.pages.free(desc)),
+            Some(desc) => self.held(|caller| self.keep_or_free(desc, caller)),
             None if self.emergency.owns(start) => {}
             None => self.engine.count_stray(),
         }
         self.return_surplus(caller);
+    }
+
+    /// Frees a large block's run in a hold, or keeps it if the caller holds its CPU's cache.
+    fn keep_or_free(&self, desc: &PageDesc, caller: Caller) {
+        if caller.nested || !self.engine.pages.keep(caller.index, desc, desc.tag()) {
+            self.engine.pages.free(desc);
+        }
     }
 
     /// Gives a huge block's run back, or makes it a chunk if the provider does not take it (now).

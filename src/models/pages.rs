@@ -4,9 +4,9 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::{Ground, Kept, Place, explore, memory, spawn};
-use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Run, Use, Want};
+use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Run, Use, Want, hand_out};
 use crate::provider::PageRun;
-use crate::sync::model::{bury, revive, together};
+use crate::sync::model::{bury, revive, together, write};
 use crate::sync::{AtomicUsize, Ordering};
 
 models! {
@@ -14,6 +14,7 @@ models! {
     a_chunk_leaves_once_its_last_run_is_free
     a_hint_does_not_outlive_its_chunk
     a_chunk_comes_to_where_another_one_is_leaving
+    a_kept_run_is_had_once
     a_lookup_finds_its_chunk_while_others_come_and_go
     chunks_are_entered_at_once_and_found_by_who_is_told
     a_table_goes_while_it_is_looked_at
@@ -77,6 +78,36 @@ fn a_chunk_leaves_once_its_last_run_is_free() {
         ]));
         let (gone, out) = (gone.take(), out.take());
         assert!(gone.is_empty() || out.is_empty(), "a run of a chunk that is gone");
+        check(pages, &out);
+    });
+}
+
+/// A CPU keeps a run and has it back while another context, refused by the pools, frees what is kept, and allocates of it.
+fn a_kept_run_is_had_once() {
+    let ground = Ground::new();
+    explore(3, move || {
+        let (pages, out) = (ground.renew(), Kept::new());
+        let run = pages.cut(0, RUN_LEN, 8).unwrap();
+        let written = |run: Run<'static>| {
+            // SAFETY: the run is whoever's that has it, and longer than 8 bytes.
+            unsafe { write(run.start.cast::<u64>().as_ptr(), 0xa5) };
+            run
+        };
+        // All there is, but for that run.
+        let rest: Vec<_> = core::iter::from_fn(|| alloc(pages)).collect();
+        let own = out.clone();
+        together(Vec::from([
+            spawn(move || {
+                written(hand_out(run));
+                assert!(pages.keep(0, run, run.tag()), "as long as the one that was cut");
+                pages.reuse(0, RUN_LEN, 8).into_iter().for_each(|run| own.add(written(hand_out(run))));
+            }),
+            spawn({
+                let out = out.clone();
+                move || alloc(pages).into_iter().for_each(|run| out.add(written(run)))
+            }),
+        ]));
+        let out: Vec<_> = out.take().into_iter().chain(rest).collect();
         check(pages, &out);
     });
 }

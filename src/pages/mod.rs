@@ -3,6 +3,7 @@
 //! ```text
 //! Pages ── shard ── pool of slab chunks, pool of large chunks ── bins of free runs (bins)
 //!   │                 each: one try-lock, a lock-free stack of deferred runs (pool)
+//!   ├── for each CPU, the large run that it freed last (kept)
 //!   └── chunk map: address -> chunk -> descriptor (chunk_map, chunk, desc)
 //! ```
 //!
@@ -29,6 +30,7 @@ mod chunk;
 mod chunk_map;
 mod desc;
 mod hint;
+mod kept;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -43,7 +45,7 @@ use crate::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHints;
-pub(crate) use pool::{Open, PageFault};
+pub(crate) use pool::PageFault;
 pub(crate) use want::{AddError, Refused, Use, Want};
 
 use bins::MAX_RUN_LEN;
@@ -53,13 +55,16 @@ use chunk_map::{Change, ChunkMap, Entry};
 #[cfg(loom)]
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use desc::Tag;
-use pool::{Pool, Request, check};
+use kept::Kept;
+use pool::{Open, Pool, Request, check};
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
 const SHARD_LEN: usize = 16 << 20;
 /// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
 /// With 64, a fit behind 500 shorter runs of its bin is found.
 const ROUND_LIMIT: usize = 64;
+/// Kept runs that an allocation frees before it is refused.
+const KEPT_LIMIT: usize = 4;
 /// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
 const DRAIN_HOLDS: usize = 256;
 
@@ -83,6 +88,8 @@ pub(crate) struct Pages<const N: usize> {
     removals: AtomicUsize,
     /// Each shard's pools: slabs, large.
     shards: [[Pool; 2]; N],
+    /// Each CPU's kept run.
+    kept: [Kept; N],
 }
 
 /// A run handed out.
@@ -94,16 +101,6 @@ pub(crate) struct Run<'a> {
     pub(crate) len: usize,
     /// The run holds zeros only.
     pub(crate) zeroed: bool,
-}
-
-/// How far a [free](Pages::free_near) came.
-#[cfg(any(test, not(feature = "hardened")))]
-pub(crate) enum Freed<'a> {
-    /// It was no large block.
-    No,
-    Done,
-    /// The pool is open, and the run is still to be freed.
-    NotYet(Open<'a>),
 }
 
 /// An empty chunk on its way to the provider. It belongs to nobody else; after the provider's answer the
@@ -140,6 +137,7 @@ impl<const N: usize> Pages<N> {
             surplus: AtomicBool::new(false),
             removals: AtomicUsize::new(0),
             shards: [const { [const { Pool::new() }; 2] }; N],
+            kept: [const { Kept::new() }; N],
         }
     }
 
@@ -183,7 +181,7 @@ impl<const N: usize> Pages<N> {
     /// The pool that an allocation of `len` bytes looks at first, if its lock is free: the own kind's at `shard`, or while little is held, and that has nothing,
     /// the other kind's. `None` also if it has nothing, or no run is so long.
     #[inline(always)]
-    pub(crate) fn open_near(&self, len: usize, use_: Use, shard: usize) -> Option<Open<'_>> {
+    fn open_near(&self, len: usize, use_: Use, shard: usize) -> Option<Open<'_>> {
         let held_len = self.held_len();
         if len.wrapping_sub(1) >= MAX_RUN_LEN || use_ == Use::Grown && held_len > SHARD_LEN {
             return None;
@@ -193,33 +191,43 @@ impl<const N: usize> Pages<N> {
         let [slabs, large] = self.shards.get(shard)?;
         let (own, other) = if use_ == Use::Slab { (slabs, large) } else { (large, slabs) };
         if own.may_have(len) {
-            own.open_near()
+            self.open(own, false)
         } else if held_len < SHARD_LEN && other.may_have(len) {
-            other.open_near()
+            self.open(other, false)
         } else {
             None
         }
     }
 
-    /// Takes the first descriptor of a run of at least `len` bytes, for which [`open_near`](Self::open_near) opened the pool, at a multiple of `align`, a power
-    /// of two. The run may still have to be handed out.
+    /// What [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions: the first descriptor of a run that may still have to be handed out.
+    /// Never waits. `align` is a power of two.
     #[inline(always)]
-    pub(crate) fn take_near<'a>(&self, open: &Open<'a>, len: usize, align: usize, use_: Use) -> Option<&'a PageDesc> {
-        open.settle(&self.surplus);
+    fn alloc_near(&self, len: usize, align: usize, use_: Use, shard: usize) -> Option<&PageDesc> {
+        let open = self.open_near(len, use_, shard)?;
         open.alloc_first(len.wrapping_sub(1), align, if use_ == Use::Slab { Kind::Slab } else { Kind::Large })
     }
 
-    /// What [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions; never waits. `align` is a power of two.
+    /// The run for a large block that the CPU keeps whose cache the caller holds, if it fits: no lock. `len` is not 0, `align` a power of two.
     #[inline(always)]
-    pub(crate) fn alloc_near(&self, len: usize, align: usize, use_: Use, shard: usize) -> Option<&PageDesc> {
-        let open = self.open_near(len, use_, shard)?;
-        let kept = if use_ == Use::Slab { None } else { open.reuse(len.wrapping_sub(1), align) };
-        kept.or_else(|| self.take_near(&open, len, align, use_))
+    pub(crate) fn reuse(&self, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
+        self.kept.get(cpu)?.reuse(len.wrapping_sub(1), align)
+    }
+
+    /// A run for a large block that lies at hand, by who holds that CPU's cache and could not [`reuse`](Self::reuse) what it keeps. Never waits. `align` is a power of two.
+    #[inline(always)]
+    pub(crate) fn cut(&self, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
+        let kept = self.kept.get(cpu)?;
+        if !kept.is_empty() {
+            self.release_kept_of(cpu);
+        }
+        let run = self.alloc_near(len, align, Use::Large, cpu)?;
+        kept.note_cut(run);
+        Some(run)
     }
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
-    /// waiting for each within the spin limit. At most `4 * N + 1` holds.
+    /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] kept runs and does it again. At most `8 * N + 1 + KEPT_LIMIT` holds.
     pub(crate) fn alloc(
         &self,
         len: usize,
@@ -232,6 +240,14 @@ impl<const N: usize> Pages<N> {
         if let Some(head) = at_hand {
             return Ok(hand_out(head));
         }
+        match self.alloc_far(len, align, use_, shard, wait) {
+            Err(_) if self.release_kept(KEPT_LIMIT) => self.alloc_far(len, align, use_, shard, wait),
+            answer => answer,
+        }
+    }
+
+    #[inline(never)]
+    fn alloc_far(&self, len: usize, align: usize, use_: Use, shard: usize, wait: bool) -> Result<Run<'_>, Refused> {
         let held_len = self.held_len();
         let Some(want) = Request::new(len, align, use_, held_len > SHARD_LEN) else {
             return Err(Refused::Empty);
@@ -313,31 +329,26 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Begins to free what may be a large block's run. Never waits.
-    #[cfg(any(test, not(feature = "hardened")))]
+    /// Keeps a run of that CPU's instead of freeing it, by who holds its cache and owns the run, a large block's; its tag is given. False: unchanged.
     #[inline(always)]
-    pub(crate) fn free_near<'a>(&'a self, desc: &'a PageDesc) -> Freed<'a> {
-        let tag = desc.tag();
-        if !tag.is(Kind::Large) {
-            return Freed::No;
-        }
-        let descs = Descs::around(desc);
-        let pool = self.pool_of(descs.chunk());
-        match pool.and_then(|pool| opened_for(desc, pool, pool.open_near())) {
-            Some(open) if !open.keep(&descs, desc, tag) => Freed::NotYet(open),
-            _ => Freed::Done,
+    pub(crate) fn keep(&self, cpu: usize, desc: &PageDesc, tag: Tag) -> bool {
+        self.kept.get(cpu).is_some_and(|kept| kept.keep(desc, tag))
+    }
+
+    /// Frees what a CPU keeps. Any context.
+    pub(crate) fn release_kept_of(&self, cpu: usize) {
+        if let Some(run) = self.kept.get(cpu).and_then(Kept::take) {
+            self.release(run, run.tag());
         }
     }
 
-    /// Ends what [`free_near`](Self::free_near) began.
-    #[cfg(any(test, not(feature = "hardened")))]
-    #[inline(always)]
-    pub(crate) fn end_free<'a>(&self, open: &Open<'a>, desc: &'a PageDesc) {
-        open.settle_deferred(&self.surplus);
-        self.release_to(open, desc, desc.tag());
+    /// Frees what up to `limit` CPUs keep; true if there was any.
+    fn release_kept(&self, limit: usize) -> bool {
+        let keepers = (0..N).filter(|cpu| self.kept.get(*cpu).is_some_and(|kept| !kept.is_empty()));
+        keepers.take(limit).map(|cpu| self.release_kept_of(cpu)).count() > 0
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn release(&self, desc: &PageDesc, tag: Tag) {
         let pool = self.pool_of(Chunk::of(desc));
         if let Some(open) = pool.and_then(|pool| opened_for(desc, pool, self.open(pool, false))) {
@@ -368,8 +379,28 @@ impl<const N: usize> Pages<N> {
     #[inline(never)]
     fn resize_run(&self, desc: &PageDesc, len: usize, wait: bool) -> bool {
         let (descs, old) = (Descs::around(desc), desc.len());
-        let Some(open) = self.pool_of(descs.chunk()).and_then(|pool| self.open(pool, wait)) else { return false };
-        if len > old { open.grow(descs, desc, old, len) } else { open.shrink(descs, desc, old, len) }
+        for _ in 0..2 {
+            let Some(open) = self.pool_of(descs.chunk()).and_then(|pool| self.open(pool, wait)) else { return false };
+            if len <= old {
+                return open.shrink(descs, desc, old, len);
+            }
+            if open.grow(descs, desc, old, len) {
+                return true;
+            }
+            drop(open);
+            let behind = descs.get(desc.index() + old).filter(|behind| behind.tag().is(Kind::Deferred));
+            if !behind.is_some_and(|run| self.release_kept_run(run)) {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Frees a run if some CPU keeps it.
+    #[cold]
+    fn release_kept_run(&self, run: &PageDesc) -> bool {
+        let keeps = |kept: &Kept| kept.is_keeping(run);
+        self.kept.iter().position(keeps).map(|cpu| self.release_kept_of(cpu)).is_some()
     }
 
     /// Bytes in the run whose first descriptor this is.
@@ -483,7 +514,7 @@ impl<const N: usize> Pages<N> {
         self.surplus.store(false, Relaxed);
         for least in [2, 1] {
             let has = |pool: &Pool| pool.empty_count() >= least;
-            for pool in self.pools().filter(|pool| has(pool) || pool.has_waiting()) {
+            for pool in self.pools().filter(|pool| has(pool) || pool.has_deferred()) {
                 // What waited is free in the hold.
                 let spare = || self.free_len().saturating_sub(keep);
                 let taken = self.hold(pool, false, |open| if has(pool) { open.take_empty(spare()) } else { None });
@@ -532,14 +563,19 @@ impl<const N: usize> Pages<N> {
         self.surplus.load(Relaxed)
     }
 
-    /// Frees deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Each hold is a step
+    /// Frees what CPUs keep, and deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Each hold is a step
     /// of the caller's, and waits for its lock within the spin limit if the step says so.
+    #[inline(never)]
     pub(crate) fn drain_deferred(&self, step: Step<'_>) -> bool {
         let mut any = false;
+        for cpu in (0..N).filter(|cpu| self.kept.get(*cpu).is_some_and(|kept| !kept.is_empty())) {
+            step(&mut |_| self.release_kept_of(cpu));
+            any = true;
+        }
         for pool in self.pools() {
             for _ in 0..DRAIN_HOLDS {
                 let mut drained = false;
-                if pool.has_waiting() {
+                if pool.has_deferred() {
                     step(&mut |wait| drained = self.hold(pool, wait, |_| ()).is_some());
                 }
                 if !drained {

@@ -7,8 +7,6 @@
 //!   Only lock holders pop, so the stack has no ABA. Price: such a run is free only when somebody next takes the lock.
 //! - *Free runs are merged with free neighbours*, found in constant time since first and last descriptor of
 //!   a run tell its kind and length. Price: four descriptors written where lazy merging would write one.
-//! - *But a large run as long as the one handed out last is kept as it is*, for the next block of that length; whatever else takes the lock treats
-//!   it as deferred, and merges it first. Price: a chunk that only it is in is not seen to be empty before somebody takes the lock.
 //! - *Wholly free chunks have a list of their own*, newest first, so that giving one back is constant time.
 //! - *A block that had to move because it grew goes to the middle of the longest free run*, when memory is plentiful:
 //!   it then grows in place from there on. Price: packing, which is why it must be plentiful.
@@ -75,10 +73,6 @@ struct Place<'a> {
 pub(crate) struct Pool {
     lock: TryLock,
     deferred: AtomicPtr<PageDesc>,
-    /// A large run that was just freed, not merged yet. Written by holders of the lock.
-    kept: AtomicPtr<PageDesc>,
-    /// How many granules the run has that was last cut by the short way ([`Open::alloc_first`]). Written by holders of the lock.
-    recent_len: AtomicUsize,
     free_len: AtomicUsize,
     held_len: AtomicUsize,
     chunk_count: AtomicUsize,
@@ -190,8 +184,6 @@ impl Pool {
         Self {
             lock: TryLock::new(),
             deferred: AtomicPtr::new(core::ptr::null_mut()),
-            kept: AtomicPtr::new(core::ptr::null_mut()),
-            recent_len: AtomicUsize::new(0),
             free_len: AtomicUsize::new(0),
             held_len: AtomicUsize::new(0),
             chunk_count: AtomicUsize::new(0),
@@ -202,8 +194,8 @@ impl Pool {
         }
     }
 
-    /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees the kept run and up to
-    /// [`DRAIN_LIMIT`] deferred ones. Sets `surplus` when that makes a chunk empty beside another one.
+    /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to [`DRAIN_LIMIT`] deferred
+    /// runs. Sets `surplus` when that makes a chunk empty beside another one.
     #[inline(always)]
     pub(crate) fn open(&self, surplus: &AtomicBool, wait: bool) -> Option<Open<'_>> {
         if !(self.lock.try_take() || wait && self.lock.take_bounded()) {
@@ -212,12 +204,6 @@ impl Pool {
         let open = Open { pool: self };
         open.settle(surplus);
         Some(open)
-    }
-
-    /// Takes the lock if it is open. What waits is left to the caller, who [`reuse`](Open::reuse)s, [`keep`](Open::keep)s or [`settle`](Open::settle)s.
-    #[inline(always)]
-    pub(crate) fn open_near(&self) -> Option<Open<'_>> {
-        if self.lock.try_take() { Some(Open { pool: self }) } else { None }
     }
 
     /// Leaves a run to the next holder of the lock. Lock-free; any context, also one that interrupted the holder.
@@ -239,12 +225,7 @@ impl Pool {
 
     /// Whether a run waits for somebody who takes the lock.
     #[inline]
-    pub(crate) fn has_waiting(&self) -> bool {
-        self.has_deferred() || !self.kept.load(Relaxed).is_null()
-    }
-
-    #[inline]
-    fn has_deferred(&self) -> bool {
+    pub(crate) fn has_deferred(&self) -> bool {
         !self.deferred.load(Relaxed).is_null()
     }
 
@@ -262,7 +243,7 @@ impl Pool {
     /// heap's pools are often empty.
     #[inline]
     pub(crate) fn may_have(&self, len: usize) -> bool {
-        self.free_len() >= len || self.has_waiting() || self.is_busy()
+        self.free_len() >= len || self.has_deferred() || self.is_busy()
     }
 
     pub(crate) fn held_len(&self) -> usize {
@@ -299,7 +280,6 @@ impl<'a> Open<'a> {
             return None;
         }
         self.take_start(descs, (run, tag, bin), len, kind);
-        self.pool.recent_len.store(len, Relaxed);
         Some(run)
     }
 
@@ -397,50 +377,9 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Keeps a large block's run, whose tag this is, instead of freeing it, if none waits and the next block is likely to be as long. False: unchanged.
-    #[cfg(any(test, not(feature = "hardened")))]
+    /// Frees some deferred runs, if any wait.
     #[inline(always)]
-    pub(crate) fn keep(&self, descs: &Descs<'a>, run: &'a PageDesc, tag: Tag) -> bool {
-        let is_likely = tag.len() == self.pool.recent_len.load(Relaxed) && tag.len() != descs.count();
-        if !is_likely || self.pool.has_waiting() {
-            return false;
-        }
-        run.put(Tag::new(Kind::Deferred, tag.len(), false));
-        self.pool.kept.store(run.as_link(), Relaxed);
-        true
-    }
-
-    /// The kept run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, if it is as long as that takes and no other one waits.
-    #[inline(always)]
-    pub(crate) fn reuse(&self, last: usize, align: usize) -> Option<&'a PageDesc> {
-        let run = self.kept().filter(|_| !self.pool.has_deferred())?;
-        let (shift, tag) = (Descs::around(run).shift(), run.tag());
-        if (last >> shift) + 1 != tag.len() || align >> shift > 1 {
-            return None;
-        }
-        self.pool.kept.store(core::ptr::null_mut(), Relaxed);
-        run.put(Tag::new(Kind::Large, tag.len(), false));
-        Some(run)
-    }
-
-    #[inline(always)]
-    fn kept(&self) -> Option<&'a PageDesc> {
-        // SAFETY: null, or a run that `keep` was given; its chunk cannot leave the heap while the run is not free.
-        unsafe { PageDesc::from_link(self.pool.kept.load(Relaxed)) }
-    }
-
-    /// Frees the kept run and some deferred ones, if any wait.
-    #[inline(always)]
-    pub(crate) fn settle(&self, surplus: &AtomicBool) {
-        if self.pool.has_waiting() {
-            self.drain(surplus);
-        }
-    }
-
-    /// The same, but leaves a kept run if it is all that waits.
-    #[cfg(any(test, not(feature = "hardened")))]
-    #[inline(always)]
-    pub(crate) fn settle_deferred(&self, surplus: &AtomicBool) {
+    fn settle(&self, surplus: &AtomicBool) {
         if self.pool.has_deferred() {
             self.drain(surplus);
         }
@@ -559,13 +498,10 @@ impl<'a> Open<'a> {
         longest.get()
     }
 
-    /// Frees the kept run and up to [`DRAIN_LIMIT`] deferred ones.
+    /// Frees up to [`DRAIN_LIMIT`] deferred runs.
     #[cold]
     fn drain(&self, surplus: &AtomicBool) {
-        let kept = self.kept();
-        self.pool.kept.store(core::ptr::null_mut(), Relaxed);
-        let deferred = core::iter::from_fn(|| self.pop_deferred()).take(DRAIN_LIMIT);
-        for run in kept.into_iter().chain(deferred) {
+        for run in core::iter::from_fn(|| self.pop_deferred()).take(DRAIN_LIMIT) {
             if self.release(Descs::around(run), run, run.tag()) {
                 surplus.store(true, Relaxed);
             }

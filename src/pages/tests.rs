@@ -175,10 +175,20 @@ fn get<const N: usize>(
     id: u64,
 ) -> Result<Block, Refused> {
     let run = pages.alloc(len, align, use_, shard, true)?;
+    Ok(new_block(pages, &run, (len, align), use_, id))
+}
+
+fn new_block<const N: usize>(
+    pages: &Pages<N>,
+    run: &Run<'_>,
+    (len, align): (usize, usize),
+    use_: Use,
+    id: u64,
+) -> Block {
     assert!(run.len >= len, "too short");
     assert_eq!(run.start.as_ptr().addr() % align, 0, "not aligned");
     assert_eq!(pages.usable_len(run.desc), run.len);
-    Ok(Block::new(&run, use_, id))
+    Block::new(run, use_, id)
 }
 
 fn give<const N: usize>(pages: &Pages<N>, block: Block) {
@@ -186,14 +196,19 @@ fn give<const N: usize>(pages: &Pages<N>, block: Block) {
     pages.free(block.desc());
 }
 
-/// Frees a run as the heap frees large blocks, which may keep it; false if it is none.
-fn free_large<const N: usize>(pages: &Pages<N>, desc: &PageDesc) -> bool {
-    match pages.free_near(desc) {
-        Freed::No => return false,
-        Freed::Done => {}
-        Freed::NotYet(open) => pages.end_free(&open, desc),
+/// Frees what may be a large block's run as that CPU does, which may keep it. False: it is none.
+fn free_large<const N: usize>(pages: &Pages<N>, cpu: usize, desc: &PageDesc) -> bool {
+    let tag = desc.tag();
+    let is_large = tag.is(Kind::Large);
+    if is_large && !pages.keep(cpu, desc, tag) {
+        pages.free(desc);
     }
-    true
+    is_large
+}
+
+/// A large block's run, as that CPU allocates it.
+fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
+    pages.reuse(cpu, len, align).or_else(|| pages.cut(cpu, len, align))
 }
 
 /// Random allocations, frees, deferred frees, kept runs and resizes over chunks of the given lengths, verified after every other step.
@@ -214,7 +229,10 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
             last_len = len;
             let far = rng.below(8) == 0;
             let align = 1 << rng.below(if far { 22 } else { 14 });
-            if let Ok(block) = get(&pages, len, align, use_, rng.below(9), step as u64) {
+            let own = if use_ == Use::Large { alloc_large(&pages, rng.below(3), len, align) } else { None };
+            let run = own.map(hand_out).or_else(|| pages.alloc(len, align, use_, rng.below(9), true).ok());
+            if let Some(run) = run {
+                let block = new_block(&pages, &run, (len, align), use_, step as u64);
                 block.check_lookup(&pages, rng.below(MIB));
                 blocks.push(block);
             }
@@ -240,7 +258,7 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
                 }
                 2 if block.use_ != Use::Slab => {
                     block.check();
-                    assert!(free_large(&pages, block.desc()));
+                    assert!(free_large(&pages, rng.below(3), block.desc()));
                 }
                 _ => give(&pages, block),
             }
@@ -284,30 +302,27 @@ fn what_lies_at_hand_is_had_from_the_own_pool_alone() {
     let pool = pages.pool_of(Chunk::of(first)).unwrap();
     let open = pages.open(pool, false).unwrap();
     assert!(near(MIB, 1, Use::Large).is_none(), "busy");
-    assert!(free_large(&pages, first) && !free_large(&pages, first), "deferred, and no large block any more");
+    pages.free(first);
+    assert_eq!(first.kind(), Kind::Deferred);
     drop(open);
     assert_eq!(pages.usable_len(near(MIB, 1, Use::Large).unwrap()), MIB);
     assert_eq!(pages.verify(), Ok(()));
 }
 
-/// A chunk of 8 MiB for large blocks, and its free bytes.
-fn large_chunk() -> (Given, Box<Pages<1>>, usize) {
-    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+/// A chunk of 8 MiB for large blocks of two CPUs, and its free bytes.
+fn large_chunk() -> (Given, Box<Pages<2>>, usize) {
+    let (given, pages) = (Given::default(), Box::new(Pages::<2>::new()));
     given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 0);
     let whole = pages.free_len();
     (given, pages, whole)
 }
 
-fn near(pages: &Pages<1>, len: usize) -> &PageDesc {
-    pages.alloc_near(len, 1, Use::Large, 0).unwrap()
-}
-
-/// A run that is as long as the one handed out last waits for the next block of that length, unmerged; whatever else looks at the pool finds it free.
+/// A run that is as long as the one cut last waits for the next block of that length, unmerged, and no lock is taken; who cuts another length frees it.
 #[test]
 fn a_freed_run_is_kept_for_a_block_of_its_length() {
     let (_given, pages, whole) = large_chunk();
-    let near = |len| near(&pages, len);
-    let free = |desc| assert!(free_large(&pages, desc));
+    let near = |len| alloc_large(&pages, 0, len, 1).unwrap();
+    let free = |desc| assert!(free_large(&pages, 0, desc));
     let settled = |used: usize| {
         assert_eq!(pages.verify(), Ok(()));
         assert_eq!(pages.free_len(), whole - used);
@@ -315,50 +330,56 @@ fn a_freed_run_is_kept_for_a_block_of_its_length() {
     let [first, second] = [near(MIB), near(MIB)];
     free(first);
     assert_eq!((first.kind(), pages.free_len()), (Kind::Deferred, whole - 2 * MIB), "kept");
-    assert!(!free_large(&pages, first), "no large block any more");
+    assert!(!free_large(&pages, 0, first), "no large block any more");
     free(second);
     assert_eq!(second.kind(), Kind::Free, "one is kept, not two");
-    assert!(core::ptr::eq(near(MIB), first), "handed out again");
-    settled(MIB);
+    let granule = 1 << Chunk::of(first).shift();
+    for (len, align) in [(MIB + 1, 1), (MIB - granule, 1), (MIB, 16 * MIB), (0, 1)] {
+        assert!(pages.reuse(0, len, align).is_none(), "{len} at a multiple of {align}");
+    }
+    assert_eq!(first.kind(), Kind::Deferred);
+    settled(0);
+    let [first, second] = [near(MIB), near(MIB)];
     free(first);
+    let open: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
+    assert!(core::ptr::eq(near(MIB - 1), first), "handed out again, without a lock");
+    free(first);
+    drop(open);
     let longer = near(MIB + 4 * KIB);
-    assert!(core::ptr::eq(longer, first), "merged, as another length was wanted");
+    assert_eq!((pages.free_len(), pages.pools().any(Pool::has_deferred)), (whole - 2 * MIB - 4 * KIB, false), "freed");
     free(longer);
     assert_eq!(longer.kind(), Kind::Deferred);
+    free(second);
     settled(0);
 }
 
+/// Whoever is refused by the pools has what others keep; and so has a block that grows into it.
 #[test]
-fn a_block_grows_into_the_kept_run_behind_it() {
+fn what_one_cpu_keeps_serves_every_other() {
     let (_given, pages, whole) = large_chunk();
-    let near = |len| near(&pages, len);
-    let [front, behind] = [near(MIB), near(MIB)];
-    assert!(free_large(&pages, behind));
+    let keeps = |len| {
+        let run = alloc_large(&pages, 1, len, 1).unwrap();
+        assert!(free_large(&pages, 1, run));
+        assert_eq!((run.kind(), pages.free_len()), (Kind::Deferred, whole - len));
+        run
+    };
+    keeps(4 * MIB);
+    let all = pages.alloc(whole, 1, Use::Large, 0, false).unwrap();
+    pages.free(all.desc);
+    let behind = keeps(MIB);
+    let middle = alloc_large(&pages, 1, MIB, 1).unwrap();
+    assert!(core::ptr::eq(middle, behind));
+    let front = middle;
+    let behind = alloc_large(&pages, 1, MIB, 1).unwrap();
+    assert!(free_large(&pages, 1, behind));
     assert_eq!(behind.kind(), Kind::Deferred);
     assert_eq!(pages.resize(front, 2 * MIB, false), Some(2 * MIB));
-    assert!(free_large(&pages, front));
-    assert_eq!(front.kind(), Kind::Free, "nothing is kept of another length");
-    assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole));
-}
-
-/// What waits beside the kept run is not forgotten: whoever would take the kept one frees both.
-#[test]
-fn a_run_that_waits_is_freed_before_the_kept_one_is_used() {
-    let (_given, pages, _) = large_chunk();
-    let near = |len| near(&pages, len);
-    let [kept, other] = [near(MIB), near(MIB)];
-    assert!(free_large(&pages, kept));
-    let open: Vec<_> = pages.pools().filter_map(Pool::open_near).collect();
-    assert!(free_large(&pages, other));
-    drop(open);
-    assert_eq!([kept.kind(), other.kind()], [Kind::Deferred; 2]);
-    near(MIB);
-    assert_ne!(other.kind(), Kind::Deferred);
-    assert!(free_large(&pages, near(2 * MIB)));
-    let taken: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
-    assert!(pages.pools().all(|pool| !pool.has_waiting()), "whoever takes the lock frees the kept run");
-    drop(taken);
-    assert_eq!(pages.verify(), Ok(()));
+    assert!(free_large(&pages, 0, front));
+    assert_eq!(front.kind(), Kind::Free, "nothing is kept of a length that was not cut");
+    keeps(MIB);
+    assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole), "verifying frees what is kept");
+    keeps(MIB);
+    assert!(pages.drain_deferred(WAITING) && pages.free_len() == whole && !pages.drain_deferred(WAITING));
 }
 
 /// A chunk all of which is one run becomes empty at once.
@@ -367,11 +388,9 @@ fn a_run_that_is_its_whole_chunk_is_not_kept() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
     given.chunk(&pages, 256 * KIB, 4 * KIB, Use::Large, 0);
     let len = pages.free_len();
-    let run = pages
-        .alloc_near(len, 1, Use::Large, 0)
-        .or_else(|| Some(pages.alloc(len, 1, Use::Large, 0, false).unwrap().desc))
-        .unwrap();
-    assert!(free_large(&pages, run));
+    let run = pages.alloc(len, 1, Use::Large, 0, false).unwrap().desc;
+    pages.kept[0].note_cut(run);
+    assert!(free_large(&pages, 0, run));
     assert_eq!(run.kind(), Kind::Free);
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
 }

@@ -227,6 +227,20 @@ pub(crate) const PLANTS: &[Plant] = &[
         model: "pages::runs_are_freed_while_the_pool_is_busy",
     },
     Plant {
+        name: "run_kept_relaxed",
+        file: "pages/kept.rs",
+        shipped: "run.as_link(), Ordering::Release)",
+        planted: "run.as_link(), Relaxed)",
+        model: "pages::a_kept_run_is_had_once",
+    },
+    Plant {
+        name: "kept_run_read_then_cleared",
+        file: "pages/kept.rs",
+        shipped: "self.run.compare_exchange(link, core::ptr::null_mut(), Ordering::Acquire, Relaxed).ok()?;",
+        planted: "self.run.load(Ordering::Acquire);\n        self.run.store(core::ptr::null_mut(), Relaxed);",
+        model: "pages::a_kept_run_is_had_once",
+    },
+    Plant {
         name: "empty_chunk_taken_with_a_run_out",
         file: "pages/pool.rs",
         shipped: "        if tag.len() == descs.count() {\n            self.note_used",
