@@ -23,6 +23,8 @@ use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 /// Guarded blocks in use at most.
 const PLACES: usize = 64;
+/// Counters of blocks in use by page. Many more than there are blocks, since who meets one above 0 looks at all places.
+const COUNTS: usize = 1024;
 /// Allocations of a CPU between two looks at a rate that is off.
 const IDLE: u32 = 4096;
 /// Bytes in front of a block, at most, that must stay as they are.
@@ -85,7 +87,7 @@ pub(crate) struct Guards {
     every: AtomicU32,
     turn: AtomicUsize,
     /// Blocks in use, by a hash of their page: whoever asks about a block that is not guarded nearly always learns so from one of these.
-    live_counts: [AtomicUsize; PLACES],
+    live_counts: [AtomicU32; COUNTS],
     places: [Place; PLACES],
 }
 
@@ -215,7 +217,7 @@ impl Guards {
         Self {
             every: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
-            live_counts: [const { AtomicUsize::new(0) }; PLACES],
+            live_counts: [const { AtomicU32::new(0) }; COUNTS],
             places: [const { Place::new() }; PLACES],
         }
     }
@@ -274,8 +276,8 @@ impl Guards {
     }
 
     /// The number of blocks in use on pages like that address's.
-    fn count_live(&self, block: usize, of: impl FnOnce(&AtomicUsize) -> usize) -> usize {
-        let hash = (block >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - PLACES.ilog2());
+    fn count_live(&self, block: usize, of: impl FnOnce(&AtomicU32) -> u32) -> u32 {
+        let hash = (block >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - COUNTS.ilog2());
         self.live_counts.get(hash).map_or(0, of)
     }
 

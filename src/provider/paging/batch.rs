@@ -3,6 +3,8 @@
 //! They wait on the stack of whoever unmaps, so that no memory is needed to give memory back. Price: about 2 KiB of stack, and one shootdown for each
 //! [`FRAMES`] of them.
 
+use core::mem::MaybeUninit;
+
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{FrameDeallocator, PageSize, PhysFrame, Size2MiB, Size4KiB};
 
@@ -20,13 +22,18 @@ const HUGE: u64 = 1;
 /// See the file's head.
 #[derive(Debug)]
 pub(super) struct Batch {
-    frames: [u64; FRAMES + TABLES],
+    /// Written up to `count`.
+    frames: [MaybeUninit<u64>; FRAMES + TABLES],
     count: usize,
 }
 
 impl Batch {
     pub(super) const fn new() -> Self {
-        Self { frames: [0; FRAMES + TABLES], count: 0 }
+        Self { frames: [const { MaybeUninit::uninit() }; FRAMES + TABLES], count: 0 }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
     /// Whether another page's frame, and what tables become empty by it, have room.
@@ -37,7 +44,7 @@ impl Batch {
     /// Adds a frame that no table leads to any more.
     pub(super) fn push<S: PageSize>(&mut self, frame: PhysFrame<S>) {
         if let Some(place) = self.frames.get_mut(self.count) {
-            *place = frame.start_address().as_u64() | if S::SIZE == Size2MiB::SIZE { HUGE } else { 0 };
+            place.write(frame.start_address().as_u64() | if S::SIZE == Size2MiB::SIZE { HUGE } else { 0 });
             self.count += 1;
         }
     }
@@ -48,6 +55,8 @@ impl Batch {
     /// No CPU has a translation to any of them, and nobody uses them.
     pub(super) unsafe fn give_to(&self, frames: &mut (impl FrameDeallocator<Size4KiB> + FrameDeallocator<Size2MiB>)) {
         for frame in self.frames.iter().take(self.count) {
+            // SAFETY: `push` wrote those before `count`, which it alone changes.
+            let frame = unsafe { frame.assume_init_read() };
             let addr = PhysAddr::new_truncate(frame & !HUGE);
             if frame & HUGE == 0 {
                 // SAFETY: the caller's promise.

@@ -15,6 +15,9 @@
 //!   and frames that wait for a shootdown stand on the stack ([`batch`]). Nothing here can recurse into the heap.
 //! - *Frames, and tables that became empty, go back only after the shootdown*, and addresses only after both. Price: one shootdown for each run given back, and
 //!   one more for each further MiB of small pages.
+//! - *The table that a short run leaves empty is spared*, eight at a time, as the next short run mostly comes to the same place: the lowest hole of the window.
+//!   So blocks on pages of their own ([`GUARDS`](PageProvider::GUARDS)) that come and go do not make and search a table each time. Price: their frames, until other tables are spared in their place,
+//!   they are in the way of huge pages, or the last run goes.
 //! - *A move maps the new place first, and unmaps the old one when nothing can fail any more*, so a refusal leaves the run as it was. Price: for a
 //!   moment the frames are mapped twice.
 //! - *Huge pages of 2 MiB wherever a run covers one whole* and the kernel has such a frame; long runs are aligned for it. Price: a run that
@@ -48,10 +51,10 @@ use x86_64::{PhysAddr, VirtAddr};
 use super::{PageProvider, PageRun};
 use crate::sync::{AtomicUsize, Ordering::Relaxed, SPIN_LIMIT};
 use batch::Batch;
-use window::{PAGE, Place, Window};
+use window::{PAGE, Place, TABLE_SPAN, Table, Window};
 
 /// Bytes in a huge page.
-const HUGE_PAGE: usize = 2 << 20;
+const HUGE_PAGE: usize = TABLE_SPAN;
 
 /// The most pages that one call of [`Paging::with`] maps, unmaps or looks at.
 const HOLD_PAGES: usize = 128;
@@ -332,15 +335,16 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         while at < end {
             let mapped = self.kernel.with(|mapper, frames| {
                 for _ in 0..HOLD_PAGES {
-                    if at < end {
-                        at += self.map_next(mapper, frames, at, end)?;
+                    if at >= end {
+                        break;
                     }
+                    at += self.map_next(mapper, frames, at, end)?;
                 }
                 Some(())
             });
             if mapped.is_none() {
                 // The page that failed may have got tables.
-                return Err(Undone { whole: self.take_down(from, at + PAGE, 0) });
+                return Err(Undone { whole: self.take_down(from, at + PAGE, 0, true) });
             }
         }
         Ok(())
@@ -380,8 +384,8 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
     }
 
     /// Unmaps everything from `from` to before `end`, has every CPU forget it, and gives back the frames, but for those of pages below `kept_end`, and the page
-    /// tables that became empty. False: the mapper refused some pages, which are lost.
-    fn take_down(&self, from: usize, end: usize, kept_end: usize) -> bool {
+    /// tables that became empty, if `clean`. False: the mapper refused some pages, which are lost.
+    fn take_down(&self, from: usize, end: usize, kept_end: usize, clean: bool) -> bool {
         let (mut at, mut whole) = (from, true);
         while at < end {
             let first = at;
@@ -390,25 +394,78 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
                 self.kernel.with(|mapper, _| {
                     let begin = at;
                     for _ in 0..HOLD_PAGES {
-                        if at < end && batch.has_room() {
-                            let (len, gone) = self.unmap_next(mapper, at, (at >= kept_end).then_some(&mut batch));
-                            at += len;
-                            whole &= gone;
+                        if at >= end || !batch.has_room() {
+                            break;
                         }
+                        let (len, gone) = self.unmap_next(mapper, at, (at >= kept_end).then_some(&mut batch));
+                        at += len;
+                        whole &= gone;
                     }
-                    let pages = Page::range_inclusive(page(begin), page(at - PAGE));
-                    // SAFETY: by the contract of `Paging` the window's tables are used once, and empty ones may go; their
-                    // frames do after the shootdown below.
-                    unsafe { mapper.clean_up_addr_range(pages, &mut batch) };
+                    if clean {
+                        Self::unlink_empty(mapper, (begin, at), &mut batch);
+                    }
                 });
             }
-            let global = K::FLAGS.contains(PageTableFlags::GLOBAL);
-            self.kernel.shoot_down(Stale { start: first, len: at - first, global });
-            // SAFETY: the pages are unmapped and the tables unlinked, and by the contract of `shoot_down` no CPU remembers them; the caller has
-            // given up the content.
-            self.kernel.with(|_, frames| unsafe { batch.give_to(frames) });
+            self.forget(first, at - first, &batch);
         }
         whole
+    }
+
+    /// Takes the page tables out that lead to nothing, of those for the pages of a range.
+    fn unlink_empty(mapper: &mut K::Mapper, (start, end): (usize, usize), batch: &mut Batch) {
+        let pages = Page::range_inclusive(page(start), page(end - PAGE));
+        // SAFETY: by the contract of `Paging` the window's tables are used once, and empty ones may go; their frames do after a shootdown.
+        unsafe { mapper.clean_up_addr_range(pages, batch) };
+    }
+
+    /// Has every CPU forget the pages of a range, and gives back the frames that led there.
+    fn forget(&self, start: usize, len: usize, batch: &Batch) {
+        self.kernel.shoot_down(Stale { start, len, global: K::FLAGS.contains(PageTableFlags::GLOBAL) });
+        // SAFETY: the pages are unmapped and the tables unlinked, and by the contract of `shoot_down` no CPU remembers them; the caller has
+        // given up the content.
+        self.kernel.with(|_, frames| unsafe { batch.give_to(frames) });
+    }
+
+    /// Frees a table that was spared, if it is empty. Its addresses are the caller's.
+    #[cold]
+    fn free_table(&self, span: usize) {
+        let mut batch = Batch::new();
+        self.kernel.with(|mapper, _| Self::unlink_empty(mapper, (span, span + PAGE), &mut batch));
+        if !batch.is_empty() {
+            self.forget(span, PAGE, &batch);
+        }
+    }
+
+    /// Frees a table that was spared and whose addresses were taken for that.
+    #[cold]
+    fn free_unused_table(&self, span: usize) {
+        self.free_table(span);
+        self.window.lock().release_span(span);
+    }
+
+    /// Frees spared tables where huge pages may come: between addresses that are the caller's.
+    fn make_way(&self, start: usize, end: usize) {
+        let next = || self.window.lock().take_spared_within(start, end);
+        core::iter::from_fn(next).for_each(|span| self.free_table(span));
+    }
+
+    /// Frees the spared tables if there is no run any more.
+    fn free_last_tables(&self) {
+        let next = || self.window.lock().take_last_spared();
+        core::iter::from_fn(next).for_each(|span| self.free_unused_table(span));
+    }
+
+    /// Whether the table of a run that is about to leave stays although it may become empty.
+    fn spares_table(&self, start: usize, end: usize) -> bool {
+        let span = start / TABLE_SPAN * TABLE_SPAN;
+        if end - span > TABLE_SPAN {
+            return false;
+        }
+        let table = self.window.lock().spare(span);
+        if let Table::Instead(other) = table {
+            self.free_unused_table(other);
+        }
+        table != Table::Freed
     }
 
     /// Unmaps the page at `at`, and puts its frame into the batch, if there is one; gives its length, and whether the mapper let it go.
@@ -453,9 +510,10 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         while at < end {
             self.kernel.with(|mapper, _| {
                 for _ in 0..HOLD_PAGES {
-                    if at < end {
-                        at += frame_at(mapper, at)?.len();
+                    if at >= end {
+                        break;
                     }
+                    at += frame_at(mapper, at)?.len();
                 }
                 Some(())
             })?;
@@ -480,7 +538,10 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         let mut window = self.try_window()?;
         let huge = if len >= HUGE_PAGE { align.max(HUGE_PAGE) } else { align };
         let taken = Self::guarded(len);
-        window.reserve(taken, huge, place).or_else(|| window.reserve(taken, align, place))
+        let start = window.reserve(taken, huge, place).or_else(|| window.reserve(taken, align, place))?;
+        drop(window);
+        self.make_way(start, start + len);
+        Some(start)
     }
 
     /// Gives back the addresses that a run with pages up to `old_end` has and one with pages up to `new_end` does not need; all if `new_end` is `start`.
@@ -495,16 +556,17 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         while offset < len {
             let mapped = self.kernel.with(|mapper, frames| {
                 for _ in 0..HOLD_PAGES {
-                    if offset < len {
-                        let frame = frame_at(mapper, from + offset)?;
-                        map_again::<K>(mapper, frames, to + offset, frame)?;
-                        offset += frame.len();
+                    if offset >= len {
+                        break;
                     }
+                    let frame = frame_at(mapper, from + offset)?;
+                    map_again::<K>(mapper, frames, to + offset, frame)?;
+                    offset += frame.len();
                 }
                 Some(())
             });
             if mapped.is_none() {
-                return Err(Undone { whole: self.take_down(to, to + offset + PAGE, usize::MAX) });
+                return Err(Undone { whole: self.take_down(to, to + offset + PAGE, usize::MAX, true) });
             }
         }
         Ok(())
@@ -519,6 +581,8 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         if !self.try_window().is_some_and(|mut window| window.extend(start, old, new)) {
             return false;
         }
+
+        self.make_way(old_end, new_end);
         let filled = self.fill(old_end, new_end);
         if matches!(filled, Err(Undone { whole: true })) {
             self.release(start, old_end, new_end);
@@ -530,7 +594,7 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         let Some(new_end) = self.mapped_end(start, new_len) else {
             return false;
         };
-        if self.take_down(new_end, old_end, 0) {
+        if self.take_down(new_end, old_end, 0, true) {
             self.release(start, new_end, old_end);
         }
         true
@@ -547,12 +611,12 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
             Ok(()) => match self.fill(to + moved_len, to + new_len) {
                 Ok(()) => {
                     // Nothing can be refused any more.
-                    if self.take_down(start, old_end, moved_end) {
+                    if self.take_down(start, old_end, moved_end, true) {
                         self.release(start, start, old_end);
                     }
                     return Some(to);
                 }
-                Err(undone) => Undone { whole: self.take_down(to, to + moved_len, usize::MAX) && undone.whole },
+                Err(undone) => Undone { whole: self.take_down(to, to + moved_len, usize::MAX, true) && undone.whole },
             },
         };
         if undone.whole {
@@ -649,9 +713,11 @@ unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WO
         let Some(end) = self.end_of_run(start, run) else {
             return false;
         };
-        if self.take_down(start, end, 0) {
+        let spares = self.spares_table(start, end);
+        if self.take_down(start, end, 0, !spares) {
             self.release(start, start, end);
         }
+        self.free_last_tables();
         true
     }
 

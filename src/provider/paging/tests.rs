@@ -347,6 +347,42 @@ fn windows_that_make_no_sense_are_refused_and_the_first_good_one_is_taken() {
     assert!(provider.take(run(PAGE, PAGE)).is_some());
 }
 
+/// The table of a short run stays for the next one there; up to eight stay, none where a huge page comes, none when the last run has gone.
+#[test]
+fn tables_of_short_runs_are_spared_until_they_are_in_the_way() {
+    // Slots of 4 MiB: each run has a table of its own.
+    let provider = provider::<false>(200, 8, 16 << 30);
+    let (all, short) = (provider.state(), run(PAGE, PAGE));
+    let free = || provider.state().frames.small.len();
+    let other = provider.take(short).unwrap();
+    let before = free();
+    let start = provider.take(short).unwrap();
+    assert_eq!(free(), before - 2, "a page and a table");
+    assert!(provider.give(start, short));
+    assert_eq!(free(), before - 1, "the table stays");
+    assert_eq!((provider.take(short), free()), (Some(start), before - 2), "and is used again");
+    assert!(provider.give(start, short));
+    let huge = run(HUGE_PAGE, PAGE);
+    assert_eq!(provider.take(huge), Some(start));
+    assert_eq!((free(), provider.state().frames.huge.len()), (before, 7), "the table is not in its way");
+    assert!(provider.give(start, huge));
+    let [two, four] = [2, 4].map(|count| run(count * HUGE_PAGE, PAGE));
+    assert_eq!(provider.take(two), Some(start));
+    let next = provider.take(short).unwrap();
+    assert!(provider.give(next, short) && provider.change(start, two, four));
+    assert_eq!((free(), provider.state().frames.huge.len()), (before, 4), "nor in the way of one that grows");
+    assert!(provider.give(start, four));
+    let runs: Vec<_> = (0..10).map(|_| provider.take(short).unwrap()).collect();
+    assert!(runs.iter().all(|start| provider.give(*start, short)));
+    assert_eq!(free(), before - 8, "eight at a time");
+    let used: Vec<_> = (0..20).map(|_| provider.take(short).unwrap()).collect();
+    assert_eq!(free(), before - 40);
+    assert!(provider.give(used[19], short));
+    assert_eq!(free(), before - 38, "all that are spared are in use");
+    used[..19].iter().chain([&other]).for_each(|start| assert!(provider.give(*start, short)));
+    assert_eq!(provider.state(), all);
+}
+
 #[test]
 fn every_page_of_a_run_has_a_frame_of_its_own_and_everything_comes_back() {
     fn churn<const GUARDS: bool>(seed: u64) {

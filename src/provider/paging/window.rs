@@ -12,6 +12,9 @@
 /// Bytes in the smallest page.
 pub(super) const PAGE: usize = 4096;
 
+/// Bytes whose pages one page table of the lowest level leads to: a huge page's.
+pub(super) const TABLE_SPAN: usize = 2 << 20;
+
 /// Where a run is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -28,6 +31,7 @@ const ROOMY_SHARE: usize = 4;
 /// - W1: bits of slots from `slot_count` on are clear, and never looked at.
 /// - W2: `start` is a multiple of the slot length, and `start + (slot_count << shift)` does not overflow.
 /// - W3: `free_count` is the number of clear bits below `slot_count`.
+/// - W4: while no run has addresses, no table is spared.
 #[derive(Debug)]
 pub(super) struct Window<const WORDS: usize> {
     start: usize,
@@ -35,12 +39,35 @@ pub(super) struct Window<const WORDS: usize> {
     shift: u32,
     slot_count: usize,
     free_count: usize,
+    /// Where the pages of spared tables begin, multiples of [`TABLE_SPAN`]; see [`spare`](Self::spare).
+    spared: [Option<usize>; SPARED],
     taken: [u64; WORDS],
+}
+
+/// Page tables that may be spared at once.
+const SPARED: usize = 8;
+
+/// What becomes of the page table that a short run may leave empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// It stays.
+    Spared,
+    /// The same, in the place of another one, which nobody uses: its addresses are the caller's until it is freed.
+    Instead(usize),
+    /// It is freed if it is empty, for all that are spared are in use.
+    Freed,
 }
 
 impl<const WORDS: usize> Window<WORDS> {
     pub(super) const fn new() -> Self {
-        Self { start: 0, shift: PAGE.trailing_zeros(), slot_count: 0, free_count: 0, taken: [0; WORDS] }
+        Self {
+            start: 0,
+            shift: PAGE.trailing_zeros(),
+            slot_count: 0,
+            free_count: 0,
+            spared: [None; SPARED],
+            taken: [0; WORDS],
+        }
     }
 
     /// A window from `start` to before `end`, in slots as short as the table allows. `None` if it has no slot; then it is as before.
@@ -52,7 +79,8 @@ impl<const WORDS: usize> Window<WORDS> {
         if slot_count == 0 {
             return None;
         }
-        *self = Self { start, shift: slot_len.trailing_zeros(), slot_count, free_count: slot_count, taken: [0; WORDS] };
+        let shift = slot_len.trailing_zeros();
+        *self = Self { start, shift, slot_count, free_count: slot_count, spared: [None; SPARED], taken: [0; WORDS] };
         Some(())
     }
 
@@ -78,7 +106,7 @@ impl<const WORDS: usize> Window<WORDS> {
             return None;
         }
         let first = match place {
-            Place::Lowest => self.holes().find_map(|hole| self.fit(hole, hole.0, count, align)),
+            Place::Lowest => self.lowest(count, align),
             Place::Roomy => {
                 let longest = self.holes().max_by_key(|hole| hole.1 - hole.0)?;
                 let room = longest.1 - longest.0;
@@ -110,6 +138,61 @@ impl<const WORDS: usize> Window<WORDS> {
         self.mark(kept, old.1.saturating_sub(kept), false);
     }
 
+    /// Asks to spare the table of the pages from `span` on, which a run is about to leave.
+    pub(super) fn spare(&mut self, span: usize) -> Table {
+        if self.spared.contains(&Some(span)) {
+            return Table::Spared;
+        }
+        if let Some(place) = self.spared.iter_mut().find(|place| place.is_none()) {
+            *place = Some(span);
+            return Table::Spared;
+        }
+        let spared = self.spared;
+        let Some(unused) = spared.into_iter().flatten().find(|other| self.take_span(*other)) else {
+            return Table::Freed;
+        };
+        self.spared.iter_mut().filter(|place| **place == Some(unused)).for_each(|place| *place = Some(span));
+        Table::Instead(unused)
+    }
+
+    /// A spared table that must not stay: there is no run any more, so its addresses are the caller's until it is freed.
+    pub(super) fn take_last_spared(&mut self) -> Option<usize> {
+        if self.free_count < self.slot_count {
+            return None;
+        }
+        let span = self.spared.iter_mut().find_map(Option::take)?;
+        self.take_span(span).then_some(span)
+    }
+
+    /// A spared table that must not stay: it would be in the way of a huge page between these addresses, which the caller has.
+    pub(super) fn take_spared_within(&mut self, start: usize, end: usize) -> Option<usize> {
+        let within = |span: &mut usize| start <= *span && *span + TABLE_SPAN <= end;
+        self.spared.iter_mut().find_map(|spared| spared.take_if(within))
+    }
+
+    /// Takes the slots of a table's pages. False: somebody has one.
+    fn take_span(&mut self, span: usize) -> bool {
+        let (first, count) = self.span_slots(span);
+        let is_free = (first..first + count).all(|slot| !self.is_taken(slot));
+        if is_free {
+            self.mark(first, count, true);
+        }
+        is_free
+    }
+
+    /// Frees what was taken for the table of the pages from `span` on.
+    pub(super) fn release_span(&mut self, span: usize) {
+        let (first, count) = self.span_slots(span);
+        self.mark(first, count, false);
+    }
+
+    /// The slots that the pages of a table lie in: the first, and how many.
+    fn span_slots(&self, span: usize) -> (usize, usize) {
+        let first = span.saturating_sub(self.start) >> self.shift;
+        let last = (span + TABLE_SPAN).saturating_sub(self.start).div_ceil(self.slot_len()).min(self.slot_count);
+        (first, last.saturating_sub(first))
+    }
+
     /// Whether `start` is the first address of a slot and everything from there to `end` is taken.
     pub(super) fn holds(&self, start: usize, end: usize) -> bool {
         self.slots(start, end).is_some_and(|(first, last)| (first..last).all(|slot| self.is_taken(slot)))
@@ -121,6 +204,19 @@ impl<const WORDS: usize> Window<WORDS> {
         let first = offset >> self.shift;
         let last = end.checked_sub(self.start)?.div_ceil(self.slot_len());
         (self.addr(first) == start && first < last && last <= self.slot_count).then_some((first, last))
+    }
+
+    /// The first of the lowest `count` free slots at a multiple of `align`. Looks no further than these.
+    fn lowest(&self, count: usize, align: usize) -> Option<usize> {
+        let mut from = 0;
+        loop {
+            let free = self.next(from, false, self.slot_count)?;
+            let first = self.fit((free, self.slot_count), free, count, align)?;
+            match self.next(free, true, first + count) {
+                Some(taken) => from = taken,
+                None => return Some(first),
+            }
+        }
     }
 
     /// The first of `count` slots at a multiple of `align` in a hole, from the slot `from` on.
@@ -138,19 +234,19 @@ impl<const WORDS: usize> Window<WORDS> {
     fn holes(&self) -> impl Iterator<Item = (usize, usize)> {
         let mut from = 0;
         core::iter::from_fn(move || {
-            let start = self.next(from, false).filter(|slot| *slot < self.slot_count)?;
-            from = self.next(start, true).unwrap_or(self.slot_count).min(self.slot_count);
+            let start = self.next(from, false, self.slot_count)?;
+            from = self.next(start, true, self.slot_count).unwrap_or(self.slot_count);
             Some((start, from))
         })
     }
 
-    /// The first slot from `from` on that is taken, or free.
-    fn next(&self, from: usize, taken: bool) -> Option<usize> {
+    /// The first slot from `from` to before `end` that is taken, or free.
+    fn next(&self, from: usize, taken: bool, end: usize) -> Option<usize> {
         let mut skip = from % 64;
-        for (index, word) in self.taken.iter().enumerate().skip(from / 64) {
+        for (index, word) in self.taken.iter().enumerate().take(end.div_ceil(64)).skip(from / 64) {
             let word = (if taken { *word } else { !*word }) >> skip << skip;
             if word != 0 {
-                return Some(index * 64 + word.trailing_zeros() as usize);
+                return Some(index * 64 + word.trailing_zeros() as usize).filter(|slot| *slot < end);
             }
             skip = 0;
         }
