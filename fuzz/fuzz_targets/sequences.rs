@@ -5,6 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../tests/host/sequences/mod.rs"]
+#[expect(unused, reason = "the property tests count what was done")]
 mod sequences;
 
 fuzz_target!(|sequence: sequences::Sequence| {
