@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use crate::cpu::CpuMode;
 use crate::engine::Caller;
 use crate::harden::Misuse;
-use crate::harden::guard::{Fault, NoGuards};
+use crate::harden::guard::{Fault, NoGuards, Place};
 use crate::heap::{Entered, Heap};
 use crate::large::{LargeBlock, is_huge};
 use crate::provider::{PageProvider, PageRun};
@@ -86,19 +86,26 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.guards.count(|layout| SizeClass::of(layout) == Some(class)) as u64
     }
 
-    /// Frees what the heap does not know if it is a guarded block; false: it is none.
+    /// Frees a guarded block in use; false: it is none.
     pub(crate) fn free_guarded(&self, block: NonNull<u8>, caller: Caller, fits: impl Fn(Layout) -> bool) -> bool {
-        let Some(place) = self.guards.take(block) else {
-            let is_gone = self.guards.is_gone(block);
-            if is_gone {
-                self.engine.report(Misuse::DoubleFree, block);
-            }
-            return is_gone;
-        };
+        let place = self.guards.take(block);
+        place.map(|place| self.free_place(place, block, caller, fits)).is_some()
+    }
+
+    /// Reports the second free of a guarded block; false: it is none that was freed.
+    pub(crate) fn refuse_guarded(&self, block: NonNull<u8>) -> bool {
+        let is_gone = self.guards.is_gone(block);
+        if is_gone {
+            self.engine.report(Misuse::DoubleFree, block);
+        }
+        is_gone
+    }
+
+    /// Frees the guarded block that was taken out of its place, if that Layout fits.
+    pub(crate) fn free_place(&self, place: &Place, block: NonNull<u8>, caller: Caller, fits: impl Fn(Layout) -> bool) {
         if !fits(place.layout()) {
             self.guards.put_back(place);
-            self.engine.report(Misuse::LayoutMismatch, block);
-            return true;
+            return self.engine.report(Misuse::LayoutMismatch, block);
         }
         // SAFETY: the block was in use until now, so its run is mapped, and it is ours.
         let damage = unsafe { place.red_damage() };
@@ -117,6 +124,5 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         self.guards.bury(place);
-        true
     }
 }

@@ -458,6 +458,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let fits = |layout| SizeClass::of(layout) == Some(class);
+        #[cfg(feature = "guard-pages")]
+        if let Some(place) = self.guards.take(block.start()) {
+            let caller = entered.caller();
+            drop(entered);
+            return self.free_place(place, block.into_start(), caller, fits);
+        }
         match self.engine.inspect(Some(entered.cache), block.start(), class) {
             Ok(slab) => {
                 let is_near = class.index() >= TINY_COUNT || slab.home() == entered.index;
@@ -471,7 +478,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             Err(misuse) => {
                 let caller = entered.caller();
                 drop(entered);
-                self.refuse(misuse, block.into_start(), caller, |layout| SizeClass::of(layout) == Some(class));
+                self.refuse(misuse, block.into_start(), caller, fits);
             }
         }
     }
@@ -480,9 +487,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(feature = "hardened")]
     pub(crate) fn refuse(&self, misuse: Misuse, start: NonNull<u8>, caller: Caller, fits: impl Fn(Layout) -> bool) {
         #[cfg(feature = "guard-pages")]
-        if misuse == Misuse::ForeignPointer && self.free_guarded(start, caller, &fits) {
+        if misuse == Misuse::ForeignPointer && (self.free_guarded(start, caller, fits) || self.refuse_guarded(start)) {
             return;
         }
+        #[cfg(not(feature = "guard-pages"))]
         let _ = (caller, fits);
         self.engine.report(misuse, start);
     }

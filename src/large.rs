@@ -102,7 +102,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let Ok(entered) = self.enter() else { return self.alloc_far_start(layout) };
         match self.engine.pages.reuse(entered.index, layout.size(), layout.align()) {
-            Some(run) => Some(Chunk::start_of(run)),
+            Some((_, start)) => Some(start),
             None => self.alloc_cut_start(entered, layout),
         }
     }
@@ -124,7 +124,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let entered = self.enter().ok()?;
         let (pages, index) = (&self.engine.pages, entered.index);
         let kept = pages.reuse(index, layout.size(), layout.align());
-        kept.or_else(|| pages.cut(index, layout.size(), layout.align()))
+        kept.map(|(run, _)| run).or_else(|| pages.cut(index, layout.size(), layout.align()))
     }
 
     #[cfg(not(feature = "debug-heap"))]
@@ -263,6 +263,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
         #[cfg(not(feature = "hardened"))]
         if let Some(entered) = self.enter().ok().filter(|_| !may_be_huge::<P>(layout.size())) {
+            if self.engine.pages.keep_again(entered.index, start) {
+                return;
+            }
             if let Some(desc) = self.engine.pages.desc_near(&entered.cache.chunk_hints, start) {
                 let tag = desc.tag();
                 if tag.is(Kind::Large) {

@@ -9,6 +9,9 @@
 //! *Freeing asks nobody on the fast path*: guarded pages are no chunk of the heap, so the inspection of level 1 finds a foreign pointer, and only then is
 //! the table of guarded blocks looked at. That is why this level needs level 1.
 //!
+//! *Whether a block is guarded* is told by a tally for its page's hash: how many of those in use there are, and the sum of their places. Of one, which is what there
+//! nearly always is, that says which place it is; so neither an ordinary block nor a guarded one is looked for.
+//!
 //! *A fixed table*: a place for each block, which remembers it after it was freed until another one takes the place, for the second free
 //! and for faults. When all are taken by blocks in use, nothing is sampled. Price: two calls of the provider for each block, with whatever a shootdown costs.
 //!
@@ -23,13 +26,17 @@ use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 /// Guarded blocks in use at most.
 const PLACES: usize = 64;
-/// Counters of blocks in use by page. Many more than there are blocks, since who meets one above 0 looks at all places.
-const COUNTS: usize = 1024;
+/// Tallies of blocks in use by page. Many more than there are blocks, since who meets one of more than one block looks at all places.
+const TALLIES: usize = 1024;
+/// A tally counts blocks below this bit, and from it on has the sum of their places' numbers.
+const NUMBER_SHIFT: u32 = 8;
+const _: () = assert!(PLACES < 1 << NUMBER_SHIFT && PLACES * PLACES < 1 << (u32::BITS - NUMBER_SHIFT));
 /// Allocations of a CPU between two looks at a rate that is off.
 const IDLE: u32 = 4096;
 /// Bytes in front of a block, at most, that must stay as they are.
 const RED_LEN: usize = 64;
 const RED: u8 = 0xb9;
+const RED_WORD: u64 = u64::from_ne_bytes([RED; 8]);
 /// Pages are at least that long.
 const PAGE_SHIFT: u32 = 12;
 
@@ -72,6 +79,8 @@ impl Countdown {
 #[derive(Debug)]
 pub(crate) struct Place {
     state: AtomicU32,
+    /// Its position among the places.
+    number: AtomicU32,
     block: AtomicUsize,
     size: AtomicUsize,
     align: AtomicUsize,
@@ -86,8 +95,8 @@ pub(crate) struct Place {
 pub(crate) struct Guards {
     every: AtomicU32,
     turn: AtomicUsize,
-    /// Blocks in use, by a hash of their page: whoever asks about a block that is not guarded nearly always learns so from one of these.
-    live_counts: [AtomicU32; COUNTS],
+    /// Blocks in use, by a hash of their page.
+    tallies: [AtomicU32; TALLIES],
     places: [Place; PLACES],
 }
 
@@ -144,6 +153,7 @@ impl Place {
     const fn new() -> Self {
         Self {
             state: AtomicU32::new(EMPTY),
+            number: AtomicU32::new(0),
             block: AtomicUsize::new(0),
             size: AtomicUsize::new(0),
             align: AtomicUsize::new(0),
@@ -188,13 +198,13 @@ impl Place {
     /// # Safety
     /// The run is mapped, and the block nobody else's.
     pub(crate) unsafe fn red_damage(&self) -> [Option<*mut u8>; 2] {
-        self.reds().map(|(start, len)| {
-            let other = |place: &*mut u8| {
-                // SAFETY: inside the run; volatile, since who writes there now breaks the contract.
-                unsafe { place.read_volatile() != RED }
-            };
-            (0..len).map(|offset| start.wrapping_add(offset)).find(other)
-        })
+        // SAFETY: the red bytes are inside the run.
+        self.reds().map(|(start, len)| unsafe { first_other(start, len) })
+    }
+
+    /// What it adds to its page's tally.
+    fn entry(&self) -> u32 {
+        1 | self.number.load(Relaxed) << NUMBER_SHIFT
     }
 
     /// What an access to `addr` has to do with this block: `None`: nothing; `Some(None)`: it is in the block's own pages.
@@ -212,12 +222,35 @@ impl Place {
     }
 }
 
+/// The first of `len` bytes from `start` on that is not red.
+///
+/// # Safety
+/// They are mapped, and within one allocation.
+unsafe fn first_other(start: *mut u8, len: usize) -> Option<*mut u8> {
+    let front = (start.addr().wrapping_neg() % 8).min(len);
+    // SAFETY: below `len`, so inside the bytes; volatile, since who writes there now breaks the contract.
+    let is_red = |offset: &usize| unsafe { start.wrapping_add(*offset).read_volatile() } == RED;
+    // SAFETY: one of the words that fit behind `front`, where they are aligned; volatile as above.
+    let is_red_word =
+        |word: &usize| unsafe { start.wrapping_add(front + 8 * word).cast::<u64>().read_volatile() } == RED_WORD;
+    let mut good = (0..front).take_while(is_red).count();
+    if good == front {
+        good += 8 * (0..(len - front) / 8).take_while(is_red_word).count();
+    }
+    (good..len).find(|offset| !is_red(offset)).map(|offset| start.wrapping_add(offset))
+}
+
+/// Which tally an address's page has.
+fn page_hash(addr: usize) -> usize {
+    (addr >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - TALLIES.ilog2())
+}
+
 impl Guards {
     pub(crate) const fn new() -> Self {
         Self {
             every: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
-            live_counts: [const { AtomicU32::new(0) }; COUNTS],
+            tallies: [const { AtomicU32::new(0) }; TALLIES],
             places: [const { Place::new() }; PLACES],
         }
     }
@@ -244,8 +277,11 @@ impl Guards {
     /// A place for a block of that Layout, the caller's until it is kept or given up.
     pub(crate) fn claim(&self) -> Option<&Place> {
         let first = self.turn.load(Relaxed);
-        let places = (0..PLACES).filter_map(|step| self.places.get(first.wrapping_add(step) % PLACES));
-        places.into_iter().find(|place| place.claim(EMPTY) || place.claim(GONE))
+        let numbers = (0..PLACES).map(|step| first.wrapping_add(step) % PLACES);
+        let mut places = numbers.filter_map(|number| Some((number, self.places.get(number)?)));
+        let (number, place) = places.find(|(_, place)| place.claim(EMPTY) || place.claim(GONE))?;
+        place.number.store(u32::try_from(number).unwrap_or(0), Relaxed);
+        Some(place)
     }
 
     /// Gives up a place that was claimed for a new block.
@@ -270,15 +306,25 @@ impl Guards {
             // SAFETY: inside the run, beside the block.
             unsafe { red.write_bytes(RED, len) };
         }
-        self.count_live(block.addr().get(), |count| count.fetch_add(1, Relaxed));
+        self.tally(block.addr().get(), |tally| tally.fetch_add(place.entry(), Relaxed));
         place.settle(LIVE);
         block
     }
 
-    /// The number of blocks in use on pages like that address's.
-    fn count_live(&self, block: usize, of: impl FnOnce(&AtomicU32) -> u32) -> u32 {
-        let hash = (block >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - COUNTS.ilog2());
-        self.live_counts.get(hash).map_or(0, of)
+    /// Does something with the tally of the blocks in use on pages like that address's.
+    fn tally(&self, block: usize, of: impl FnOnce(&AtomicU32) -> u32) -> u32 {
+        self.tallies.get(page_hash(block)).map_or(0, of)
+    }
+
+    /// The place of the guarded block in use that starts there, and is the caller's.
+    fn find(&self, block: usize) -> Option<&Place> {
+        let tally = self.tally(block, |tally| tally.load(Relaxed));
+        let is_it = |place: &&Place| place.is(LIVE, block);
+        match tally % (1 << NUMBER_SHIFT) {
+            0 => None,
+            1 => self.places.get((tally >> NUMBER_SHIFT) as usize).filter(is_it),
+            _ => self.places.iter().find(is_it),
+        }
     }
 
     /// Guarded blocks in use whose Layout is one of those.
@@ -289,8 +335,7 @@ impl Guards {
 
     /// Whether a guarded block in use starts there.
     pub(crate) fn is_live(&self, block: NonNull<u8>) -> bool {
-        let addr = block.addr().get();
-        self.count_live(addr, |count| count.load(Relaxed)) > 0 && self.places.iter().any(|place| place.is(LIVE, addr))
+        self.find(block.addr().get()).is_some()
     }
 
     /// Whether a guarded block that was freed started there, and no other one took its place.
@@ -301,19 +346,19 @@ impl Guards {
     /// Takes the guarded block in use that starts there; of two that try, one succeeds.
     pub(crate) fn take(&self, block: NonNull<u8>) -> Option<&Place> {
         let addr = block.addr().get();
-        let place = self.places.iter().find(|place| place.is(LIVE, addr) && place.claim(LIVE))?;
+        let place = self.find(addr).filter(|place| place.claim(LIVE))?;
         if place.block.load(Relaxed) != addr {
             // Freed meanwhile, and the place is another block's.
             place.settle(LIVE);
             return None;
         }
-        self.count_live(addr, |count| count.fetch_sub(1, Relaxed));
+        self.tally(addr, |tally| tally.fetch_sub(place.entry(), Relaxed));
         Some(place)
     }
 
     /// Puts a block back that was taken, as it was.
     pub(crate) fn put_back(&self, place: &Place) {
-        self.count_live(place.block.load(Relaxed), |count| count.fetch_add(1, Relaxed));
+        self.tally(place.block.load(Relaxed), |tally| tally.fetch_add(place.entry(), Relaxed));
         place.settle(LIVE);
     }
 
@@ -332,5 +377,88 @@ impl Guards {
             .find(|(kind, _)| !is_gone(kind))
             .or_else(|| seen().max_by_key(|(_, place)| place.freed.load(Relaxed)))?;
         Some(Fault { kind: kind?, addr, block: place.block.load(Relaxed), size: place.size.load(Relaxed) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    const PAGE: usize = 4096;
+
+    /// The first page of so many, never freed.
+    fn pages(count: usize) -> NonNull<u8> {
+        let layout = Layout::from_size_align(count * PAGE, PAGE).unwrap();
+        // SAFETY: the length is not 0.
+        NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap()
+    }
+
+    fn keep(guards: &Guards, page: NonNull<u8>, layout: Layout) -> NonNull<u8> {
+        let place = guards.claim().unwrap();
+        // SAFETY: the page is the test's, and no other block's.
+        unsafe { guards.keep(place, page, PageRun::new(PAGE, PAGE, PAGE).unwrap(), layout) }
+    }
+
+    /// As many as there may be, so that some share a tally, with pages between them that are not guarded; each is found, and taken once.
+    #[test]
+    fn every_block_in_use_is_found_and_nothing_else() {
+        let (guards, all) = (Box::new(Guards::new()), pages(16 * TALLIES));
+        // SAFETY: inside the pages.
+        let page = |index: usize| unsafe { all.add(index * PAGE) };
+        let hash = |index: usize| page_hash(page(index).addr().get());
+        let same: Vec<_> = (0..16 * TALLIES).filter(|index| hash(*index) == hash(0)).collect();
+        let [first, second, third] = [same[0], same[1], same[2]].map(page);
+        let layout = Layout::new::<u64>();
+        let block = |page| keep(&guards, page, layout);
+        let [one, other] = [first, second].map(block);
+        let neighbour = third.map_addr(|addr| addr.saturating_add(PAGE - 8));
+        for (freed, left) in [(one, other), (other, one)] {
+            assert!(guards.is_live(one) && guards.is_live(other) && !guards.is_live(neighbour));
+            let place = guards.take(freed).unwrap();
+            assert!(guards.take(freed).is_none() && !guards.is_live(freed) && guards.is_live(left));
+            assert!(!guards.is_live(neighbour) && guards.take(neighbour).is_none());
+            guards.put_back(place);
+        }
+        let others = (0..PLACES * 8).map(page).filter(|page| ![first, second].contains(page));
+        let rest: Vec<_> = others.step_by(7).take(PLACES - 2).map(block).collect();
+        assert!(guards.claim().is_none());
+        for (index, block) in rest.iter().chain([&one, &other]).enumerate() {
+            assert_eq!(guards.count(|_| true), PLACES - index);
+            let place = guards.take(*block).unwrap();
+            assert_eq!(place.layout(), layout);
+            guards.bury(place);
+            assert!(guards.is_gone(*block) && guards.take(*block).is_none());
+        }
+        assert!(guards.tallies.iter().all(|tally| tally.load(Relaxed) == 0));
+    }
+
+    /// Wherever it is, whatever the block's length leaves of the page.
+    #[test]
+    fn the_first_byte_that_is_not_red_is_told() {
+        let (guards, page) = (Guards::new(), pages(1));
+        for (size, align) in
+            [(8, 8), (64, 1), (61, 1), (3, 1), (3, 16), (100, 64), (PAGE - 5, 1), (PAGE - 60, 4), (PAGE, 8), (2, 4096)]
+        {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let block = keep(&guards, page, layout);
+            let place = guards.take(block).unwrap();
+            // SAFETY: the page is the test's.
+            let damage = || unsafe { place.red_damage() };
+            assert_eq!(damage(), [None, None], "{layout:?}");
+            for (side, (start, len)) in place.reds().into_iter().enumerate() {
+                for at in (0..len).map(|offset| start.wrapping_add(offset)) {
+                    let mut expected = [None, None];
+                    expected[side] = Some(at);
+                    // SAFETY: in the page.
+                    unsafe { at.write(RED ^ 1) };
+                    assert_eq!(damage(), expected, "{layout:?}");
+                    // SAFETY: as above.
+                    unsafe { at.write(RED) };
+                }
+            }
+            guards.bury(place);
+        }
     }
 }

@@ -15,6 +15,7 @@ models! {
     a_hint_does_not_outlive_its_chunk
     a_chunk_comes_to_where_another_one_is_leaving
     a_kept_run_is_had_once
+    a_known_run_does_not_outlive_its_chunk
     a_lookup_finds_its_chunk_while_others_come_and_go
     chunks_are_entered_at_once_and_found_by_who_is_told
     a_table_goes_while_it_is_looked_at
@@ -100,7 +101,10 @@ fn a_kept_run_is_had_once() {
             spawn(move || {
                 written(hand_out(run));
                 assert!(pages.keep(0, run, run.tag()), "as long as the one that was cut");
-                pages.reuse(0, RUN_LEN, 8).into_iter().for_each(|run| own.add(written(hand_out(run))));
+                let Some((run, start)) = pages.reuse(0, RUN_LEN, 8) else { return };
+                written(hand_out(run));
+                assert!(pages.keep_again(0, start), "the one that was kept last");
+                pages.reuse(0, RUN_LEN, 8).into_iter().for_each(|(run, _)| own.add(written(hand_out(run))));
             }),
             spawn({
                 let out = out.clone();
@@ -109,6 +113,33 @@ fn a_kept_run_is_had_once() {
         ]));
         let out: Vec<_> = out.take().into_iter().chain(rest).collect();
         check(pages, &out);
+    });
+}
+
+/// The chunk of the run that a CPU kept last goes, and another one comes to the same place; a block there is not taken for that run.
+fn a_known_run_does_not_outlive_its_chunk() {
+    let (ground, told) = (Ground::new(), Place::new());
+    explore(3, move || {
+        let (pages, told) = (ground.renew(), told.fill(AtomicUsize::new(0)));
+        let start = ground.memory;
+        let run = pages.cut(0, RUN_LEN, 8).unwrap();
+        assert!(pages.keep(0, run, run.tag()) && pages.reuse(0, RUN_LEN, 8).is_some());
+        assert_eq!(Chunk::start_of(run), start);
+        pages.free(run);
+        together(Vec::from([
+            spawn(move || {
+                let Some(empty) = pages.take_empty(0) else { return };
+                give_back(&empty.start, empty.run);
+                pages.chunk_gone(empty);
+                told.store(enter_shorter(pages, start, Use::Large).start.addr().get(), Ordering::Release);
+            }),
+            spawn(move || {
+                if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
+                {
+                    assert!(!pages.keep_again(0, block), "an older chunk's");
+                }
+            }),
+        ]));
     });
 }
 
@@ -129,7 +160,7 @@ fn a_hint_does_not_outlive_its_chunk() {
                 let Some(empty) = pages.take_empty(0) else { return };
                 give_back(&empty.start, empty.run);
                 pages.chunk_gone(empty);
-                told.store(enter_shorter(pages, start).start.addr().get(), Ordering::Release);
+                told.store(enter_shorter(pages, start, Use::Slab).start.addr().get(), Ordering::Release);
             }),
             spawn(move || {
                 if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
@@ -144,10 +175,10 @@ fn a_hint_does_not_outlive_its_chunk() {
 }
 
 /// Another chunk, shorter, where one was that was given back, and a run in it.
-fn enter_shorter(pages: &'static Pages<1>, start: NonNull<u8>) -> Run<'static> {
-    revive(start.addr().get()..start.addr().get() + Ground::LEN);
-    let want = Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_: Use::Slab };
+fn enter_shorter(pages: &'static Pages<1>, start: NonNull<u8>, use_: Use) -> Run<'static> {
     let run = PageRun::new(Ground::LEN / 2, 1024, 1024).unwrap();
+    revive(start.addr().get()..start.addr().get() + run.len());
+    let want = Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_ };
     // SAFETY: the memory is out of the page heap, and was given back.
     unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap()
 }
@@ -167,7 +198,7 @@ fn a_chunk_comes_to_where_another_one_is_leaving() {
             }),
             spawn(move || {
                 if taken.load(Ordering::Acquire) == 1 {
-                    let block = enter_shorter(pages, start).start;
+                    let block = enter_shorter(pages, start, Use::Slab).start;
                     let found = pages.lookup(block).map(|chunk| chunk.given().1.len());
                     assert_eq!(found, Some(Ground::LEN / 2), "the chunk that is there");
                 }

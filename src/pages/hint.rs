@@ -6,7 +6,8 @@
 //! block after the older one's removal was counted, so it sees the count.
 //!
 //! *Which place is an address's* follows the heap's length: the places share it out in stretches, neighbouring ones in places of their own. A chunk longer
-//! than a stretch is in several places, short ones in one stretch take the place from each other.
+//! than a stretch is in several places. A place has room for two chunks, of which the upper one is asked first: providers that leave gaps between runs (guard pages)
+//! make chunks drift over the stretches' borders, so that most stretches see two. Where they see more, short ones, these take the room from each other.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -15,7 +16,7 @@ use super::desc::PageDesc;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 /// Places; a power of two. More where every free looks.
-const COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 32 };
+const COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 16 };
 
 /// No stretch is shorter than this: most chunks are as long.
 const MIN_STRETCH_LEN: usize = 1 << 20;
@@ -27,8 +28,12 @@ pub(crate) struct ChunkHints {
     shift: AtomicU32,
     /// Removals when the hints were written.
     removals: AtomicUsize,
-    hints: [ChunkHint; COUNT],
+    places: [Place; COUNT],
 }
+
+/// A lower chunk and an upper one, which is the first to become known.
+#[derive(Debug)]
+struct Place([ChunkHint; 2]);
 
 #[derive(Debug)]
 struct ChunkHint {
@@ -48,17 +53,55 @@ impl ChunkHint {
             shift: AtomicU32::new(0),
         }
     }
+
+    /// The granule that `addr` lies in, if the chunk has it: this hint, the bytes from the chunk's start on, and the granule's index.
+    #[inline]
+    fn index(&self, addr: NonNull<u8>) -> Option<(&Self, usize, usize)> {
+        let offset = addr.as_ptr().addr().wrapping_sub(self.start.load(Relaxed));
+        let index = offset >> (self.shift.load(Relaxed) & 63);
+        (index < self.count.load(Relaxed) as usize).then_some((self, offset, index))
+    }
+
+    fn know(&self, chunk: &Chunk) {
+        self.start.store(chunk.addr(), Relaxed);
+        self.table.store(chunk.table().as_ptr(), Relaxed);
+        self.shift.store(chunk.shift(), Relaxed);
+        self.count.store(u32::try_from(chunk.count()).unwrap_or(0), Relaxed);
+    }
+
+    fn copy(&self, other: &Self) {
+        self.start.store(other.start.load(Relaxed), Relaxed);
+        self.table.store(other.table.load(Relaxed), Relaxed);
+        self.shift.store(other.shift.load(Relaxed), Relaxed);
+        self.count.store(other.count.load(Relaxed), Relaxed);
+    }
+}
+
+impl Place {
+    const fn new() -> Self {
+        Self([const { ChunkHint::new() }; 2])
+    }
+
+    /// Remembers a chunk, and of the others the one that is nearer to the top.
+    fn know(&self, chunk: &Chunk) {
+        let Self([lower, upper]) = self;
+        let side = chunk.addr().cmp(&upper.start.load(Relaxed));
+        if side.is_gt() {
+            lower.copy(upper);
+        }
+        if side.is_lt() { lower.know(chunk) } else { upper.know(chunk) }
+    }
 }
 
 impl ChunkHints {
     pub(crate) const fn new() -> Self {
-        Self { shift: AtomicU32::new(0), removals: AtomicUsize::new(0), hints: [const { ChunkHint::new() }; COUNT] }
+        Self { shift: AtomicU32::new(0), removals: AtomicUsize::new(0), places: [const { Place::new() }; COUNT] }
     }
 
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "taken modulo the length")]
-    fn at(&self, addr: usize) -> &ChunkHint {
-        &self.hints[addr >> (self.shift.load(Relaxed) & 63) & (COUNT - 1)]
+    fn place_of(&self, addr: usize) -> &Place {
+        &self.places[addr >> (self.shift.load(Relaxed) & 63) & (COUNT - 1)]
     }
 
     /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the hints know. The caller holds the cache
@@ -71,11 +114,9 @@ impl ChunkHints {
     /// The same with the bytes from the chunk's start to `addr`, and the granule's shift.
     #[inline]
     fn place(&self, addr: NonNull<u8>, removals: usize) -> Option<(&PageDesc, usize, u32)> {
-        let hint = self.at(addr.as_ptr().addr());
-        let offset = addr.as_ptr().addr().wrapping_sub(hint.start.load(Relaxed));
-        let shift = hint.shift.load(Relaxed) & 63;
-        let index = offset >> shift;
-        if index >= hint.count.load(Relaxed) as usize || self.removals.load(Relaxed) != removals {
+        let Place([lower, upper]) = self.place_of(addr.as_ptr().addr());
+        let (hint, offset, index) = upper.index(addr).or_else(|| lower.index(addr))?;
+        if self.removals.load(Relaxed) != removals {
             return None;
         }
         // SAFETY: a hint of a chunk with granules was set, to a table's address.
@@ -83,7 +124,7 @@ impl ChunkHints {
         // SAFETY: the index is that of a granule of the chunk that `table` belongs to, which has a descriptor for each.
         let desc = unsafe { table.add(index) };
         // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by reference only.
-        Some((unsafe { desc.as_ref() }, offset, shift))
+        Some((unsafe { desc.as_ref() }, offset, hint.shift.load(Relaxed) & 63))
     }
 
     /// As [`desc`](Self::desc), and how many bytes into its slab `addr` is, if that granule is one of a slab. Fast.
@@ -98,16 +139,12 @@ impl ChunkHints {
     /// Remembers the chunk that `addr` is in, of a heap of `held_len` bytes. `removals` was read before the chunk was looked up.
     pub(crate) fn set(&self, chunk: &Chunk, addr: NonNull<u8>, removals: usize, held_len: usize) {
         if self.removals.load(Relaxed) != removals {
-            self.hints.iter().for_each(|hint| hint.count.store(0, Relaxed));
+            self.places.iter().flat_map(|Place(hints)| hints).for_each(|hint| hint.count.store(0, Relaxed));
             self.removals.store(removals, Relaxed);
         }
         let stretch_len = (held_len / COUNT).max(MIN_STRETCH_LEN).next_power_of_two();
         self.shift.store(stretch_len.trailing_zeros(), Relaxed);
-        let hint = self.at(addr.as_ptr().addr());
-        hint.start.store(chunk.addr(), Relaxed);
-        hint.table.store(chunk.table().as_ptr(), Relaxed);
-        hint.shift.store(chunk.shift(), Relaxed);
-        hint.count.store(u32::try_from(chunk.count()).unwrap_or(0), Relaxed);
+        self.place_of(addr.as_ptr().addr()).know(chunk);
     }
 }
 
@@ -153,12 +190,22 @@ mod tests {
 
     /// Chunks in neighbouring stretches; what they lie in is never freed.
     fn neighbours(pages: &Pages<1>, count: usize) -> Vec<NonNull<u8>> {
-        let all = PageRun::new(count * MIN_STRETCH_LEN, MIN_STRETCH_LEN, 4096).unwrap();
+        every(pages, MIN_STRETCH_LEN, count)
+    }
+
+    /// Chunks so far from each other, from a stretch's start on.
+    fn every(pages: &Pages<1>, distance: usize, count: usize) -> Vec<NonNull<u8>> {
+        let all = PageRun::new(count * distance, MIN_STRETCH_LEN, 4096).unwrap();
         // SAFETY: the run's length is not 0.
         let memory = NonNull::new(unsafe { std::alloc::alloc(all.layout()) }).unwrap();
+        let table = PageRun::new(pages.next_table_len(), 4096, 4096).unwrap();
+        // SAFETY: the run's length is not 0.
+        let memory_of_table = NonNull::new(unsafe { std::alloc::alloc(table.layout()) }).unwrap();
+        // SAFETY: just allocated, never freed.
+        unsafe { pages.add_table(memory_of_table, table) }.unwrap();
         let chunk = |index| {
             // SAFETY: inside the memory.
-            let start = unsafe { memory.add(index * MIN_STRETCH_LEN) };
+            let start = unsafe { memory.add(index * distance) };
             let run = PageRun::new(LEN, 4096, 4096).unwrap();
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed, apart from all others.
@@ -168,14 +215,52 @@ mod tests {
         (0..count).map(chunk).collect()
     }
 
+    fn known_count(pages: &Pages<1>, hints: &ChunkHints, chunks: &[NonNull<u8>]) -> usize {
+        chunks.iter().filter(|chunk| pages.desc_near(hints, **chunk).is_some_and(|desc| desc.index() == 0)).count()
+    }
+
     #[test]
-    fn as_many_chunks_are_known_as_there_are_places() {
+    fn two_chunks_are_known_for_each_place() {
         let pages = std::boxed::Box::new(Pages::<1>::new());
-        let chunks = neighbours(&pages, COUNT + 1);
+        let chunks = neighbours(&pages, 2 * COUNT + 1);
         let hints = ChunkHints::new();
         assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
-        let known = chunks.iter().filter(|chunk| pages.desc_near(&hints, **chunk).is_some()).count();
-        assert_eq!(known, COUNT, "the last one took the first one's place");
+        assert_eq!(known_count(&pages, &hints, &chunks), 2 * COUNT, "the last one took a place from another");
+    }
+
+    /// In whatever order they are met, and also when a chunk is met that is known.
+    #[test]
+    fn neighbours_in_one_stretch_do_not_take_the_place_from_each_other() {
+        let pages = std::boxed::Box::new(Pages::<1>::new());
+        let chunks = every(&pages, MIN_STRETCH_LEN / 2, 2 * COUNT);
+        let (upwards, downwards) = (ChunkHints::new(), ChunkHints::new());
+        chunks.iter().for_each(|chunk| assert!(pages.desc_far(&upwards, *chunk).is_some()));
+        chunks.iter().rev().for_each(|chunk| assert!(pages.desc_far(&downwards, *chunk).is_some()));
+        for hints in [&upwards, &downwards] {
+            assert_eq!(known_count(&pages, hints, &chunks), 2 * COUNT);
+            chunks.iter().for_each(|chunk| assert!(pages.desc_far(hints, *chunk).is_some()));
+            assert_eq!(known_count(&pages, hints, &chunks), 2 * COUNT, "known before");
+        }
+    }
+
+    /// The upper one of two chunks leaves, and a longer one comes to where both were.
+    #[test]
+    fn a_chunk_is_known_that_lies_where_older_ones_were() {
+        let pages = std::boxed::Box::new(Pages::<1>::new());
+        let chunks = every(&pages, MIN_STRETCH_LEN / 2, 2);
+        let hints = ChunkHints::new();
+        assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
+        for _ in 0..2 {
+            let gone = pages.take_empty(0).unwrap();
+            pages.chunk_gone(gone);
+        }
+        let run = PageRun::new(MIN_STRETCH_LEN, 4096, 4096).unwrap();
+        let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
+        // SAFETY: all of what the two chunks lay in, which have left.
+        unsafe { pages.add_chunk(chunks[0], run, nothing, 0, false, &|work| work(true)) }.unwrap();
+        for place in chunks {
+            assert!(pages.desc(&hints, place).is_some() && pages.desc_near(&hints, place).is_some());
+        }
     }
 
     /// What was known before a chunk left is not believed again when a hint is written after that.

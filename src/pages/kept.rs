@@ -7,6 +7,10 @@
 //! - *The memory is everybody's.* A request that the pools refuse frees kept runs before it is refused, and so do a block that would grow into one, draining,
 //!   trimming and the statistics. Price: these look at each CPU's; and a chunk that only a kept run is in is not seen to be empty until then.
 //! - *Its holder frees it when it cuts a run of another length*: what is not asked for again does not wait.
+//! - *The place remembers the run that was in it last*: freed again, as such a block mostly is, it is known by its address alone, without the look-up that other frees
+//!   take. As with [`ChunkHints`](super::ChunkHints), a chunk's removal makes that void.
+
+use core::ptr::{NonNull, null_mut};
 
 use super::chunk::{Chunk, Descs};
 use super::desc::{Kind, PageDesc, Tag};
@@ -18,23 +22,28 @@ use crate::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 pub(super) struct Kept {
     /// The kept run, of kind `Deferred`, or null.
     run: AtomicPtr<PageDesc>,
-    /// Its address.
-    start: AtomicUsize,
+    /// How many granules the run has that was cut last. Another one is not kept.
+    recent_len: AtomicUsize,
+    /// The run that is kept, or was last, if none was cut since; its address, or null.
+    known_run: AtomicPtr<PageDesc>,
+    start: AtomicPtr<u8>,
     /// The longest block it is for, less a byte; and how many lengths, from that on downwards.
     last: AtomicUsize,
     granule: AtomicUsize,
-    /// How many granules the run has that was cut last. Another one is not kept.
-    recent_len: AtomicUsize,
+    /// Chunks that had left when it was kept.
+    removals: AtomicUsize,
 }
 
 impl Kept {
     pub(super) const fn new() -> Self {
         Self {
-            run: AtomicPtr::new(core::ptr::null_mut()),
-            start: AtomicUsize::new(0),
+            run: AtomicPtr::new(null_mut()),
+            recent_len: AtomicUsize::new(0),
+            known_run: AtomicPtr::new(null_mut()),
+            start: AtomicPtr::new(null_mut()),
             last: AtomicUsize::new(0),
             granule: AtomicUsize::new(0),
-            recent_len: AtomicUsize::new(0),
+            removals: AtomicUsize::new(0),
         }
     }
 
@@ -44,40 +53,69 @@ impl Kept {
         self.run.load(Relaxed).is_null()
     }
 
-    /// A run was cut by the holder.
+    /// A run was cut by the holder, while none is kept.
     #[inline]
     pub(super) fn note_cut(&self, run: &PageDesc) {
         self.recent_len.store(run.len(), Relaxed);
+        self.start.store(null_mut(), Relaxed);
     }
 
-    /// Keeps a large block's run, whose tag this is, by the holder, if none is kept and the next block is likely to be as long. False: unchanged.
+    /// Keeps a large block's run, whose tag this is, by the holder, if none is kept and the next block is likely to be as long. False: unchanged. So many chunks
+    /// have left ever.
     #[inline(always)]
-    pub(super) fn keep(&self, run: &PageDesc, tag: Tag) -> bool {
+    pub(super) fn keep(&self, run: &PageDesc, tag: Tag, removals: usize) -> bool {
         let descs = Descs::around(run);
         let is_likely = tag.len() == self.recent_len.load(Relaxed) && tag.len() != descs.count();
         if !is_likely || !self.is_empty() {
             return false;
         }
-        run.put(Tag::new(Kind::Deferred, tag.len(), false));
-        self.start.store(Chunk::start_of(run).addr().get(), Relaxed);
+        self.known_run.store(run.as_link(), Relaxed);
+        self.start.store(Chunk::start_of(run).as_ptr(), Relaxed);
         self.last.store((tag.len() << descs.shift()).wrapping_sub(1), Relaxed);
         self.granule.store(1 << descs.shift(), Relaxed);
-        self.run.store(run.as_link(), Ordering::Release);
+        self.removals.store(removals, Relaxed);
+        self.fill(run, tag);
         true
     }
 
-    /// The kept run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if it is as long as that takes.
+    /// Keeps the run of the large block at `start`, which is the caller's, by the holder, if it is the one that was kept last. False: unchanged. So many
+    /// chunks have left ever. Fast.
+    #[cfg(not(feature = "hardened"))]
     #[inline(always)]
-    pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<&'a PageDesc> {
-        let link = self.run.load(Relaxed);
+    pub(super) fn keep_again(&self, start: NonNull<u8>, removals: usize) -> bool {
+        let is_known = self.start.load(Relaxed) == start.as_ptr() && self.removals.load(Relaxed) == removals;
+        if !is_known {
+            return false;
+        }
+        // SAFETY: `keep` set it with the address; no chunk has left since, as far as it concerns a block of the caller's.
+        let Some(run) = (unsafe { PageDesc::from_link(self.known_run.load(Relaxed)) }) else { return false };
+        let tag = run.tag();
+        // While a run is kept, it is the known one, and deferred.
+        let is_same = tag.is(Kind::Large) && tag.len() == self.recent_len.load(Relaxed);
+        if is_same {
+            self.fill(run, tag);
+        }
+        is_same
+    }
+
+    #[inline(always)]
+    fn fill(&self, run: &PageDesc, tag: Tag) {
+        run.put(Tag::new(Kind::Deferred, tag.len(), false));
+        self.run.store(run.as_link(), Ordering::Release);
+    }
+
+    /// The kept run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if it is as long as that takes; and its address.
+    #[inline(always)]
+    pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<(&'a PageDesc, NonNull<u8>)> {
+        let (link, start) = (self.run.load(Relaxed), NonNull::new(self.start.load(Relaxed))?);
         let fits = self.last.load(Relaxed).wrapping_sub(last) < self.granule.load(Relaxed)
-            && self.start.load(Relaxed) & align.wrapping_sub(1) == 0;
+            && start.as_ptr().addr() & align.wrapping_sub(1) == 0;
         if link.is_null() || !fits {
             return None;
         }
         let run = self.take_link(link)?;
         run.put(Tag::new(Kind::Large, run.len(), false));
-        Some(run)
+        Some((run, start))
     }
 
     /// The kept run, which is the caller's then. Any context.
@@ -93,7 +131,7 @@ impl Kept {
 
     #[inline(always)]
     fn take_link<'a>(&self, link: *mut PageDesc) -> Option<&'a PageDesc> {
-        let link = self.run.compare_exchange(link, core::ptr::null_mut(), Ordering::Acquire, Relaxed).ok()?;
+        let link = self.run.compare_exchange(link, null_mut(), Ordering::Acquire, Relaxed).ok()?;
         // SAFETY: null, or a run that `keep` was given; its chunk cannot leave the heap while the run is not free.
         unsafe { PageDesc::from_link(link) }
     }

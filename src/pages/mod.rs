@@ -209,7 +209,7 @@ impl<const N: usize> Pages<N> {
 
     /// The run for a large block that the CPU keeps whose cache the caller holds, if it fits: no lock. `len` is not 0, `align` a power of two.
     #[inline(always)]
-    pub(crate) fn reuse(&self, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
+    pub(crate) fn reuse(&self, cpu: usize, len: usize, align: usize) -> Option<(&PageDesc, NonNull<u8>)> {
         self.kept.get(cpu)?.reuse(len.wrapping_sub(1), align)
     }
 
@@ -332,7 +332,14 @@ impl<const N: usize> Pages<N> {
     /// Keeps a run of that CPU's instead of freeing it, by who holds its cache and owns the run, a large block's; its tag is given. False: unchanged.
     #[inline(always)]
     pub(crate) fn keep(&self, cpu: usize, desc: &PageDesc, tag: Tag) -> bool {
-        self.kept.get(cpu).is_some_and(|kept| kept.keep(desc, tag))
+        self.kept.get(cpu).is_some_and(|kept| kept.keep(desc, tag, self.removals.load(Relaxed)))
+    }
+
+    /// [`keep`](Self::keep) of the run of the large block at `start`, if it is the one that this CPU kept last. Fast.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(always)]
+    pub(crate) fn keep_again(&self, cpu: usize, start: NonNull<u8>) -> bool {
+        self.kept.get(cpu).is_some_and(|kept| kept.keep_again(start, self.removals.load(Relaxed)))
     }
 
     /// Frees what a CPU keeps. Any context.

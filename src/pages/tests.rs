@@ -200,6 +200,10 @@ fn give<const N: usize>(pages: &Pages<N>, block: Block) {
 fn free_large<const N: usize>(pages: &Pages<N>, cpu: usize, desc: &PageDesc) -> bool {
     let tag = desc.tag();
     let is_large = tag.is(Kind::Large);
+    #[cfg(not(feature = "hardened"))]
+    if pages.keep_again(cpu, Chunk::start_of(desc)) {
+        return is_large;
+    }
     if is_large && !pages.keep(cpu, desc, tag) {
         pages.free(desc);
     }
@@ -208,7 +212,9 @@ fn free_large<const N: usize>(pages: &Pages<N>, cpu: usize, desc: &PageDesc) -> 
 
 /// A large block's run, as that CPU allocates it.
 fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
-    pages.reuse(cpu, len, align).or_else(|| pages.cut(cpu, len, align))
+    let Some((run, start)) = pages.reuse(cpu, len, align) else { return pages.cut(cpu, len, align) };
+    assert_eq!(start, Chunk::start_of(run));
+    Some(run)
 }
 
 /// Random allocations, frees, deferred frees, kept runs and resizes over chunks of the given lengths, verified after every other step.
@@ -351,6 +357,59 @@ fn a_freed_run_is_kept_for_a_block_of_its_length() {
     assert_eq!(longer.kind(), Kind::Deferred);
     free(second);
     settled(0);
+}
+
+/// By its address alone, as long as it is what it was and no other run came between.
+#[cfg(not(feature = "hardened"))]
+#[test]
+fn the_run_that_was_kept_last_is_kept_again() {
+    let (given, pages, whole) = large_chunk();
+    given.chunk(&pages, MIB, 4 * KIB, Use::Large, 1);
+    let again = |run: &PageDesc| pages.keep_again(0, Chunk::start_of(run));
+    let taken = || pages.reuse(0, MIB, 1).map(|(run, _)| run);
+    let settled = |run: &PageDesc| {
+        pages.free(run);
+        assert_eq!((pages.verify(), pages.free_len() > whole), (Ok(()), true));
+    };
+    let cut = || pages.cut(0, MIB, 1).unwrap();
+    let kept = || {
+        let run = cut();
+        assert!(!again(run), "known only when it was kept");
+        assert!(pages.keep(0, run, run.tag()));
+        let had = taken().unwrap();
+        assert!(core::ptr::eq(had, run));
+        had
+    };
+    let run = kept();
+    for _ in 0..3 {
+        assert!(again(run) && run.kind() == Kind::Deferred && !again(run), "once");
+        assert!(core::ptr::eq(taken().unwrap(), run));
+    }
+    let other = cut();
+    assert!(!again(run) && !again(other), "another one was cut since");
+    pages.free(other);
+    settled(run);
+
+    let run = kept();
+    assert_eq!(pages.resize(run, 2 * MIB, false), Some(2 * MIB));
+    assert!(!again(run), "longer now");
+    settled(run);
+
+    let run = kept();
+    let start = Chunk::start_of(run);
+    pages.free(run);
+    assert!(!pages.keep_again(0, start), "free");
+    let slab = pages.alloc(MIB, 1, Use::Slab, 0, false).unwrap().desc;
+    assert!(core::ptr::eq(slab, run) && !pages.keep_again(0, start), "no large block");
+    settled(slab);
+
+    let run = kept();
+    let gone = pages.take_empty(0).unwrap();
+    assert!(!again(run), "a chunk has left since, which may be this one");
+    pages.chunk_gone(gone);
+    pages.free(run);
+    assert!(again(kept()), "none has left since");
+    assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole));
 }
 
 /// Whoever is refused by the pools has what others keep; and so has a block that grows into it.

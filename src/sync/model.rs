@@ -152,7 +152,11 @@ fn take_out<T>(table: &RefCell<HashMap<usize, T>>, memory: &Range<usize>) -> Vec
 pub(crate) fn revive(memory: Range<usize>) {
     WORLD.with(|world| {
         if world.watching.get() {
-            world.dead.borrow_mut().retain(|dead| !memory.contains(&dead.start));
+            let mut dead = world.dead.borrow_mut();
+            let rests =
+                |dead: Range<usize>| [dead.start..dead.end.min(memory.start), dead.start.max(memory.end)..dead.end];
+            *dead = dead.drain(..).flat_map(rests).filter(|rest| !rest.is_empty()).collect();
+            drop(dead);
             world.fresh.borrow_mut().push(memory);
         }
     });

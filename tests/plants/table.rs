@@ -236,9 +236,16 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "kept_run_read_then_cleared",
         file: "pages/kept.rs",
-        shipped: "self.run.compare_exchange(link, core::ptr::null_mut(), Ordering::Acquire, Relaxed).ok()?;",
-        planted: "self.run.load(Ordering::Acquire);\n        self.run.store(core::ptr::null_mut(), Relaxed);",
+        shipped: "self.run.compare_exchange(link, null_mut(), Ordering::Acquire, Relaxed).ok()?;",
+        planted: "self.run.load(Ordering::Acquire);\n        self.run.store(null_mut(), Relaxed);",
         model: "pages::a_kept_run_is_had_once",
+    },
+    Plant {
+        name: "known_run_is_always_believed",
+        file: "pages/kept.rs",
+        shipped: " && self.removals.load(Relaxed) == removals;",
+        planted: " && removals < usize::MAX;",
+        model: "pages::a_known_run_does_not_outlive_its_chunk",
     },
     Plant {
         name: "empty_chunk_taken_with_a_run_out",

@@ -192,9 +192,13 @@ fn price() {
             let old = PLACES.get(place).map_or(null_mut(), |place| place.swap(block.as_ptr(), Relaxed));
             empty(place, old);
         }
-        let tenths = 10 * (time::cycles() - start) / STEPS as u64;
+        let hundredths = 100 * (time::cycles() - start) / STEPS as u64;
         let guarded = HEAP.stats().map_count - calls;
-        println!("one in {every}: {}.{} instructions a step, {guarded} blocks guarded", tenths / 10, tenths % 10);
+        println!(
+            "one in {every}: {}.{:02} instructions a step, {guarded} blocks guarded",
+            hundredths / 100,
+            hundredths % 100
+        );
     }
     PLACES.iter().enumerate().for_each(|(place, start)| empty(place, start.swap(null_mut(), Relaxed)));
 }

@@ -445,11 +445,15 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
 
     /// Frees spared tables where huge pages may come: between addresses that are the caller's.
     fn make_way(&self, start: usize, end: usize) {
+        if end - start < TABLE_SPAN {
+            return;
+        }
         let next = || self.window.lock().take_spared_within(start, end);
         core::iter::from_fn(next).for_each(|span| self.free_table(span));
     }
 
     /// Frees the spared tables if there is no run any more.
+    #[cold]
     fn free_last_tables(&self) {
         let next = || self.window.lock().take_last_spared();
         core::iter::from_fn(next).for_each(|span| self.free_unused_table(span));
@@ -547,7 +551,9 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
     /// Gives back the addresses that a run with pages up to `old_end` has and one with pages up to `new_end` does not need; all if `new_end` is `start`.
     fn release(&self, start: usize, new_end: usize, old_end: usize) {
         let new_end = if new_end == start { start } else { Self::guarded(new_end) };
-        self.window.lock().release(start, new_end, Self::guarded(old_end));
+        if self.window.lock().release(start, new_end, Self::guarded(old_end)) {
+            self.free_last_tables();
+        }
     }
 
     /// Maps the frames of `len` bytes from `from` on at `to` as well. The mapper may refuse, or have no frame for a table.
@@ -717,7 +723,6 @@ unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WO
         if self.take_down(start, end, 0, !spares) {
             self.release(start, start, end);
         }
-        self.free_last_tables();
         true
     }
 

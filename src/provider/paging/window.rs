@@ -131,11 +131,12 @@ impl<const WORDS: usize> Window<WORDS> {
     }
 
     /// Frees the slots that the bytes from `start` to `old_end` have beyond those that the bytes up to `new_end` need; all of them
-    /// if `new_end` is `start`.
-    pub(super) fn release(&mut self, start: usize, new_end: usize, old_end: usize) {
-        let Some(old) = self.slots(start, old_end) else { return };
+    /// if `new_end` is `start`. Whether nothing is taken any more.
+    pub(super) fn release(&mut self, start: usize, new_end: usize, old_end: usize) -> bool {
+        let Some(old) = self.slots(start, old_end) else { return false };
         let kept = self.slots(start, new_end).map_or(old.0, |new| new.1);
         self.mark(kept, old.1.saturating_sub(kept), false);
+        self.free_count == self.slot_count
     }
 
     /// Asks to spare the table of the pages from `span` on, which a run is about to leave.
