@@ -345,6 +345,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if !self.is_plain(&entered, &block, class) {
             return self.free_other(entered, class, block);
         }
+        self.put(entered, class, block);
+    }
+
+    /// Puts a block into a cache that is held.
+    #[inline(always)]
+    fn put(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         if let Err(block) = entered.cache.push(class, block) {
             self.free_spill(entered, class, block);
         }
@@ -448,9 +454,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return self.free_away(entered, class, block);
         }
         entered.cache.home_pages.note(block.start());
-        if let Err(block) = entered.cache.push(class, block) {
-            self.free_spill(entered, class, block);
-        }
+        self.put(entered, class, block);
     }
 
     /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may be freed.
@@ -471,9 +475,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 if !is_near || slab.class() != class {
                     return self.free_away(entered, class, block);
                 }
-                if let Err(block) = entered.cache.push(class, block) {
-                    self.free_spill(entered, class, block);
-                }
+                self.put(entered, class, block);
             }
             Err(misuse) => {
                 let caller = entered.caller();

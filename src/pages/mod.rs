@@ -351,8 +351,12 @@ impl<const N: usize> Pages<N> {
 
     /// Frees what up to `limit` CPUs keep; true if there was any.
     fn release_kept(&self, limit: usize) -> bool {
-        let keepers = (0..N).filter(|cpu| self.kept.get(*cpu).is_some_and(|kept| !kept.is_empty()));
-        keepers.take(limit).map(|cpu| self.release_kept_of(cpu)).count() > 0
+        self.keepers().take(limit).map(|cpu| self.release_kept_of(cpu)).count() > 0
+    }
+
+    /// CPUs that keep a run. A guess.
+    fn keepers(&self) -> impl Iterator<Item = usize> {
+        self.kept.iter().enumerate().filter(|(_, kept)| !kept.is_empty()).map(|(cpu, _)| cpu)
     }
 
     #[inline(never)]
@@ -575,7 +579,7 @@ impl<const N: usize> Pages<N> {
     #[inline(never)]
     pub(crate) fn drain_deferred(&self, step: Step<'_>) -> bool {
         let mut any = false;
-        for cpu in (0..N).filter(|cpu| self.kept.get(*cpu).is_some_and(|kept| !kept.is_empty())) {
+        for cpu in self.keepers() {
             step(&mut |_| self.release_kept_of(cpu));
             any = true;
         }
