@@ -127,20 +127,26 @@ fn a_known_run_does_not_outlive_its_chunk() {
         assert_eq!(Chunk::start_of(run), start);
         pages.free(run);
         together(Vec::from([
+            spawn(move || replace_chunk(pages, start, Use::Large, told)),
             spawn(move || {
-                let Some(empty) = pages.take_empty(0) else { return };
-                give_back(&empty.start, empty.run);
-                pages.chunk_gone(empty);
-                told.store(enter_shorter(pages, start, Use::Large).start.addr().get(), Ordering::Release);
-            }),
-            spawn(move || {
-                if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
-                {
+                if let Some(block) = block_told(told) {
                     assert!(!pages.keep_again(0, block), "an older chunk's");
                 }
             }),
         ]));
     });
+}
+
+/// Gives the chunk at `start` back, enters another one there, and tells of a run in it.
+fn replace_chunk(pages: &'static Pages<1>, start: NonNull<u8>, use_: Use, told: &AtomicUsize) {
+    let Some(empty) = pages.take_empty(0) else { return };
+    give_back(&empty.start, empty.run);
+    pages.chunk_gone(empty);
+    told.store(enter_shorter(pages, start, use_).start.addr().get(), Ordering::Release);
+}
+
+fn block_told(told: &AtomicUsize) -> Option<NonNull<u8>> {
+    NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
 }
 
 fn give_back(start: &NonNull<u8>, run: PageRun) {
@@ -156,15 +162,9 @@ fn a_hint_does_not_outlive_its_chunk() {
         let start = ground.memory;
         assert!(pages.desc_far(hint, start).is_some() && pages.desc_near(hint, start).is_some());
         together(Vec::from([
+            spawn(move || replace_chunk(pages, start, Use::Slab, told)),
             spawn(move || {
-                let Some(empty) = pages.take_empty(0) else { return };
-                give_back(&empty.start, empty.run);
-                pages.chunk_gone(empty);
-                told.store(enter_shorter(pages, start, Use::Slab).start.addr().get(), Ordering::Release);
-            }),
-            spawn(move || {
-                if let Some(block) = NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
-                {
+                if let Some(block) = block_told(told) {
                     assert!(pages.desc_near(hint, block).is_none(), "an older chunk's");
                     let desc = pages.desc_far(hint, block).unwrap();
                     assert_eq!(Chunk::start_of(desc), block);

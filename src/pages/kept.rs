@@ -87,7 +87,8 @@ impl Kept {
         if !is_known {
             return false;
         }
-        // SAFETY: `keep` set it with the address; no chunk has left since, as far as it concerns a block of the caller's.
+        // SAFETY: `keep` set it together with the address. A chunk's removal is counted before its memory can come to anybody else, so with equal counts the
+        // caller's block at that address is in the very chunk that the run was in, which cannot leave before the block is free.
         let Some(run) = (unsafe { PageDesc::from_link(self.known_run.load(Relaxed)) }) else { return false };
         let tag = run.tag();
         // While a run is kept, it is the known one, and deferred.
