@@ -41,28 +41,25 @@
 //! # Ok::<(), Box<dyn core::error::Error>>(())
 //! ```
 //!
-//! # Layers
-//! Each imports only from lines below its own; `tests/host/layers.rs` reads this list and holds it against the sources.
+//! # Rooms
+//! Each folder imports only from rows below its own, and inside a row each file only from files that stand further right;
+//! `tests/host/layers.rs` reads this list and holds it against the sources.
 //!
 //! ```text
-//! models                          what the model checker runs, under `cfg(loom)` only
-//! dump                            the numbers as lines for tools
-//! reserve                         blocks set aside for contexts that must not fail
-//! faces, stats, verify, battery   alloc, resize, remap, free, GlobalAlloc, allocator-api2; beside them numbers and checks
-//! framed, guarded, leaks          requests with a frame around each block; allocations on pages of their own; who has what in use (`debug-heap`, `guard-pages`)
-//! large, maintain                 blocks that are page runs of their own; work for idle times, CPUs that go
-//! heap                            fast paths, the lap, the out-of-memory sequence, calls of the provider, drain and trim
-//! inspect, join                   whether what is freed is what was given (`hardened`); blocks made of shorter ones, longer ones lent
-//! engine                          refill, flush, home bins, retiring of slabs, nested callers, cache budgets
-//! cache, partial                  one CPU's bounded lists; one CPU's partial slabs by class
-//! slab, ring, places              a run cut into blocks and its word; a list of such runs; which blocks of one are free neighbours
-//! pages                           chunks cut into runs: descriptors, bins, pools, chunk map
-//! block, gate, stranded           the only code that reads and writes free blocks; one context at a time with the provider; what it did not take
-//! emergency, trace                memory for the time after a panic; what the heap did, event by event
-//! harden                          how a free block's link is written; what misuse is, and who is told
-//! overhead, home_pages            the most that a heap holds beside what is live; where a CPU's own tiny blocks are
-//! size_class, provider, cpu       Layout to class; the two contracts and their adapters
-//! sync                            the seam of all atomics, the try-lock
+//! models     what the model checker runs, under `cfg(loom)` only
+//! battery    checks that a kernel runs over its own heap
+//! observe    dump, stats, verify                                  numbers, the same as lines for tools, every invariant checked
+//! api        guarded, leaks, debug_header, reserve, mod           alloc, resize, remap, free, GlobalAlloc, allocator-api2
+//! service    maintain, overhead                                   work for idle times, CPUs that go, a bound for provision
+//! heap       large, mod, coalesce, inspect, depot, orphans, gate, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
+//! cache      mod, owned_pages                                     one CPU's bounded lists
+//! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
+//! pages      page runs: descriptors, bins, pools, the map from an address
+//! harden     how a free block's link is written; what misuse is, and who is told
+//! provider   the page providers that come with the crate
+//! cpu        the CPU identities that come with the crate
+//! base       trace, size_class, sync                              the seam of all atomics, Layout to class, events
+//! contract   mode, cpu, provider                                  what a kernel implements
 //! ```
 //!
 //! # Where it comes from
@@ -130,51 +127,33 @@
 #[cfg(any(test, loom, simulated))]
 extern crate std;
 
+mod api;
+mod base;
 pub mod battery;
-mod block;
 mod cache;
+mod contract;
 pub mod cpu;
-mod dump;
-mod emergency;
-mod engine;
-mod faces;
-#[cfg(feature = "debug-heap")]
-mod framed;
-mod gate;
-#[cfg(feature = "guard-pages")]
-mod guarded;
 mod harden;
 mod heap;
-#[cfg(not(feature = "hardened"))]
-mod home_pages;
-#[cfg(feature = "hardened")]
-mod inspect;
-mod join;
-mod large;
-#[cfg(feature = "debug-heap")]
-mod leaks;
-mod maintain;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod models;
-mod overhead;
+mod observe;
 mod pages;
-mod partial;
-mod places;
 pub mod provider;
-mod reserve;
-mod ring;
-mod size_class;
+mod service;
 mod slab;
-mod stats;
-mod stranded;
-mod sync;
-mod trace;
-mod verify;
 
+pub use api::{AllocError, Reserve};
+#[cfg(feature = "debug-heap")]
+pub use api::{LeakSite, Leaks};
+pub use base::size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
+#[cfg(simulated)]
+#[doc(hidden)]
+pub use base::sync::simulated;
+#[cfg(feature = "trace")]
+pub use base::trace::{Trace, TraceRing, TraceSlot};
 pub use cpu::{CpuHint, CpuPin, Hint, Pinned};
-pub use dump::Dump;
-pub use faces::AllocError;
 #[cfg(feature = "debug-heap")]
 pub use harden::debug::{BlockInfo, Site};
 #[cfg(feature = "guard-pages")]
@@ -182,21 +161,11 @@ pub use harden::guard::{Fault, FaultKind, NoGuards};
 #[cfg(feature = "hardened")]
 pub use harden::{Misuse, Report};
 pub use heap::Heap;
-#[cfg(feature = "debug-heap")]
-pub use leaks::{LeakSite, Leaks};
-pub use overhead::worst_case_overhead;
+pub use observe::{ClassStats, CpuClassStats, CpuStats, Dump, RunInfo, RunKind, Stats, Violation};
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]
 pub use provider::{RegionError, RegionProvider};
-pub use reserve::Reserve;
-pub use size_class::{CLASS_COUNT, MAX_SMALL_LEN, SizeClass};
-pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats};
-#[cfg(simulated)]
-#[doc(hidden)]
-pub use sync::simulated;
-#[cfg(feature = "trace")]
-pub use trace::{Trace, TraceRing, TraceSlot};
-pub use verify::Violation;
+pub use service::worst_case_overhead;
 
 /// The examples of the README, compiled.
 #[cfg(all(doctest, feature = "region"))]

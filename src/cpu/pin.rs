@@ -12,7 +12,7 @@
 use core::marker::PhantomData;
 
 use super::{CpuHint, CpuPin};
-use crate::sync::{AtomicBool, Ordering};
+use crate::base::sync::{AtomicBool, Ordering};
 
 /// The index of a CPU that is not known: at or above every heap's CPU count.
 pub const NO_INDEX: usize = usize::MAX;

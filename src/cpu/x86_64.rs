@@ -11,7 +11,7 @@ use super::CpuHint;
 use super::CpuPin;
 #[cfg(feature = "x86_64")]
 use super::pin::PinnedIndex;
-use crate::sync::{AtomicU32, Ordering};
+use crate::base::sync::{AtomicU32, Ordering};
 
 /// The `usize` at `gs:[OFFSET]`, where the kernel keeps the CPU's number in the per-CPU data that GS points to.
 ///

@@ -24,7 +24,7 @@ use core::panic::Location;
 use core::ptr::{NonNull, null_mut};
 
 use super::Key;
-use crate::sync::{
+use crate::base::sync::{
     AtomicPtr, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,

@@ -21,8 +21,8 @@ use core::alloc::Layout;
 use core::fmt;
 use core::ptr::{NonNull, null_mut};
 
-use crate::provider::PageRun;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use crate::base::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use crate::contract::provider::PageRun;
 
 /// Guarded blocks in use at most.
 const PLACES: usize = 64;

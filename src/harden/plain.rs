@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use crate::sync::{read, write};
+use crate::base::sync::{read, write};
 
 /// What links are written under: nothing.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ impl Key {
     /// Reads the link at `place`: always good.
     ///
     /// # Safety
-    /// As for [`block::next`](crate::block).
+    /// As for [`block::next`](crate::slab::block).
     #[inline]
     pub(crate) unsafe fn read(self, place: NonNull<u8>) -> Option<*mut u8> {
         // SAFETY: by the contract the word is a link, in 8 bytes aligned to 8 that stand still.

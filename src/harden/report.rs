@@ -5,7 +5,7 @@ use core::ptr::null_mut;
 
 #[cfg(feature = "debug-heap")]
 use super::debug::BlockInfo;
-use crate::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// What a caller did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

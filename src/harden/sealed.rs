@@ -10,7 +10,7 @@
 //! - *an overwritten link is seen before it is followed*: the list is given up, and reported;
 //! - *a block that is freed although it is free is suspected by its own first word*: one load and one comparison of a byte, in a cache line about to be
 //!   written anyway. For that the word is cleared when a block leaves its list: a block in use never carries a link, unless its user
-//!   put one there. What is suspected is then [inspected](crate::inspect).
+//!   put one there. What is suspected is then [inspected](crate::heap::inspect).
 //!
 //! The key is per heap. A heap that is all zero has none; the first chunk's arrival makes one out of where the heap and the chunk lie, before any block
 //! exists, unless the kernel has set one from better entropy (`Heap::set_key`). So it keeps out accidents, and an attacker only as far as
@@ -20,7 +20,7 @@
 
 use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
 
-use crate::sync::{AtomicPtr, AtomicU64, Ordering, write};
+use crate::base::sync::{AtomicPtr, AtomicU64, Ordering, write};
 
 /// Bits of an address above the 48 that are kept.
 const ADDR_SHIFT: u32 = 16;

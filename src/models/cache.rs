@@ -4,9 +4,9 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::{Kept, Place, class, explore, spawn, used};
-use crate::block::{Block, List};
+use crate::base::sync::model::together;
 use crate::cache::CpuCache;
-use crate::sync::model::together;
+use crate::slab::block::{Block, List};
 
 models! {
     two_contexts_take_turns_at_one_cache

@@ -4,11 +4,11 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::{Kept, Place, explore, memory, spawn};
-use crate::gate::{Entry, Gate};
-use crate::provider::PageRun;
-use crate::stranded::Stranded;
-use crate::sync::model::together;
-use crate::sync::{read, write};
+use crate::base::sync::model::together;
+use crate::base::sync::{read, write};
+use crate::contract::provider::PageRun;
+use crate::heap::gate::{Entry, Gate};
+use crate::heap::orphans::Stranded;
 
 models! {
     one_context_at_a_time_is_with_the_provider

@@ -5,9 +5,9 @@
 //! cargo test --test models -- slab                   some
 //! LOOM_MAX_PREEMPTIONS=4 cargo test --test models    further
 //! ```
-//! A model builds its part of the heap, runs some threads on it [together](crate::sync::model::together), and then checks that nothing is lost.
+//! A model builds its part of the heap, runs some threads on it [together](crate::base::sync::model::together), and then checks that nothing is lost.
 //! What else is found while they run: accesses to a block, and to memory that was given away, that nothing orders; loops without end.
-//! Nested contexts are [interruptions](crate::sync::model::interrupted): at each access of the interrupted work, one after the other.
+//! Nested contexts are [interruptions](crate::base::sync::model::interrupted): at each access of the interrupted work, one after the other.
 //!
 //! Each model must be seen to fail: `tests/plants` breaks the shipped code, one line at a time, and says which model noticed.
 
@@ -53,12 +53,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use std::vec::Vec;
 
-use crate::block::Block;
+use crate::base::size_class::SizeClass;
+use crate::base::sync::model::{Learned, reset};
+use crate::base::sync::write;
+use crate::contract::provider::PageRun;
 use crate::pages::{Pages, Use, Want};
-use crate::provider::PageRun;
-use crate::size_class::SizeClass;
-use crate::sync::model::{Learned, reset};
-use crate::sync::write;
+use crate::slab::block::Block;
 
 /// How many executions are run between two looks at how many there were.
 const CHECKPOINT: usize = 500;

@@ -9,11 +9,13 @@ use std::println;
 use std::vec::Vec;
 
 use super::{Kept, Place, memory};
+use crate::base::sync::model::{interrupted, reset};
 use crate::battery::Filled;
-use crate::cpu::{CpuMode, CpuPin, Hint, Pinned};
+use crate::contract::CpuMode;
+use crate::contract::cpu::{CpuPin, Hint, Pinned};
+use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
-use crate::provider::{PageProvider, PageRun, RegionProvider};
-use crate::sync::model::{interrupted, reset};
+use crate::provider::RegionProvider;
 
 models! {
     a_pinned_fast_path_is_interrupted

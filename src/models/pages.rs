@@ -4,10 +4,10 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::{Ground, Kept, Place, explore, memory, spawn};
+use crate::base::sync::model::{bury, revive, together, write};
+use crate::base::sync::{AtomicUsize, Ordering};
+use crate::contract::provider::PageRun;
 use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Run, Use, Want, hand_out};
-use crate::provider::PageRun;
-use crate::sync::model::{bury, revive, together, write};
-use crate::sync::{AtomicUsize, Ordering};
 
 models! {
     runs_are_freed_while_the_pool_is_busy

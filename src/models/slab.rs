@@ -4,11 +4,11 @@ use core::ptr::{self, NonNull};
 use std::vec::Vec;
 
 use super::{Ground, Kept, Place, class, explore, spawn, used};
-use crate::block::{Block, Chain, List};
+use crate::base::sync::model::{bury, together};
 use crate::pages::{Chunk, Kind, PageDesc, Pages, Use};
-use crate::partial::{Bin, Shard, Sweep};
-use crate::slab::Slab;
-use crate::sync::model::{bury, together};
+use crate::slab::block::{Block, Chain, List};
+use crate::slab::list::{Bin, Shard, Sweep};
+use crate::slab::word::Slab;
 
 models! {
     the_first_push_enlists_whoever_is_first

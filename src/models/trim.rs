@@ -6,15 +6,15 @@ use std::vec::Vec;
 
 use super::slab::{Found, Scene, all_of, give};
 use super::{Ground, Kept, Place, class, explore, explore_some, memory, spawn, used};
-use crate::block::Block;
+use crate::base::sync::model::{bury, revive, together};
+use crate::base::sync::{AtomicBool, Ordering, write};
 use crate::cache::CpuCache;
-use crate::cpu::Hint;
+use crate::contract::cpu::Hint;
+use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
 use crate::pages::{Kind, Pages};
-use crate::partial::{Bin, Sweep};
-use crate::provider::{PageProvider, PageRun};
-use crate::sync::model::{bury, revive, together};
-use crate::sync::{AtomicBool, Ordering, write};
+use crate::slab::block::Block;
+use crate::slab::list::{Bin, Sweep};
 
 models! {
     a_slab_and_its_chunk_go_while_the_last_block_comes_home

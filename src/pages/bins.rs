@@ -19,7 +19,7 @@
 
 use super::chunk::{COARSE_SHIFT, UNIT_SHIFT};
 use super::desc::{MAX_LEN, PageDesc};
-use crate::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// Bins to a doubling of length, as a shift.
 const FINENESS: u32 = 2;

@@ -19,9 +19,9 @@
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 
 use super::desc::{Kind, MAX_LEN, PageDesc};
+use crate::base::sync::{AtomicPtr, Ordering};
+use crate::contract::provider::PageRun;
 use crate::harden::{Key, KeyCell};
-use crate::provider::PageRun;
-use crate::sync::{AtomicPtr, Ordering};
 
 /// The finest granule, as a shift: the unit that lengths are compared in.
 pub(crate) const UNIT_SHIFT: u32 = 8;

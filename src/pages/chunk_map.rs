@@ -35,8 +35,8 @@ use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use super::want::AddError;
-use crate::provider::PageRun;
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, TryLock, fence};
+use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, TryLock, fence};
+use crate::contract::provider::PageRun;
 
 /// Slots in a bucket: one cache line on 64-bit machines.
 const WAYS: usize = 4;
@@ -195,7 +195,7 @@ impl ChunkMap {
         .is_some()
     }
 
-    /// Enters a huge block. Waits within [`SPIN_LIMIT`](crate::sync::SPIN_LIMIT) if `wait`. `TooSmall`:
+    /// Enters a huge block. Waits within [`SPIN_LIMIT`](crate::base::sync::SPIN_LIMIT) if `wait`. `TooSmall`:
     /// start or length are no multiples of 1 KiB.
     pub(crate) fn insert_huge(&self, start: usize, run: PageRun, wait: bool) -> Result<(), AddError> {
         if (start | run.len()) & (ORDER | LEAVING | REUSE) != 0 {

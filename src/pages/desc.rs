@@ -11,7 +11,7 @@
 //! - `tag`: whoever owns the run: its pool's lock for free runs, its bin's lock for a linked slab, its only owner
 //!   otherwise.
 
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// What a granule is, written in the descriptors of a run's first granule, of its last one, and, in slabs, of all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use core::ptr::{NonNull, null_mut};
 
 use super::chunk::Chunk;
 use super::desc::PageDesc;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use crate::base::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 /// Places; a power of two. More where every free looks.
 const COUNT: usize = if cfg!(feature = "hardened") { 64 } else { 16 };
@@ -152,7 +152,7 @@ impl ChunkHints {
 mod tests {
     use super::super::{Pages, Use, Want};
     use super::*;
-    use crate::provider::PageRun;
+    use crate::contract::provider::PageRun;
     use std::vec::Vec;
 
     const LEN: usize = 256 << 10;

@@ -14,7 +14,7 @@ use core::ptr::{NonNull, null_mut};
 
 use super::chunk::{Chunk, Descs};
 use super::desc::{Kind, PageDesc, Tag};
-use crate::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
+use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 
 /// All zero is the empty state. But for `run`, only the holder of the CPU's cache reads and writes it.
 #[derive(Debug)]

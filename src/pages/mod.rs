@@ -38,9 +38,9 @@ mod want;
 
 use core::ptr::NonNull;
 
+use crate::base::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
+use crate::contract::provider::PageRun;
 use crate::harden::KeyCell;
-use crate::provider::PageRun;
-use crate::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 
 pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};

@@ -21,7 +21,7 @@ use super::bins::{self, Bins};
 use super::chunk::{Chunk, Descs, UNIT_SHIFT};
 use super::desc::{Kind, PageDesc, Tag};
 use super::want::{Use, Want};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, TryLock};
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, TryLock};
 use Ordering::{Acquire, Relaxed, Release};
 
 /// Deferred runs freed in one hold.

@@ -30,7 +30,7 @@ use linked_list_allocator::Heap;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::{PageProvider, PageRun};
-use crate::sync::{AtomicUsize, Ordering, SPIN_LIMIT, TryLock, spin_loop};
+use crate::base::sync::{AtomicUsize, Ordering, SPIN_LIMIT, TryLock, spin_loop};
 
 /// Small, so that a region of 4 KiB at an odd address still has three pages.
 const PAGE_LEN: usize = 1024;

@@ -49,7 +49,7 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use super::{PageProvider, PageRun};
-use crate::sync::{AtomicUsize, Ordering::Relaxed, SPIN_LIMIT};
+use crate::base::sync::{AtomicUsize, Ordering::Relaxed, SPIN_LIMIT};
 use batch::Batch;
 use window::{PAGE, Place, TABLE_SPAN, Table, Window};
 

@@ -1,0 +1,839 @@
+//! One CPU's cache: for each class two bounded lists of free blocks.
+//!
+//! ```text
+//! Hot  { head, room, limit }   the list that alloc pops and free pushes
+//! Cold { spare, spare_count }  a second list, swapped in and out whole: a loop at the edge of the limit does not
+//!                              go to the slabs for each block
+//! ```
+//! Everything here is owned by whoever holds the cache, by the try-lock (hint) or the plain busy flag (pinned).
+//! The fields are atomics, accessed relaxed, so that statistics may read them meanwhile. All zero is the valid empty state:
+//! no room, so the first free of a class takes the slow path, which grants a limit.
+//!
+//! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up to 256 KiB and
+//! [`MAX_BLOCKS`], as long as the cache's sum stays within its budget, a share of the bytes the heap holds. When
+//! the budget is spent, the classes in turn are asked for half of their limits, and those that were busy lately pass. So a heap of 100 KiB keeps next to nothing
+//! in caches, and a big one batches. Price: a slow path now and then hands another class's blocks back.
+//!
+//! Invariants (executed by `verify`): C1 `room <= limit`, and the list from `head` has `limit - room` blocks; C2 the list from `spare` has
+//! `spare_count <= limit` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
+
+#[cfg(not(feature = "hardened"))]
+pub(crate) mod owned_pages;
+
+use core::ptr::{NonNull, null_mut};
+
+use crate::base::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
+#[cfg(not(feature = "hardened"))]
+use crate::cache::owned_pages::HomePages;
+#[cfg(feature = "guard-pages")]
+use crate::harden::guard::Countdown;
+use crate::harden::{Damage, Key, KeyCell};
+use crate::pages::ChunkHints;
+use crate::slab::block::{Block, List};
+
+/// The most blocks in one list.
+pub(crate) const MAX_BLOCKS: u32 = 256;
+
+/// The most bytes in one list.
+const MAX_LIST_LEN: usize = 256 * 1024;
+
+/// A list's first limit in bytes: a cache line's worth.
+const FIRST_LIST_LEN: usize = 64;
+
+/// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take room from each other at
+/// every slow path; with more, room stays longer where it is not needed any more.
+const HEAT: u32 = 3;
+
+/// One class's list. 16 bytes, four to a cache line.
+#[derive(Debug)]
+struct Hot {
+    head: AtomicPtr<u8>,
+    /// How many more blocks may be pushed.
+    room: AtomicU32,
+    limit: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Hot>() == ENTRY_LEN, "a class is its entry's offset");
+
+/// What only slow paths touch.
+#[derive(Debug)]
+struct Cold {
+    spare: AtomicPtr<u8>,
+    spare_count: AtomicU32,
+    /// How often the class whose turn it is may pass before it gives up half its limit; [`HEAT`] at each slow path.
+    heat: AtomicU32,
+    tally: Tally,
+}
+
+impl Cold {
+    const fn new() -> Self {
+        Self {
+            spare: AtomicPtr::new(null_mut()),
+            spare_count: AtomicU32::new(0),
+            heat: AtomicU32::new(0),
+            tally: Tally::new(),
+        }
+    }
+}
+
+/// Blocks that went from slabs to users or caches, and back. Counted by the class of the slab.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    taken: AtomicU64,
+    pushed: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) const fn new() -> Self {
+        Self { taken: AtomicU64::new(0), pushed: AtomicU64::new(0) }
+    }
+
+    /// Blocks out of slabs and blocks back into slabs, ever.
+    pub(crate) fn get(&self) -> (u64, u64) {
+        (self.taken.load(Ordering::Relaxed), self.pushed.load(Ordering::Relaxed))
+    }
+
+    /// Counts, by the only writer.
+    fn add_own(counter: &AtomicU64, count: u32) {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(u64::from(count)), Ordering::Relaxed);
+    }
+
+    /// Counts blocks taken from slabs, by any writer.
+    pub(crate) fn taken_by_any(&self, count: u32) {
+        self.taken.fetch_add(u64::from(count), Ordering::Relaxed);
+    }
+
+    /// Counts blocks pushed to slabs, by any writer.
+    pub(crate) fn pushed_by_any(&self, count: u32) {
+        self.pushed.fetch_add(u64::from(count), Ordering::Relaxed);
+    }
+}
+
+/// What was done at a cache besides pops and pushes, ever. The holder counts plainly; who passes the cache by does not hold it, and adds.
+///
+/// It stands outside of [`CpuCache`], whose length is what an index is multiplied by on every fast path.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Counts {
+    refills: AtomicU64,
+    flushes: AtomicU64,
+    laps: AtomicU64,
+    nested_allocs: AtomicU64,
+    nested_frees: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) const fn new() -> Self {
+        Self {
+            refills: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            laps: AtomicU64::new(0),
+            nested_allocs: AtomicU64::new(0),
+            nested_frees: AtomicU64::new(0),
+        }
+    }
+
+    fn read(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+
+    fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Batches from slabs, by the cache's holder.
+    pub(crate) fn refill(&self) {
+        Tally::add_own(&self.refills, 1);
+    }
+
+    pub(crate) fn refills(&self) -> u64 {
+        Self::read(&self.refills)
+    }
+
+    /// Batches to slabs, by the cache's holder.
+    pub(crate) fn flush(&self) {
+        Tally::add_own(&self.flushes, 1);
+    }
+
+    pub(crate) fn flushes(&self) -> u64 {
+        Self::read(&self.flushes)
+    }
+
+    /// Laps over the other caches.
+    pub(crate) fn lap(&self) {
+        Self::add(&self.laps);
+    }
+
+    pub(crate) fn laps(&self) -> u64 {
+        Self::read(&self.laps)
+    }
+
+    /// Allocations that found the cache busy.
+    pub(crate) fn nested_alloc(&self) {
+        Self::add(&self.nested_allocs);
+    }
+
+    pub(crate) fn nested_allocs(&self) -> u64 {
+        Self::read(&self.nested_allocs)
+    }
+
+    /// Frees that found the cache busy.
+    pub(crate) fn nested_free(&self) {
+        Self::add(&self.nested_frees);
+    }
+
+    pub(crate) fn nested_frees(&self) -> u64 {
+        Self::read(&self.nested_frees)
+    }
+}
+
+/// What became of a wish for a higher limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Raise {
+    /// There is more room.
+    Done,
+    /// The class has all it may have.
+    Longest,
+    /// Other classes have what it would need.
+    Spent,
+}
+
+/// One CPU's cache. Aligned to two cache lines, since neighbouring lines are fetched together.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub(crate) struct CpuCache {
+    busy: AtomicBool,
+    /// Somebody wants this cache emptied; its owner does so at its next slow path.
+    drain_asked: AtomicBool,
+    /// Whether this cache was ever used: it then counts in the budget's divisor.
+    used: AtomicBool,
+    /// Whether its CPU used it and was retired.
+    gone: AtomicBool,
+    /// The class that gives up half its limit next.
+    victim: AtomicU32,
+    /// Allocations until the next one that is guarded.
+    #[cfg(feature = "guard-pages")]
+    pub(crate) countdown: Countdown,
+    /// Where the next lap over the caches starts: where the last one succeeded.
+    pub(crate) lap_start: AtomicUsize,
+    /// Bytes that the limits allow.
+    limit_len: AtomicUsize,
+    /// The chunks that blocks were last looked up in.
+    pub(crate) chunk_hints: ChunkHints,
+    /// Where this CPU's own tiny blocks are.
+    #[cfg(not(feature = "hardened"))]
+    pub(crate) home_pages: HomePages,
+    /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
+    copied: [AtomicU64; 2],
+    /// What the lists' links are written under.
+    key: KeyCell,
+    /// Blocks lost out of these lists.
+    pub(crate) damage: Damage,
+    hot: [Hot; CLASS_COUNT],
+    cold: [Cold; CLASS_COUNT],
+}
+
+impl CpuCache {
+    pub(crate) const fn new() -> Self {
+        Self {
+            busy: AtomicBool::new(false),
+            drain_asked: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            victim: AtomicU32::new(0),
+            #[cfg(feature = "guard-pages")]
+            countdown: Countdown::new(),
+            lap_start: AtomicUsize::new(0),
+            limit_len: AtomicUsize::new(0),
+            chunk_hints: ChunkHints::new(),
+            #[cfg(not(feature = "hardened"))]
+            home_pages: HomePages::new(),
+            key: KeyCell::new(),
+            damage: Damage::new(),
+            copied: [const { AtomicU64::new(0) }; 2],
+            hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
+                CLASS_COUNT],
+            cold: [const { Cold::new() }; CLASS_COUNT],
+        }
+    }
+
+    /// Takes the cache if it is free, against other CPUs: one locked instruction. Fast.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> bool {
+        !self.busy.load(Ordering::Relaxed)
+            && self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Opens what [`try_lock`](Self::try_lock) took. Fast.
+    #[inline]
+    pub(crate) fn unlock(&self) {
+        self.busy.store(false, Ordering::Release);
+    }
+
+    /// Takes the cache if it is free, against contexts that interrupt this one on the pinned CPU: no locked instruction. A context that
+    /// comes between the load and the store finds the cache free, finishes with it, and leaves it free. Fast.
+    #[inline]
+    pub(crate) fn try_mark(&self) -> bool {
+        if self.busy.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.busy.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::Acquire);
+        true
+    }
+
+    /// Ends what [`try_mark`](Self::try_mark) began. Fast.
+    #[inline]
+    pub(crate) fn unmark(&self) {
+        compiler_fence(Ordering::Release);
+        self.busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Makes the cache look busy for good, whoever has it: after a panic. Its owner may open it again.
+    pub(crate) fn close(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody has the cache. A guess.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ask_drain(&self) {
+        self.drain_asked.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_drain_asked(&self) -> bool {
+        self.drain_asked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn end_drain(&self) {
+        self.drain_asked.store(false, Ordering::Relaxed);
+    }
+
+    /// True the first time.
+    pub(crate) fn is_new(&self) -> bool {
+        let new = !self.used.load(Ordering::Relaxed);
+        if new {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        new
+    }
+
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the CPU has gone; false if it did not use the heap.
+    pub(crate) fn goes(&self) -> bool {
+        let used = self.is_used();
+        if used {
+            self.used.store(false, Ordering::Relaxed);
+            self.gone.store(true, Ordering::Relaxed);
+        }
+        used
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the CPU is there; true if it had gone.
+    pub(crate) fn comes_back(&self) -> bool {
+        let gone = self.is_gone();
+        if gone {
+            self.gone.store(false, Ordering::Relaxed);
+        }
+        gone
+    }
+
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    fn hot(&self, class: SizeClass) -> &Hot {
+        &self.hot[class.index()]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
+    fn cold(&self, class: SizeClass) -> &Cold {
+        &self.cold[class.index()]
+    }
+
+    pub(crate) fn tally(&self, class: SizeClass) -> &Tally {
+        &self.cold(class).tally
+    }
+
+    /// Counts bytes that were copied, as the cache's holder.
+    pub(crate) fn add_copied(&self, is_long: bool, len: u64) {
+        let [short, long] = &self.copied;
+        let counter = if is_long { long } else { short };
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
+    }
+
+    /// Bytes that were copied: of short blocks, of long ones.
+    pub(crate) fn copied(&self) -> [u64; 2] {
+        self.copied.each_ref().map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Counts blocks taken from slabs for this cache.
+    pub(crate) fn count_taken(&self, class: SizeClass, count: u32) {
+        Tally::add_own(&self.tally(class).taken, count);
+    }
+
+    /// Counts blocks given back to slabs from this cache.
+    pub(crate) fn count_pushed(&self, class: SizeClass, count: u32) {
+        Tally::add_own(&self.tally(class).pushed, count);
+    }
+
+    /// Takes a block out of the class's list. Fast.
+    #[inline]
+    pub(crate) fn pop(&self, class: SizeClass) -> Option<Block> {
+        let hot = self.hot(class);
+        let first = NonNull::new(hot.head.load(Ordering::Relaxed))?;
+        let key = self.key.get();
+        // SAFETY: blocks in the list are owned by the cache's holder (C1), whom we are.
+        let Some(next) = (unsafe { crate::slab::block::next(first, key) }) else {
+            self.give_up(class, first);
+            return None;
+        };
+        hot.head.store(next, Ordering::Relaxed);
+        hot.room.store(hot.room.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        // SAFETY: it is out of the list, so nobody else has it.
+        Some(unsafe { Block::unlinked(first, key) })
+    }
+
+    /// Loses the class's list, whose first block has a damaged link. Nobody looks at it again.
+    #[cold]
+    #[inline(never)]
+    fn give_up(&self, class: SizeClass, at: NonNull<u8>) {
+        self.damage.note(at, self.take_list(class).count());
+    }
+
+    /// What the lists' links are written under.
+    #[inline]
+    #[cfg(feature = "hardened")]
+    pub(crate) fn key(&self) -> Key {
+        self.key.get()
+    }
+
+    /// Says under which key links are written. Every list's is the same, that of the heap.
+    pub(crate) fn set_key(&self, key: Key) {
+        self.key.set(key);
+    }
+
+    /// Puts a block into the class's list, or gives it back if there is no room. Fast.
+    #[inline]
+    pub(crate) fn push(&self, class: SizeClass, block: Block) -> Result<(), Block> {
+        let hot = self.hot(class);
+        let room = hot.room.load(Ordering::Relaxed);
+        if room == 0 {
+            return Err(block);
+        }
+        let start = block.into_start();
+        // SAFETY: the token proved that the block is ours.
+        unsafe { crate::slab::block::set_next(start, hot.head.load(Ordering::Relaxed), self.key.get()) };
+        hot.head.store(start.as_ptr(), Ordering::Relaxed);
+        hot.room.store(room - 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Blocks that this cache holds of a class.
+    pub(crate) fn count(&self, class: SizeClass) -> u32 {
+        let hot = self.hot(class);
+        let listed = hot.limit.load(Ordering::Relaxed).wrapping_sub(hot.room.load(Ordering::Relaxed));
+        listed.wrapping_add(self.cold(class).spare_count.load(Ordering::Relaxed))
+    }
+
+    /// The limit of each of the class's two lists, in blocks.
+    pub(crate) fn limit(&self, class: SizeClass) -> u32 {
+        self.hot(class).limit.load(Ordering::Relaxed)
+    }
+
+    /// Puts a list of at most [`limit`](Self::limit) blocks in place of the class's empty one.
+    pub(crate) fn fill(&self, class: SizeClass, list: List) {
+        let hot = self.hot(class);
+        self.key.set(list.key());
+        let (head, count) = list.into_raw();
+        hot.head.store(head, Ordering::Relaxed);
+        hot.room.store(self.limit(class).wrapping_sub(count), Ordering::Relaxed);
+    }
+
+    /// Takes the class's list out.
+    pub(crate) fn take_list(&self, class: SizeClass) -> List {
+        let hot = self.hot(class);
+        let limit = self.limit(class);
+        let head = hot.head.swap_relaxed(null_mut());
+        let count = limit.wrapping_sub(hot.room.load(Ordering::Relaxed));
+        hot.room.store(limit, Ordering::Relaxed);
+        // SAFETY: C1: that list has `count` blocks, and it is out of the cache now.
+        unsafe { List::from_raw(head, count, self.key.get()) }
+    }
+
+    /// Takes the class's spare list out.
+    pub(crate) fn take_spare(&self, class: SizeClass) -> List {
+        let cold = self.cold(class);
+        let head = cold.spare.swap_relaxed(null_mut());
+        let count = cold.spare_count.load(Ordering::Relaxed);
+        cold.spare_count.store(0, Ordering::Relaxed);
+        // SAFETY: C2: that list has `count` blocks, and it is out of the cache now.
+        unsafe { List::from_raw(head, count, self.key.get()) }
+    }
+
+    /// Makes the class's list the spare one. The spare list was taken out before.
+    pub(crate) fn set_aside(&self, class: SizeClass) {
+        let (head, count) = self.take_list(class).into_raw();
+        let cold = self.cold(class);
+        cold.spare.store(head, Ordering::Relaxed);
+        cold.spare_count.store(count, Ordering::Relaxed);
+    }
+
+    /// Doubles the class's limit, if `budget` bytes for the whole cache allow it.
+    pub(crate) fn raise_limit(&self, class: SizeClass, budget: usize) -> Raise {
+        let block_len = class.block_len();
+        let limit = self.limit(class);
+        let wish = if limit == 0 { FIRST_LIST_LEN.div_ceil(block_len) } else { limit as usize * 2 };
+        let longest = (budget / 4).min(MAX_LIST_LEN) / block_len;
+        #[expect(clippy::cast_possible_truncation, reason = "at most MAX_BLOCKS")]
+        let new = wish.min(longest).min(MAX_BLOCKS as usize) as u32;
+        let Some(more) = new.checked_sub(limit).filter(|more| *more > 0) else {
+            return Raise::Longest;
+        };
+        let limit_len = self.limit_len.load(Ordering::Relaxed) + 2 * more as usize * block_len;
+        if limit_len > budget {
+            return Raise::Spent;
+        }
+        self.limit_len.store(limit_len, Ordering::Relaxed);
+        let hot = self.hot(class);
+        hot.limit.store(new, Ordering::Relaxed);
+        hot.room.store(hot.room.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        Raise::Done
+    }
+
+    /// Notes that the class took a slow path.
+    pub(crate) fn heat(&self, class: SizeClass) {
+        self.cold(class).heat.store(HEAT, Ordering::Relaxed);
+    }
+
+    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up, unless it was busy lately; or, if `all`, in any
+    /// case. Looks at every class at most once.
+    pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<(SizeClass, [List; 2])> {
+        for _ in 0..CLASS_COUNT {
+            let turn = self.victim.load(Ordering::Relaxed);
+            let next = if turn as usize + 1 < CLASS_COUNT { turn + 1 } else { 0 };
+            self.victim.store(next, Ordering::Relaxed);
+            let Some(class) = SizeClass::from_index(turn as usize) else {
+                continue;
+            };
+            if class == but || self.limit(class) == 0 {
+                continue;
+            }
+            let heat = &self.cold(class).heat;
+            match heat.load(Ordering::Relaxed).checked_sub(1) {
+                Some(less) if !all => {
+                    heat.store(less, Ordering::Relaxed);
+                    return None;
+                }
+                _ => return Some((class, self.lower(class, self.limit(class) / 2))),
+            }
+        }
+        None
+    }
+
+    /// Lowers the class's limit and gives its lists up.
+    pub(crate) fn lower(&self, class: SizeClass, limit: u32) -> [List; 2] {
+        let lists = [self.take_list(class), self.take_spare(class)];
+        let less = self.limit(class).saturating_sub(limit);
+        let hot = self.hot(class);
+        hot.limit.store(limit, Ordering::Relaxed);
+        hot.room.store(limit, Ordering::Relaxed);
+        let len = 2 * less as usize * class.block_len();
+        self.limit_len.store(self.limit_len.load(Ordering::Relaxed).wrapping_sub(len), Ordering::Relaxed);
+        lists
+    }
+
+    /// Whether the limits allow more bytes than the budget, which shrinks when the heap does.
+    pub(crate) fn is_over(&self, budget: usize) -> bool {
+        self.limit_len.load(Ordering::Relaxed) > budget
+    }
+
+    /// Checks C1 to C3. At rest.
+    pub(crate) fn verify(&self) -> bool {
+        let lists_agree = SizeClass::all().all(|class| {
+            let (hot, cold) = (self.hot(class), self.cold(class));
+            let (limit, room) = (self.limit(class), hot.room.load(Ordering::Relaxed));
+            let spare_count = cold.spare_count.load(Ordering::Relaxed);
+            room <= limit
+                && spare_count <= limit
+                && self.has_length(hot.head.load(Ordering::Relaxed), limit - room)
+                && self.has_length(cold.spare.load(Ordering::Relaxed), spare_count)
+        });
+        let sum: usize = SizeClass::all().map(|class| 2 * self.limit(class) as usize * class.block_len()).sum();
+        lists_agree && sum == self.limit_len.load(Ordering::Relaxed)
+    }
+
+    /// Whether `count` blocks are linked from `head` on. At rest.
+    fn has_length(&self, head: *mut u8, count: u32) -> bool {
+        let mut block = head;
+        for _ in 0..count {
+            let Some(here) = NonNull::new(block) else { return false };
+            // SAFETY: at rest nobody takes from a cache's list.
+            let Some(next) = (unsafe { crate::slab::block::next(here, self.key.get()) }) else { return false };
+            block = next;
+        }
+        block.is_null()
+    }
+}
+
+/// A swap by the only writer: two plain instructions instead of a locked one.
+trait SwapRelaxed {
+    fn swap_relaxed(&self, new: *mut u8) -> *mut u8;
+}
+
+impl SwapRelaxed for AtomicPtr<u8> {
+    fn swap_relaxed(&self, new: *mut u8) -> *mut u8 {
+        let old = self.load(Ordering::Relaxed);
+        self.store(new, Ordering::Relaxed);
+        old
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slab::block::Chain;
+    use core::alloc::Layout;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    const BLOCKS: u32 = 64;
+
+    fn class(size: usize) -> SizeClass {
+        SizeClass::of(Layout::from_size_align(size, 1).unwrap()).unwrap()
+    }
+
+    /// Blocks of 64 bytes that belong to nobody else.
+    struct Blocks {
+        _memory: Vec<u64>,
+        list: List,
+    }
+
+    impl Blocks {
+        fn new() -> Self {
+            let mut memory = std::vec![0_u64; BLOCKS as usize * 8];
+            let start = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
+            let mut list = List::new();
+            // SAFETY: the memory is as long as that many blocks, and used through them only.
+            list.prepend(unsafe { Chain::carve(start, 64, BLOCKS, Key::NONE) });
+            Self { _memory: memory, list }
+        }
+
+        fn next(&mut self) -> Block {
+            self.list.pop().unwrap()
+        }
+    }
+
+    fn cache() -> (Box<CpuCache>, SizeClass) {
+        (Box::new(CpuCache::new()), class(64))
+    }
+
+    #[test]
+    fn only_one_context_is_inside() {
+        let (cache, _) = cache();
+        assert!(cache.try_lock() && !cache.try_lock());
+        cache.unlock();
+        assert!(cache.try_lock());
+        cache.unlock();
+        assert!(cache.try_mark() && !cache.try_mark());
+        cache.unmark();
+        assert!(cache.try_mark());
+        cache.unmark();
+        assert!(cache.try_lock());
+    }
+
+    #[test]
+    fn two_threads_are_never_inside_together() {
+        let (cache, class) = cache();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        while !cache.try_lock() {
+                            std::thread::yield_now();
+                        }
+                        cache.count_taken(class, 1);
+                        cache.unlock();
+                    }
+                });
+            }
+        });
+        assert_eq!(cache.tally(class).get(), (40_000, 0));
+    }
+
+    #[test]
+    fn a_request_to_drain_stays_until_it_is_done() {
+        let (cache, _) = cache();
+        assert!(!cache.is_drain_asked());
+        cache.ask_drain();
+        assert!(cache.is_drain_asked() && cache.is_drain_asked());
+        cache.end_drain();
+        assert!(!cache.is_drain_asked());
+        assert!(!cache.is_used() && cache.is_new() && !cache.is_new() && cache.is_used());
+    }
+
+    #[test]
+    fn a_list_holds_its_limit_and_gives_the_newest_first() {
+        let ((cache, class), mut blocks) = (cache(), Blocks::new());
+        assert!(cache.push(class, blocks.next()).is_err(), "no limit yet");
+        assert!(cache.pop(class).is_none());
+        while cache.limit(class) < 8 {
+            assert_eq!(cache.raise_limit(class, 1 << 20), Raise::Done);
+        }
+        let mut starts = Vec::new();
+        for count in 0..8 {
+            assert_eq!(cache.count(class), count);
+            let block = blocks.next();
+            starts.push(block.start());
+            cache.push(class, block).unwrap();
+        }
+        assert!(cache.push(class, blocks.next()).is_err());
+        assert!(cache.verify());
+        cache.set_aside(class);
+        assert_eq!(cache.count(class), 8, "in the spare list now");
+        assert!(cache.pop(class).is_none() && cache.verify());
+        cache.push(class, blocks.next()).unwrap();
+        assert_eq!(cache.count(class), 9);
+        let spare = cache.take_spare(class);
+        assert_eq!((spare.count(), cache.count(class)), (8, 1));
+        assert!(cache.pop(class).is_some());
+        cache.fill(class, spare);
+        assert!(cache.verify());
+        let popped: Vec<_> = core::iter::from_fn(|| cache.pop(class)).map(Block::into_start).collect();
+        starts.reverse();
+        assert_eq!((popped, cache.count(class)), (starts, 0));
+        assert!(cache.verify());
+    }
+
+    #[test]
+    fn a_list_has_a_longest_length_however_large_the_budget_is() {
+        let (cache, _) = cache();
+        for class in SizeClass::all() {
+            let mut steps = 0;
+            while cache.raise_limit(class, usize::MAX) == Raise::Done {
+                steps += 1;
+                assert!(steps < 20, "a limit that is raised without an end");
+            }
+            let limit = cache.limit(class) as usize;
+            assert!(limit >= 2 && limit <= MAX_BLOCKS as usize && limit * class.block_len() <= MAX_LIST_LEN);
+            assert!(2 * limit > MAX_BLOCKS as usize || 2 * limit * class.block_len() > MAX_LIST_LEN, "and gets there");
+        }
+        assert!(cache.verify());
+    }
+
+    #[test]
+    fn the_sum_of_all_limits_stays_within_the_budget() {
+        const BUDGET: usize = 40_000;
+        let (cache, _) = cache();
+        for _ in 0..20 {
+            for class in SizeClass::all() {
+                let before = cache.limit(class);
+                match cache.raise_limit(class, BUDGET) {
+                    Raise::Done => assert!(cache.limit(class) > before),
+                    Raise::Longest => assert_eq!(cache.limit(class), before),
+                    Raise::Spent => {
+                        assert_eq!(cache.limit(class), before);
+                        assert!(cache.lower_limit(class, false).is_some(), "others have what it would need");
+                        assert_eq!(cache.limit(class), before, "and they give it up");
+                    }
+                }
+                assert!(!cache.is_over(BUDGET) && cache.verify());
+            }
+        }
+        let sum: usize = SizeClass::all().map(|class| 2 * cache.limit(class) as usize * class.block_len()).sum();
+        assert!(sum * 2 > BUDGET, "{sum} of {BUDGET} used");
+        assert!(cache.is_over(BUDGET / 4) && cache.is_over(sum - 1) && !cache.is_over(sum));
+        for _ in 0..1000 {
+            let _ = cache.lower_limit(SizeClass::LONGEST, true);
+        }
+        assert!(cache.lower_limit(SizeClass::LONGEST, true).is_none() && cache.verify());
+    }
+
+    /// Classes that are all busy leave each other their room; one that is not gives up its own, and all do if the cache holds too much.
+    #[test]
+    fn who_was_busy_lately_keeps_its_room() {
+        let (cache, _) = cache();
+        let [idle, busy, wants] = [3, 5, 7].map(|index| SizeClass::from_index(index).unwrap());
+        for class in [idle, busy] {
+            while cache.raise_limit(class, 1 << 20) == Raise::Done {}
+        }
+        let (idle_limit, busy_limit) = (cache.limit(idle), cache.limit(busy));
+        (0..10).for_each(|_| {
+            cache.heat(busy);
+            let _ = cache.lower_limit(wants, false);
+        });
+        assert!(cache.limit(idle) < idle_limit && cache.limit(busy) == busy_limit);
+        let turns = (0..40).take_while(|_| {
+            let _ = cache.lower_limit(wants, false);
+            cache.limit(busy) == busy_limit
+        });
+        assert!(turns.count() < 40, "lately has an end");
+        let limit = cache.limit(busy);
+        (0..4).for_each(|_| {
+            cache.heat(busy);
+            let _ = cache.lower_limit(wants, true);
+        });
+        assert!(cache.limit(busy) < limit && cache.verify());
+    }
+
+    #[test]
+    fn lowering_gives_up_both_lists() {
+        let ((cache, class), mut blocks) = (cache(), Blocks::new());
+        while cache.limit(class) < 8 {
+            let _ = cache.raise_limit(class, 1 << 20);
+        }
+        (0..5).for_each(|_| cache.push(class, blocks.next()).unwrap());
+        cache.set_aside(class);
+        (0..3).for_each(|_| cache.push(class, blocks.next()).unwrap());
+        let lists = cache.lower(class, 4);
+        assert_eq!(lists.map(|list| list.count()), [3, 5]);
+        assert_eq!((cache.count(class), cache.limit(class)), (0, 4));
+        assert!(cache.verify());
+        (0..4).for_each(|_| cache.push(class, blocks.next()).unwrap());
+        assert!(cache.push(class, blocks.next()).is_err());
+    }
+
+    /// C1 to C3, broken by hand.
+    #[test]
+    fn verify_sees_each_rule_broken() {
+        let broken = |hurt: &dyn Fn(&CpuCache, SizeClass)| {
+            let ((cache, class), mut blocks) = (cache(), Blocks::new());
+            while cache.limit(class) < 4 {
+                let _ = cache.raise_limit(class, 1 << 20);
+            }
+            (0..4).for_each(|_| cache.push(class, blocks.next()).unwrap());
+            cache.set_aside(class);
+            (0..2).for_each(|_| cache.push(class, blocks.next()).unwrap());
+            assert!(cache.verify());
+            hurt(&cache, class);
+            !cache.verify()
+        };
+        let null = |place: &AtomicPtr<u8>| place.store(null_mut(), Ordering::Relaxed);
+        let add = |count: &AtomicU32, more: u32| _ = count.fetch_add(more, Ordering::Relaxed);
+        assert!(broken(&|cache, class| add(&cache.hot(class).room, 1)), "C1: a shorter list");
+        assert!(broken(&|cache, class| add(&cache.hot(class).room, u32::MAX)), "C1: a longer list");
+        assert!(broken(&|cache, class| null(&cache.hot(class).head)), "C1: no list");
+        assert!(broken(&|cache, class| add(&cache.cold(class).spare_count, u32::MAX)), "C2: a shorter list");
+        assert!(broken(&|cache, class| null(&cache.cold(class).spare)), "C2: no list");
+        assert!(broken(&|cache, _| _ = cache.limit_len.fetch_add(64, Ordering::Relaxed)), "C3");
+        let no_room_left = |cache: &CpuCache, class| {
+            null(&cache.hot(class).head);
+            add(&cache.hot(class).room, 3);
+        };
+        assert!(broken(&no_room_left), "C1: more room than the limit");
+        let lower = |cache: &CpuCache, class| {
+            cache.hot(class).limit.store(3, Ordering::Relaxed);
+            add(&cache.hot(class).room, u32::MAX);
+            cache.limit_len.fetch_sub(2 * 64, Ordering::Relaxed);
+        };
+        assert!(broken(&lower), "C2: more than the limit");
+    }
+}

@@ -1,0 +1,83 @@
+//! CPU identity, at two strengths.
+//!
+//! The heap keeps a cache for each CPU. It must learn which one to use, and how much it may trust the answer:
+//!
+//! - A *hint* ([`CpuHint`], safe to implement) may be unknown, stale, wrong, out of range, the same for all
+//!   CPUs, and may change between two calls. It costs time when it is bad, never soundness: the cache is taken by
+//!   an atomic try-lock, one compare-and-exchange for each operation.
+//! - A *pin* ([`CpuPin`], an unsafe promise) keeps the CPU to itself while a guard lives. The cache is then taken by
+//!   a plain busy flag: no locked instruction on the fast path. Nobody else can take a pinned cache; draining it
+//!   is cooperative.
+//!
+//! A kernel names its choice in the heap's type: `Heap<P, Hint<H>, N>` or `Heap<P, Pinned<P>, N>`.
+
+/// A guess at the CPU that runs.
+///
+/// # Context
+/// Called once in each heap operation, from whatever context calls the heap, NMI included, and before any CPU is
+/// set up. It must not use the heap. Aim at a few instructions.
+pub trait CpuHint {
+    /// A number that tends to be the same for the same CPU and different for different ones, small by
+    /// preference; `None` if nothing is known yet. Any answer is sound.
+    fn current_cpu(&self) -> Option<usize>;
+
+    /// Whether the running code may wait a moment for others: not in a handler of an interrupt, an exception or an NMI, since the
+    /// one it waits for may be the one that it interrupted, nor with interrupts masked, since that one may be waiting for this CPU.
+    /// Asked by slow paths only. Any answer is sound: a wrong yes costs time, a wrong no may cost the request.
+    fn may_wait(&self) -> bool {
+        true
+    }
+}
+
+/// A promise that the CPU stays ours.
+///
+/// # Context
+/// As for [`CpuHint`]. `pin` and the guard's drop bracket the fast path of each operation and each slow step;
+/// they may nest, since an interrupt handler may use the heap while the code it interrupted holds a guard.
+///
+/// # Safety
+/// From the return of [`pin`](Self::pin) until its guard is dropped:
+/// - what runs on this CPU is only the code that pinned, and contexts that interrupt it and finish before it
+///   goes on (interrupts, NMIs, exceptions); no other task runs here, and the code does not move to another CPU;
+/// - [`index`](Self::index) gives the same number each time, and no other CPU that holds a guard of a pin for the same heap gets that number.
+pub unsafe trait CpuPin {
+    /// Ends the pin when dropped.
+    type Guard;
+
+    /// Pins the running code to its CPU.
+    fn pin(&self) -> Self::Guard;
+
+    /// The index of this CPU. An index at or above the heap's CPU count is allowed, and slow: such a CPU has no cache.
+    fn index(&self, guard: &Self::Guard) -> usize;
+
+    /// As [`CpuHint::may_wait`]; asked while no guard lives.
+    fn may_wait(&self) -> bool {
+        true
+    }
+}
+
+/// CPU identity by [hint](CpuHint): right or wrong, always sound.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint<H>(pub H);
+
+/// CPU identity by [pin](CpuPin): no locked instruction on the fast path.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pinned<P>(pub P);
+
+/// Every CPU looks the same: for the first lines of boot, for kernels on one CPU, and as the worst case in tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnknownCpu;
+
+impl CpuHint for UnknownCpu {
+    #[inline]
+    fn current_cpu(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl<F: Fn() -> Option<usize>> CpuHint for F {
+    #[inline]
+    fn current_cpu(&self) -> Option<usize> {
+        self()
+    }
+}

@@ -1,0 +1,7 @@
+//! What a kernel implements: where pages come from, and which CPU runs.
+
+pub(crate) mod cpu;
+mod mode;
+pub(crate) mod provider;
+
+pub use mode::CpuMode;

@@ -1,0 +1,54 @@
+//! How a cache is taken: the one difference between hint and pin, as a sealed trait.
+
+use super::cpu::{CpuHint, CpuPin, Hint, Pinned};
+
+mod sealed {
+    pub trait Sealed {}
+    impl<H> Sealed for super::Hint<H> {}
+    impl<P> Sealed for super::Pinned<P> {}
+}
+
+/// The strength of CPU identity that a heap is built with: [`Hint`] or [`Pinned`]. Sealed; a kernel implements [`CpuHint`] or [`CpuPin`].
+pub trait CpuMode: sealed::Sealed {
+    /// Whether a cache belongs to one CPU alone, so that a plain flag takes it, and one that is busy was interrupted on this very CPU.
+    const PINNED: bool;
+
+    /// What keeps the CPU while an operation runs.
+    type Guard;
+
+    /// Reads the CPU's index, once for each operation.
+    fn enter(&self) -> (Self::Guard, usize);
+
+    /// Whether the caller may wait for others; asked with nothing held.
+    fn may_wait(&self) -> bool;
+}
+
+impl<H: CpuHint> CpuMode for Hint<H> {
+    const PINNED: bool = false;
+    type Guard = ();
+
+    #[inline]
+    fn enter(&self) -> ((), usize) {
+        ((), self.0.current_cpu().unwrap_or(0))
+    }
+
+    fn may_wait(&self) -> bool {
+        self.0.may_wait()
+    }
+}
+
+impl<P: CpuPin> CpuMode for Pinned<P> {
+    const PINNED: bool = true;
+    type Guard = P::Guard;
+
+    #[inline]
+    fn enter(&self) -> (P::Guard, usize) {
+        let guard = self.0.pin();
+        let index = self.0.index(&guard);
+        (guard, index)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.0.may_wait()
+    }
+}

@@ -1,0 +1,61 @@
+//! Runs that nobody wants: the heap could not note them, and the provider did not take them back at that moment.
+//!
+//! They wait in a lock-free stack inside themselves and are offered again before new pages are asked for, and by `trim`. So a provider
+//! that refuses loses nothing. Price: until then they are neither's, and no statistics show them.
+
+use core::ptr::{NonNull, null_mut};
+
+use crate::base::sync::{AtomicPtr, Ordering, read, write};
+use crate::contract::provider::PageRun;
+
+/// What is written at the start of a stranded run.
+struct Node {
+    next: *mut Node,
+    start: NonNull<u8>,
+    run: PageRun,
+}
+
+const _: () = assert!(size_of::<Node>() <= 1024 && align_of::<Node>() <= 1024, "the shortest run holds one");
+
+/// All zero is the empty stack.
+#[derive(Debug)]
+pub(crate) struct Stranded {
+    head: AtomicPtr<Node>,
+}
+
+impl Stranded {
+    pub(crate) const fn new() -> Self {
+        Self { head: AtomicPtr::new(null_mut()) }
+    }
+
+    /// Keeps a run. Lock-free, callable from any context.
+    ///
+    /// # Safety
+    /// `start` and `run` are what the provider gave, and the caller's alone.
+    pub(crate) unsafe fn push(&self, start: NonNull<u8>, run: PageRun) {
+        let node = start.cast::<Node>();
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: by the contract the run is ours; it is long and aligned enough (asserted above, and pages are at least 1 KiB).
+            unsafe { write(node.as_ptr(), Node { next: head, start, run }) };
+            match self.head.compare_exchange_weak(head, node.as_ptr(), Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Takes every run out at once and passes them on, one by one. They are then the callee's.
+    pub(crate) fn take_all(&self, mut take: impl FnMut(NonNull<u8>, PageRun)) {
+        if self.head.load(Ordering::Relaxed).is_null() {
+            return;
+        }
+        let mut next = self.head.swap(null_mut(), Ordering::Acquire);
+        while let Some(node) = NonNull::new(next) {
+            // SAFETY: `push` wrote it, and the swap made the whole stack ours.
+            let node = unsafe { read(node.as_ptr()) };
+            next = node.next;
+            take(node.start, node.run);
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! What the heap looks like: numbers, and the map of its runs.
+//!
+//! Fast paths count nothing. Live blocks are derived: blocks that ever left slabs, less those that came back, less those in caches. So the
+//! price of statistics is paid by who asks for them, a walk over the classes of every cache; and by slow paths, which add a plain number
+//! to a line they have at hand.
+//!
+//! **At rest** every number is exact, but for the longest free run where more than 16 are about as long. **While others work** each number is of some moment during the
+//! call, and sums over CPUs are sums of different moments. The live blocks of a class are then off by at most what was allocated and freed of it during
+//! the call, and two lists of its blocks for each CPU: what went between a cache and the slabs after one of the two was read. What was in the middle of
+//! such a step counts as live. Counts that only ever rise never fall from one call to the next.
+
+use core::fmt;
+
+use crate::base::size_class::{CLASS_COUNT, SizeClass};
+use crate::base::sync::{AtomicU64, Ordering};
+use crate::cache::CpuCache;
+use crate::contract::CpuMode;
+use crate::contract::provider::PageProvider;
+#[cfg(feature = "hardened")]
+use crate::harden::{Misuse, Report};
+use crate::heap::Heap;
+use crate::pages::{self, Kind};
+use crate::slab::list::Bin;
+use crate::slab::word::Slab;
+
+/// One size class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStats {
+    /// Bytes in a block.
+    pub block_len: usize,
+    /// Blocks in use.
+    pub live_count: u64,
+    /// Free blocks in caches.
+    pub cached_count: u64,
+    /// Blocks of this class that other classes' slabs serve, as neighbours joined or longer blocks lent, less those that its own slabs serve to others.
+    pub lent_count: i64,
+    /// Slabs with blocks to give, of all CPUs.
+    pub partial_count: u64,
+    /// Slabs that no block is missing from, kept in reserve.
+    pub whole_count: u64,
+    /// Bytes in slabs of this class.
+    pub held_len: usize,
+    /// The most bytes that were ever in slabs of this class at once.
+    pub high_held_len: usize,
+}
+
+/// One CPU's cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuStats {
+    /// Whether this CPU uses the heap: it did, and was not retired since.
+    pub is_used: bool,
+    /// Free blocks in the cache.
+    pub cached_count: u64,
+    /// Bytes in them.
+    pub cached_len: usize,
+    /// Slabs with blocks to give whose home is this CPU.
+    pub partial_count: u64,
+    /// Blocks that the cache ever got from slabs.
+    pub refilled_count: u64,
+    /// Blocks that the cache ever gave back to slabs.
+    pub flushed_count: u64,
+    /// Batches that it got.
+    pub refill_count: u64,
+    /// Batches that it gave back; single blocks are not counted here.
+    pub flush_count: u64,
+    /// Laps over the other caches, since this one was busy. With a pin there are none.
+    pub lap_count: u64,
+    /// Allocations that found the cache busy: they interrupted the heap on this CPU, or with a hint may have.
+    pub nested_alloc_count: u64,
+    /// Frees that found it busy.
+    pub nested_free_count: u64,
+}
+
+/// One size class on one CPU, as [`Heap::class_stats_on`] found it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuClassStats {
+    /// Bytes in a block.
+    pub block_len: usize,
+    /// Free blocks in the cache.
+    pub cached_count: u64,
+    /// The most blocks that each of the cache's two lists may have now.
+    pub limit_count: u64,
+    /// Blocks that the cache ever got from slabs.
+    pub refilled_count: u64,
+    /// Blocks that it ever gave back.
+    pub flushed_count: u64,
+    /// Slabs with blocks to give whose home is this CPU.
+    pub partial_count: u64,
+    /// Slabs in reserve there.
+    pub whole_count: u64,
+}
+
+impl CpuClassStats {
+    /// Blocks that this cache gave to callers less those it took from them. Negative on a CPU that frees what others allocate. Over all CPUs it
+    /// sums up to the live blocks of the class, but for those that went past every cache.
+    pub const fn balance(&self) -> i64 {
+        self.refilled_count.wrapping_sub(self.flushed_count).wrapping_sub(self.cached_count) as i64
+    }
+}
+
+/// The heap in numbers, as [`Heap::stats`] found it. Prints as an aligned table, without allocating.
+#[derive(Clone, Debug)]
+pub struct Stats<const CPUS: usize> {
+    /// By size class, shortest blocks first.
+    pub classes: [ClassStats; CLASS_COUNT],
+    /// By CPU index.
+    pub cpus: [CpuStats; CPUS],
+    /// Bytes that the provider gave and has not got back.
+    pub held_len: usize,
+    /// The most bytes that it had given at once.
+    pub high_held_len: usize,
+    /// Bytes in free page runs.
+    pub free_len: usize,
+    /// Bytes in the longest free page run, as far as could be seen.
+    pub largest_free_len: usize,
+    /// Bytes in slabs.
+    pub slab_len: usize,
+    /// Bytes that the page heap needs for itself: descriptors, tables, what is too short to be a page.
+    pub own_len: usize,
+    /// Successful and failed calls of [`map`](PageProvider::map).
+    pub map_count: u64,
+    /// See [`map_count`](Self::map_count).
+    pub failed_map_count: u64,
+    /// Runs that the provider took back.
+    pub unmap_count: u64,
+    /// Runs that it did not take back.
+    pub refused_unmap_count: u64,
+    /// Calls of [`relieve`](PageProvider::relieve).
+    pub relief_count: u64,
+    /// Bytes that `realloc` ever copied out of blocks of up to [`MAX_SMALL_LEN`](crate::MAX_SMALL_LEN).
+    pub copied_short_len: u64,
+    /// Bytes that `realloc` ever copied out of longer blocks; with a provider that can move runs, blocks that grew into that length are moved instead.
+    pub copied_long_len: u64,
+    /// Frees of addresses that this heap never gave; nothing happened to them.
+    pub stray_count: u64,
+}
+
+impl<const CPUS: usize> Stats<CPUS> {
+    /// Bytes in large blocks: all that is neither slab, nor free, nor the page heap's own.
+    pub const fn large_len(&self) -> usize {
+        self.held_len.saturating_sub(self.slab_len).saturating_sub(self.free_len).saturating_sub(self.own_len)
+    }
+
+    /// Bytes in blocks in use, as long as the blocks are.
+    pub fn live_len(&self) -> u64 {
+        let small: u64 = self.classes.iter().map(|class| class.live_count * class.block_len as u64).sum();
+        small + self.large_len() as u64
+    }
+
+    /// How much of the free pages is not in the longest free run, in thousandths: 0 where all free pages are one run, or there are none.
+    pub fn fragmentation(&self) -> u64 {
+        let elsewhere = self.free_len.saturating_sub(self.largest_free_len) as u64;
+        (1000 * elsewhere).checked_div(self.free_len as u64).unwrap_or(0)
+    }
+}
+
+/// What a run of pages is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunKind {
+    /// Nothing.
+    Free,
+    /// Blocks of one class.
+    Slab {
+        /// The class.
+        class: SizeClass,
+        /// Blocks that fit.
+        capacity: usize,
+        /// Blocks that are not in the slab: in use, or in a cache.
+        out_count: usize,
+    },
+    /// One block.
+    Large,
+}
+
+/// A run of pages, as [`Heap::for_each_run`] shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunInfo {
+    /// The address of the chunk that the run lies in.
+    pub chunk_addr: usize,
+    /// Bytes from the chunk's start to the run.
+    pub offset: usize,
+    /// Bytes in the run.
+    pub len: usize,
+    /// What it is used for.
+    pub kind: RunKind,
+}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// The heap in numbers. Tries the heap's locks one by one, for a moment each, and waits for none; callable from any context, at any time. About 3 KiB of
+    /// stack, and 88 bytes per CPU. How exact it is while others work stands at [`Stats`].
+    pub fn stats(&self) -> Stats<CPUS> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // Runs that wait for a lock to be free are free.
+        self.engine.pages.drain_deferred(&|work| self.held(|_| work(false)));
+        let mut classes = [ClassStats::default(); CLASS_COUNT];
+        for (place, class) in classes.iter_mut().zip(SizeClass::all()) {
+            *place = self.class_stats(class);
+        }
+        let mut cpus = [CpuStats::default(); CPUS];
+        for (place, index) in cpus.iter_mut().zip(0..) {
+            *place = self.cpu_stats(index);
+        }
+        let pages = &self.engine.pages;
+        let [copied_short_len, copied_long_len] = self.copied_len();
+        Stats {
+            classes,
+            cpus,
+            held_len: pages.held_len(),
+            high_held_len: pages.high_held_len(),
+            free_len: pages.free_len(),
+            largest_free_len: pages.largest_free(),
+            slab_len: classes.iter().map(|class| class.held_len).sum(),
+            own_len: pages.own_len(),
+            map_count: read(&self.calls.maps),
+            failed_map_count: read(&self.calls.failed_maps),
+            unmap_count: read(&self.calls.unmaps),
+            refused_unmap_count: read(&self.calls.refused_unmaps),
+            relief_count: read(&self.calls.reliefs),
+            copied_short_len,
+            copied_long_len,
+            stray_count: self.engine.stray_count(),
+        }
+    }
+
+    /// One size class on one CPU; `None` if the heap has no cache with that index. Callable from any context, at any time.
+    pub fn class_stats_on(&self, cpu: usize, class: SizeClass) -> Option<CpuClassStats> {
+        let cache = self.engine.cache(cpu)?;
+        let (refilled_count, flushed_count) = cache.tally(class).get();
+        let (partial_count, whole_count) = self.count_slabs(self.engine.own_bin(cpu, class));
+        Some(CpuClassStats {
+            block_len: class.block_len(),
+            cached_count: u64::from(cache.count(class)),
+            limit_count: u64::from(cache.limit(class)),
+            refilled_count,
+            flushed_count,
+            partial_count,
+            whole_count,
+        })
+    }
+
+    /// Bytes copied out of short blocks, and out of long ones.
+    fn copied_len(&self) -> [u64; 2] {
+        let busy = self.copied.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        let caches = self.engine.caches().iter().map(CpuCache::copied);
+        caches.fold(busy, |[short, long], [more_short, more_long]| [short + more_short, long + more_long])
+    }
+
+    fn class_stats(&self, class: SizeClass) -> ClassStats {
+        let served_count = self.engine.served_count(class);
+        let cached_count = self.engine.caches().iter().map(|cache| u64::from(cache.count(class))).sum();
+        let (partial_count, whole_count) = self.count_slabs(self.engine.bins(class).map(|(_, bin)| bin));
+        let slab_len = self.engine.slab_len(class);
+        let live_count = served_count.saturating_sub(cached_count);
+        #[cfg(feature = "guard-pages")]
+        let live_count = live_count + self.guarded_count(class);
+        ClassStats {
+            block_len: class.block_len(),
+            live_count,
+            cached_count,
+            lent_count: self.engine.lent(class).load(Ordering::Relaxed) as i64,
+            partial_count,
+            whole_count,
+            held_len: slab_len.get(),
+            high_held_len: slab_len.high(),
+        }
+    }
+
+    /// Partial and whole slabs in bins. Takes locks, so the cache is held meanwhile, for one bin at a time.
+    fn count_slabs<'a>(&self, bins: impl IntoIterator<Item = &'a Bin>) -> (u64, u64) {
+        bins.into_iter().fold((0, 0), |(partials, wholes), bin| {
+            let (partial, whole) = self.held(|_| bin.counts());
+            (partials + u64::from(partial), wholes + u64::from(whole))
+        })
+    }
+
+    fn cpu_stats(&self, index: usize) -> CpuStats {
+        let (Some(cache), Some(counts)) = (self.engine.cache(index), self.engine.counts(index)) else {
+            return CpuStats::default();
+        };
+        let mut stats = CpuStats {
+            is_used: cache.is_used(),
+            refill_count: counts.refills(),
+            flush_count: counts.flushes(),
+            lap_count: counts.laps(),
+            nested_alloc_count: counts.nested_allocs(),
+            nested_free_count: counts.nested_frees(),
+            ..CpuStats::default()
+        };
+        for class in SizeClass::all() {
+            let on = self.class_stats_on(index, class).unwrap_or_default();
+            stats.cached_count += on.cached_count;
+            stats.cached_len += usize::try_from(on.cached_count).unwrap_or(0) * on.block_len;
+            stats.partial_count += on.partial_count;
+            stats.refilled_count += on.refilled_count;
+            stats.flushed_count += on.flushed_count;
+        }
+        stats
+    }
+
+    /// Has every bug that is noticed reported to `hook`, instead of only being counted. There is one hook; the last one set is called.
+    ///
+    /// # Context
+    /// The hook runs where the bug was noticed: in any context, and in the middle of the heap. It may do what an interrupt handler may that interrupted
+    /// the heap on this CPU: print, stop the machine, even use this heap, which then serves it as a nested context.
+    #[cfg(feature = "hardened")]
+    pub fn set_report_hook(&self, hook: fn(&Report)) {
+        self.engine.watch.set_hook(hook);
+    }
+
+    /// How often a bug was noticed.
+    #[cfg(feature = "hardened")]
+    pub fn misuse_count(&self, misuse: Misuse) -> u64 {
+        self.engine.watch.count(misuse)
+    }
+
+    /// Makes the key that links of free blocks are written under out of `entropy`. Before the heap has its first memory; false: it has some, and
+    /// with it a key made of addresses.
+    #[cfg(feature = "hardened")]
+    pub fn set_key(&self, entropy: u64) -> bool {
+        self.engine.pages.key.offer(crate::harden::Key::of(entropy))
+    }
+
+    /// Shows every run of every chunk, chunk by chunk, in the order of addresses within a chunk. For pictures and dumps.
+    ///
+    /// Holds one lock of the page heap at a time while `show` runs, so `show` must not use this heap, and other CPUs look elsewhere
+    /// meanwhile. Huge blocks, which are no chunks, are not shown.
+    pub fn for_each_run(&self, mut show: impl FnMut(RunInfo)) {
+        self.engine.pages.for_each_run(&mut |run| show(describe(&run)));
+    }
+}
+
+fn describe(run: &pages::RunInfo<'_>) -> RunInfo {
+    let kind = match (Slab::of(run.desc), run.kind) {
+        (Some(slab), _) => {
+            let (count, carved) = slab.counts();
+            RunKind::Slab { class: slab.class(), capacity: slab.capacity(), out_count: carved.saturating_sub(count) }
+        }
+        (None, Kind::Large) => RunKind::Large,
+        _ => RunKind::Free,
+    };
+    RunInfo { chunk_addr: run.chunk_start, offset: run.offset, len: run.len, kind }
+}
+
+/// Bytes as KiB, rounded up.
+fn kib(len: usize) -> usize {
+    len.div_ceil(1024)
+}
+
+impl<const CPUS: usize> fmt::Display for Stats<CPUS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:>8} {:>10} {:>10} {:>8} {:>8} {:>10} {:>10} {:>6}",
+            "block", "live", "cached", "partial", "whole", "held KiB", "high KiB", "used %"
+        )?;
+        for class in self.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
+            // Of its own slabs: what neighbours or longer blocks serve is elsewhere.
+            let own_count = class.live_count.saturating_add_signed(-class.lent_count);
+            let live_len = own_count * class.block_len as u64;
+            let used = (100 * live_len).checked_div(class.held_len as u64).unwrap_or(0);
+            let (held, high) = (kib(class.held_len), kib(class.high_held_len));
+            let ClassStats { block_len, live_count, cached_count, partial_count, whole_count, .. } = class;
+            writeln!(
+                f,
+                "{block_len:>8} {live_count:>10} {cached_count:>10} {partial_count:>8} {whole_count:>8} {held:>10} {high:>10} {used:>6}"
+            )?;
+        }
+        writeln!(
+            f,
+            "{:>8} {:>10} {:>10} {:>8} {:>8} {:>8} {:>10} {:>10} {:>8} {:>8} {:>8}",
+            "cpu", "cached", "KiB", "partial", "refills", "flushes", "refilled", "flushed", "laps", "allocs*", "frees*"
+        )?;
+        for (index, cpu) in self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.is_used) {
+            writeln!(
+                f,
+                "{index:>8} {:>10} {:>10} {:>8} {:>8} {:>8} {:>10} {:>10} {:>8} {:>8} {:>8}",
+                cpu.cached_count,
+                kib(cpu.cached_len),
+                cpu.partial_count,
+                cpu.refill_count,
+                cpu.flush_count,
+                cpu.refilled_count,
+                cpu.flushed_count,
+                cpu.lap_count,
+                cpu.nested_alloc_count,
+                cpu.nested_free_count
+            )?;
+        }
+        writeln!(f, "* nested: they found the CPU's cache busy")?;
+        let [held, high, slabs, large] = [self.held_len, self.high_held_len, self.slab_len, self.large_len()].map(kib);
+        writeln!(
+            f,
+            "KiB held {held} (at most {high}): slabs {slabs}, large blocks {large}, own {}",
+            kib(self.own_len)
+        )?;
+        let (free, longest, percent) = (kib(self.free_len), kib(self.largest_free_len), self.fragmentation() / 10);
+        writeln!(f, "free {free}, longest run {longest}: {percent} % of it elsewhere")?;
+        write!(
+            f,
+            "provider: {} maps, {} failed, {} unmaps, {} refused, {} calls for relief; {} stray frees",
+            self.map_count,
+            self.failed_map_count,
+            self.unmap_count,
+            self.refused_unmap_count,
+            self.relief_count,
+            self.stray_count
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::cpu::UnknownCpu;
+    use crate::contract::provider::PageRun;
+    use crate::{Hint, Pinned};
+    use core::alloc::Layout;
+    use core::ptr::NonNull;
+
+    /// The host's memory; what is not given back is leaked.
+    struct Host;
+
+    // SAFETY: runs come from the host's allocator and are nobody else's.
+    unsafe impl PageProvider for Host {
+        fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+            // SAFETY: a run's length is not 0.
+            NonNull::new(unsafe { std::alloc::alloc(run.layout()) })
+        }
+
+        unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+            // SAFETY: it came from `map` with this layout.
+            unsafe { std::alloc::dealloc(start.as_ptr(), run.layout()) };
+            true
+        }
+    }
+
+    /// Allocates and frees while the cache of CPU 0 is taken, with that many blocks; gives laps, nested allocations, nested frees.
+    fn while_busy<C: CpuMode>(mode: C, blocks: usize) -> [(u64, u64, u64); 2] {
+        let heap = Heap::<_, _, 2>::new(Host, mode);
+        let layout = Layout::new::<[u64; 8]>();
+        // So that there is something at hand.
+        let at_hand = heap.alloc(layout).unwrap();
+        let entered = heap.enter().ok().unwrap();
+        for _ in 0..blocks {
+            let block = heap.alloc(layout).unwrap();
+            // SAFETY: just allocated for that Layout, and used no more.
+            unsafe { heap.free(block.cast(), layout) };
+        }
+        drop(entered);
+        // SAFETY: as above.
+        unsafe { heap.free(at_hand.cast(), layout) };
+        assert_eq!(heap.verify(), Ok(()));
+        heap.stats().cpus.map(|cpu| (cpu.lap_count, cpu.nested_alloc_count, cpu.nested_free_count))
+    }
+
+    #[test]
+    #[cfg_attr(feature = "debug-heap", ignore = "frees that wait are not counted yet")]
+    fn what_finds_the_cache_busy_is_counted_on_its_cpu() {
+        // A hint laps over the other cache for each of both.
+        assert_eq!(while_busy(Hint(UnknownCpu), 5), [(10, 5, 5), (0, 0, 0)]);
+        // SAFETY: the test is one thread and nothing interrupts it but its own calls.
+        let pin = unsafe { crate::cpu::NeverPreempts::new(|| Some(0)) };
+        assert_eq!(while_busy(Pinned(pin), 5), [(0, 5, 5), (0, 0, 0)]);
+    }
+}

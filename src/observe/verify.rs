@@ -1,0 +1,255 @@
+//! Every invariant of the heap, executed.
+//!
+//! The invariants stand where the state is: P1 to P8 beside the fields of `pages::pool`, S and B at the head of `slab` and `partial`, C of
+//! `cache`. Here are the identities between layers:
+//! - E1: for each class, the blocks that slabs count as out are the blocks that were ever taken less those pushed.
+//! - E2: for each class, the bytes in slabs are the sum of their runs.
+//! - E3: a slab is LISTED exactly if it is in a list, and one that is not has nothing to give.
+//! - E4: what caches hold of all classes together is not more than what slabs count as out.
+
+use core::fmt;
+
+use crate::base::size_class::{CLASS_COUNT, SizeClass};
+use crate::contract::CpuMode;
+use crate::contract::provider::PageProvider;
+use crate::heap::Heap;
+use crate::pages::Kind;
+use crate::slab::word::Slab;
+
+/// An invariant that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant's layer: `P` pages, `B` bins (and the slabs in them), `C` caches, `E` between layers.
+    pub layer: char,
+    /// Its number there; 0 if the layer's check does not tell.
+    pub rule: u8,
+    /// The address, class or CPU that it was seen at.
+    pub at: usize,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invariant {}{} does not hold at {:#x}", self.layer, self.rule, self.at)
+    }
+}
+
+impl core::error::Error for Violation {}
+
+fn check(holds: bool, layer: char, rule: u8, at: usize) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation { layer, rule, at }) }
+}
+
+/// What the slabs of each class add up to.
+struct Sums {
+    out_counts: [u64; CLASS_COUNT],
+    lens: [usize; CLASS_COUNT],
+    fault: Option<usize>,
+}
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// Checks every invariant.
+    ///
+    /// Only at rest: while nobody else uses the heap, interrupts included. It then changes nothing but where slabs are listed. Takes as long as the
+    /// heap is large; for tests, and for a kernel that suspects damage.
+    ///
+    /// # Errors
+    /// The first [`Violation`] found: the heap's memory was damaged, or the heap is wrong, or not at rest.
+    pub fn verify(&self) -> Result<(), Violation> {
+        self.verify_bins()?;
+        let pages = self.engine.pages.verify();
+        pages.map_err(|fault| Violation { layer: 'P', rule: fault.rule, at: fault.at })?;
+        for (index, cache) in self.engine.caches().iter().enumerate() {
+            check(cache.verify(), 'C', 0, index)?;
+        }
+        self.verify_sums()
+    }
+
+    fn verify_bins(&self) -> Result<(), Violation> {
+        for class in SizeClass::all() {
+            for (home, bin) in self.engine.bins(class) {
+                check(bin.receive_all(), 'B', 4, class.index())?;
+                check(bin.verify(class, home), 'B', 0, class.index())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_sums(&self) -> Result<(), Violation> {
+        let mut sums = Sums { out_counts: [0; CLASS_COUNT], lens: [0; CLASS_COUNT], fault: None };
+        self.engine.pages.for_each_run(&mut |run| {
+            if let Some(slab) = Slab::of(run.desc) {
+                sums.add(slab, run.len);
+            }
+        });
+        check(sums.fault.is_none(), 'E', 3, sums.fault.unwrap_or(0))?;
+        for ((class, out_count), len) in SizeClass::all().zip(sums.out_counts).zip(sums.lens) {
+            check(out_count == self.engine.out_count(class), 'E', 1, class.index())?;
+            check(len == self.engine.slab_len(class).get(), 'E', 2, class.index())?;
+        }
+        let cached = |class| self.engine.caches().iter().map(move |cache| u64::from(cache.count(class))).sum::<u64>();
+        let cached_count: u64 = SizeClass::all().map(cached).sum();
+        check(cached_count <= sums.out_counts.iter().sum(), 'E', 4, 0)
+    }
+}
+
+impl Sums {
+    fn add(&mut self, slab: Slab<'_>, len: usize) {
+        let (count, carved) = slab.counts();
+        let index = slab.class().index();
+        if let (Some(out_count), Some(sum)) = (self.out_counts.get_mut(index), self.lens.get_mut(index)) {
+            *out_count += carved.saturating_sub(count) as u64;
+            *sum += len;
+        }
+        let is_linked = slab.desc().kind() != Kind::Slab;
+        let has_some = count > 0 || carved < slab.capacity();
+        if !slab.verify() || slab.is_claimed() || slab.is_listed() != is_linked || has_some != is_linked {
+            self.fault = Some(slab.desc().as_link().addr());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Hint;
+    use crate::base::sync::Ordering;
+    use crate::contract::cpu::UnknownCpu;
+    use crate::contract::provider::PageRun;
+    use crate::heap::depot::Caller;
+    use crate::slab::block::{Block, List};
+    use core::alloc::Layout;
+    use core::ptr::NonNull;
+    use std::boxed::Box;
+
+    /// The host's memory; what is not given back is leaked.
+    struct Host;
+
+    // SAFETY: runs come from the host's allocator and are nobody else's.
+    unsafe impl PageProvider for Host {
+        fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+            // SAFETY: a run's length is not 0.
+            NonNull::new(unsafe { std::alloc::alloc(run.layout()) })
+        }
+
+        unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+            // SAFETY: it came from `map` with this layout.
+            unsafe { std::alloc::dealloc(start.as_ptr(), run.layout()) };
+            true
+        }
+    }
+
+    type Tested = Heap<Host, Hint<UnknownCpu>, 2>;
+
+    const LISTED: u64 = 1 << 62;
+    const CLAIMED: u64 = 1 << 63;
+    const COUNT_ONE: u64 = 1 << 16;
+
+    fn class() -> SizeClass {
+        SizeClass::of(Layout::new::<[u64; 12]>()).unwrap()
+    }
+
+    /// A heap with blocks in use, in a cache, in a partial slab and in a large run, and then damaged.
+    fn broken(hurt: impl FnOnce(&Tested)) -> Option<(char, u8)> {
+        let heap = Tested::new(Host, Hint(UnknownCpu));
+        let blocks: [_; 40] = core::array::from_fn(|_| heap.alloc(Layout::new::<[u64; 12]>()).unwrap());
+        heap.alloc(Layout::new::<[u64; 9000]>()).unwrap();
+        let caller = Caller { index: 0, nested: false };
+        for (index, block) in blocks.into_iter().take(30).enumerate() {
+            // SAFETY: just allocated for that class, and used no more.
+            let block = unsafe { Block::new(block.cast()) };
+            // Some straight to their slabs, so that one is partial.
+            if index % 3 == 0 {
+                heap.engine.give_back(class(), block, None, caller)
+            } else {
+                heap.free_small(block, class())
+            }
+        }
+        heap.verify().unwrap();
+        hurt(&heap);
+        heap.verify().err().map(|violation| (violation.layer, violation.rule))
+    }
+
+    /// Does `work` with the word of each partial slab of [`class`].
+    fn words(heap: &Tested, work: impl Fn(Slab<'_>, u64) -> u64) {
+        let mut count = 0;
+        heap.engine.pages.for_each_run(&mut |run| {
+            if let Some(slab) = Slab::of(run.desc).filter(|slab| slab.is_listed() && slab.class() == class()) {
+                let word = &slab.desc().word;
+                word.store(work(slab, word.load(Ordering::Relaxed)), Ordering::Relaxed);
+                count += 1;
+            }
+        });
+        assert!(count > 0, "there is a partial slab");
+    }
+
+    /// The same with the descriptor of the large run.
+    fn large(heap: &Tested, work: impl Fn(&crate::pages::PageDesc)) {
+        heap.engine.pages.for_each_run(&mut |run| {
+            if run.kind == Kind::Large {
+                work(run.desc);
+            }
+        });
+    }
+
+    #[test]
+    #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
+    fn a_sound_heap_has_no_violation() {
+        assert_eq!(broken(|_| ()), None);
+    }
+
+    /// Each identity between layers, and each layer's own check, broken by hand.
+    #[test]
+    #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
+    fn every_rule_broken_is_named() {
+        assert_eq!(broken(|heap| heap.engine.caches()[0].count_taken(class(), 1)), Some(('E', 1)));
+        assert_eq!(broken(|heap| heap.engine.caches()[1].count_pushed(class(), 1)), Some(('E', 1)));
+        let longer = |heap: &Tested| heap.engine.slab_len(class()).add(1);
+        assert_eq!(broken(longer), Some(('E', 2)));
+        assert_eq!(broken(|heap| words(heap, |_, word| word | CLAIMED)), Some(('E', 3)), "claimed");
+        assert_eq!(broken(|heap| words(heap, |_, word| word & !LISTED)), Some(('E', 3)), "linked, but not LISTED");
+        assert_eq!(broken(|heap| words(heap, |_, word| word + COUNT_ONE)), Some(('E', 3)), "its own rules");
+        let nothing_left = |slab: Slab<'_>, word: u64| {
+            let carved = (slab.capacity() as u64) << 32;
+            word & !0xffff_ffff_ffff | carved
+        };
+        assert_eq!(broken(|heap| words(heap, nothing_left)), Some(('E', 3)), "linked, but with nothing to give");
+        assert_eq!(
+            broken(|heap| large(heap, |desc| desc.set(Kind::Large, 3, false))).map(|(layer, _)| layer),
+            Some('P')
+        );
+        let lost = |heap: &Tested| {
+            let cache = heap.engine.cache(0).unwrap();
+            assert!(cache.count(class()) > 1);
+            // SAFETY: a list of no blocks.
+            cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) });
+        };
+        assert_eq!(broken(lost), Some(('C', 0)));
+        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 48)), Some(('B', 0)), "of another home");
+    }
+
+    #[test]
+    fn more_cached_than_ever_left_the_slabs_is_seen() {
+        let heap = Tested::new(Host, Hint(UnknownCpu));
+        let cache = heap.engine.cache(0).unwrap();
+        let _ = cache.raise_limit(class(), 1 << 20);
+        let memory = Box::leak(Box::new([0_u64; 12]));
+        // SAFETY: memory of that length which nobody else uses, ever.
+        cache.push(class(), unsafe { Block::new(NonNull::from(memory).cast()) }).unwrap();
+        assert_eq!(heap.verify().err().map(|violation| (violation.layer, violation.rule)), Some(('E', 4)));
+    }
+
+    #[test]
+    #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
+    fn many_slabs_on_their_way_are_linked_before_they_are_judged() {
+        let heap = Tested::new(Host, Hint(UnknownCpu));
+        let layout = Layout::new::<[u64; 12]>();
+        let blocks: std::vec::Vec<_> = (0..2000).map(|_| heap.alloc(layout).unwrap()).collect();
+        let caller = Caller { index: 0, nested: false };
+        for block in blocks.iter().step_by(7) {
+            // SAFETY: just allocated with this Layout, and used no more.
+            let block = unsafe { Block::new(block.cast()) };
+            heap.engine.give_back(class(), block, None, caller);
+        }
+        assert_eq!(heap.verify(), Ok(()));
+    }
+}

@@ -1,0 +1,60 @@
+//! Work for idle times, and CPUs that go.
+//!
+//! *What to keep is told by what was in use since the last call*, not by a clock, which the heap has none of: the kernel's calls are the time. *A CPU that goes leaves its slabs
+//! where they are*, and the others look there first: a slab's home never changes, since every pusher reads it. Price: the most that was in use is
+//! noted where chunks come and go, and while a CPU is gone each refill looks at its bins.
+
+use crate::base::size_class::SizeClass;
+use crate::base::sync::Ordering;
+use crate::contract::CpuMode;
+use crate::contract::provider::PageProvider;
+use crate::heap::Heap;
+use crate::heap::depot::Engine;
+
+/// How often a cache that has to be empty is drained, where others may put blocks into it meanwhile.
+const RETIRE_TRIES: u32 = 64;
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// Gives back what was not in use lately, in small steps; for an idle loop or a timer. Returns the bytes that the provider took.
+    ///
+    /// Each call looks at `budget` bins of slabs (a heap has 44 for each CPU and three CPUs more), beginning where the last call ended, and frees whole slabs there
+    /// but for one a bin; then it forgets an eighth of what was in use once and is not now, and offers the provider those chunks that are neither in use nor were lately.
+    /// From the first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps nothing anew; without a call, they leave a quarter
+    /// of the bytes held. Caches are left alone: [`drain_current`](Self::drain_current) is for a CPU that will sleep.
+    ///
+    /// Takes two holds a bin, and one call of the provider for each chunk that goes. Callable from any context that may call the provider.
+    pub fn maintain(&self, budget: usize) -> usize {
+        let bins = budget.min(Engine::<CPUS>::BINS);
+        let first = self.recent.turn.fetch_add(bins, Ordering::Relaxed);
+        for number in 0..bins {
+            let number = first.wrapping_add(number) % Engine::<CPUS>::BINS;
+            self.engine.release_from(number, &|work| self.step(work));
+        }
+        let used_len = self.used_len();
+        self.recent.decay(used_len);
+        let caller = self.caller();
+        self.offer_stranded(caller);
+        self.return_chunks(self.recent.spare_len(used_len), caller)
+    }
+
+    /// Moves everything that a CPU holds to the others, after it was taken offline: its cache goes home, and its partial slabs serve every other CPU before new pages
+    /// do. When the CPU uses the heap again, it counts again. False: there is no such cache, or with hints another CPU was in it each time that this was tried; then nothing
+    /// but its free blocks has moved.
+    ///
+    /// Takes as long as the cache is full, a batch of blocks a hold. Callable from any context that is not nested in the heap.
+    ///
+    /// # Safety
+    /// No context of that CPU is inside the heap, nor enters it before this returns; and what it did there happened before this call, as for anything that is handed
+    /// from one CPU to another.
+    pub unsafe fn retire_cpu(&self, index: usize) -> bool {
+        let Some(cache) = self.engine.cache(index) else { return false };
+        let is_empty = (0..RETIRE_TRIES).any(|_| {
+            self.drain_index(index);
+            SizeClass::all().all(|class| cache.count(class) == 0)
+        });
+        if is_empty {
+            self.engine.retire(cache);
+        }
+        is_empty
+    }
+}

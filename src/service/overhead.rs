@@ -1,0 +1,55 @@
+//! The most that a heap holds beside what is live, as a formula.
+
+use crate::base::size_class::SizeClass;
+
+/// Bytes that each CPU's cache may hold whatever the heap's size, while the provider has more to give.
+const CACHE_LEN: usize = 1 << 20;
+/// Two slabs of a class at each home: the one that is being used up, and the one whole slab that is always kept.
+const SLABS: usize = 2;
+/// The shortest slab that is counted with, in bytes, and the fewest blocks of a long one.
+const SLAB_LEN: usize = 64 * 1024;
+const SLAB_BLOCKS: usize = 4;
+/// Chunks that may be empty but for a little at each end of the size range: one of slabs, one of large blocks.
+const CHUNK_LEN: usize = 2 << 20;
+/// Homes beside the CPUs' own.
+const SPARE_HOMES: usize = 3;
+
+/// Shares of the bytes held, in 128ths: free pages (1/4), caches (1/8), chunks on their way in (1/8).
+const SHARES: usize = 32 + 16 + 16;
+const WHOLE: usize = 128;
+
+/// The most bytes that a heap holds beside `live_len` bytes of live blocks, as long as blocks die in about the order they were born: producer and consumer, queues,
+/// bursts. `classes` are those in use, `cpus` how many CPUs use the heap. Blocks count with their class's [`block_len`](SizeClass::block_len).
+///
+/// What is held is at most `(live + fixed) / (1 - shares)`. *Fixed*: a full cache for each CPU (1 MiB), two slabs for each class and home, two
+/// chunks of 1 MiB that a little use keeps. *Shares*: free pages stay up to 1/4 of the bytes held, caches up to 1/8, a new chunk is up to 1/8, whole slabs of each class up to 1/128.
+/// Saturates. It is a bound for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
+///
+/// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's length.
+pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {
+    let homes = cpus.saturating_add(SPARE_HOMES);
+    let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(CACHE_LEN)));
+    for class in classes {
+        let slab_len = SLAB_LEN.max(SLAB_BLOCKS * class.block_len());
+        fixed = fixed.saturating_add(homes.saturating_mul(SLABS * slab_len));
+        shares += 1;
+    }
+    let rest = WHOLE.saturating_sub(shares).max(1);
+    let held_len = (live_len.saturating_add(fixed) / rest).saturating_mul(WHOLE);
+    held_len.saturating_sub(live_len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_of_anything_is_never_less() {
+        let some = |cpus, count, live_len| worst_case_overhead(cpus, SizeClass::all().take(count), live_len);
+        let base = some(2, 3, 1 << 20);
+        assert!(some(3, 3, 1 << 20) > base && some(2, 4, 1 << 20) > base && some(2, 3, 2 << 20) > base);
+        assert!(base >= 2 << 20, "two full caches at least");
+        assert_eq!(some(8, 44, usize::MAX), 0, "nothing is left beside everything");
+        assert!(some(usize::MAX, 44, 0) > usize::MAX / 2);
+    }
+}

@@ -1,0 +1,711 @@
+//! A slab: a page run cut into blocks of one class, and the one word that says everything about it.
+//!
+//! ```text
+//! bit 63       62      56..62  48..56  32..48  16..32  0..16
+//! CLAIMED  LISTED      class   home    carved  count   head
+//! ```
+//! `head` heads the list of freed blocks (offset in steps of 8 bytes, plus one; 0: none), `count` is that list's length;
+//! `carved` says how many blocks were ever handed out, the rest are *fresh*; `class` and `home` (the shard it
+//! belongs to) never change while the run is a slab.
+//!
+//! # Protocol
+//! Anybody who owns blocks may push them; only the holder of the home bin's lock takes blocks out. Each is one
+//! read-modify-write of the word. A push publishes: from then on the slab may be taken, emptied and unmapped by others,
+//! so the pusher touches neither blocks nor descriptor again, unless its own step gave it a [`Duty`]:
+//!
+//! - It set LISTED: the slab had nothing to give and was in no list. Until the pusher enlists it, nobody else can find it.
+//! - It set CLAIMED: its push made the slab *whole* (every carved block is back). The claim keeps the slab from being given back
+//!   until the claimer has cleared it. There is one claimer at a time, since the bit is set by read-modify-write.
+//!
+//! A nested context never claims: to settle a claim means to take a lock. It leaves the slab listed; whoever takes from
+//! the bin next, or trims, finds it there.
+//!
+//! Invariants (those numbered S are executed by `verify`):
+//! - S1: `count <= carved <= capacity`.
+//! - S2: the list from `head` has `count` blocks, each inside the slab at a multiple of the block length, none twice.
+//! - S3: a slab that is not LISTED has `count = 0` and nothing fresh, or one context owns it alone.
+//! - S4: at rest no slab is CLAIMED.
+//! - S5: at rest a slab is in its home bin's lists exactly if it is LISTED.
+//!
+//! There is one popper at a time and the word changes by read-modify-write only, so a list cannot change under its popper except in
+//! front, which changes `head`: no ABA tag is needed. The release sequence carries every earlier pusher's links to the popper.
+
+use core::ops::Range;
+use core::ptr::{NonNull, null_mut};
+
+use crate::base::size_class::SizeClass;
+use crate::base::sync::Ordering;
+use crate::harden::Key;
+use crate::pages::{Chunk, Kind, PageDesc};
+use crate::slab::block::{Chain, peek};
+
+const HEAD_SHIFT: u32 = 0;
+const COUNT_SHIFT: u32 = 16;
+const CARVED_SHIFT: u32 = 32;
+const HOME_SHIFT: u32 = 48;
+const CLASS_SHIFT: u32 = 56;
+const LISTED: u64 = 1 << 62;
+const CLAIMED: u64 = 1 << 63;
+/// Class and home: what never changes.
+const IDENTITY: u64 = 0x3fff << HOME_SHIFT;
+const FIELD: u64 = 0xffff;
+const HEAD_UNIT: usize = 8;
+
+/// The most shards there can be: `home` is 8 bits wide.
+pub(crate) const MAX_HOMES: usize = 256;
+
+/// The longest slab in bytes: offsets and counts are 16 bits wide.
+const MAX_SLAB_LEN: usize = 256 * 1024;
+const _: () = assert!(MAX_SLAB_LEN / HEAD_UNIT < u16::MAX as usize, "an offset plus one fits 16 bits");
+
+/// How often a popper tries again when pushers come in between. Each lost try is a push that succeeded.
+const TAKE_TRIES: u32 = 8;
+
+/// What a push made the pusher responsible for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a forgotten duty hides the slab for good"]
+pub(crate) struct Duty {
+    /// Put the slab into its home bin's inbox.
+    pub(crate) enlist: bool,
+    /// Afterwards, settle the claim at the home bin.
+    pub(crate) settle: bool,
+}
+
+/// What came out of a slab.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) chain: Chain,
+    /// Nothing is left in the slab and it is no longer LISTED. From that moment a pusher may enlist it again, so a taker
+    /// unlinks it *before* it takes what [may be](Slab::may_exhaust) all.
+    pub(crate) exhausted: bool,
+}
+
+/// The slab that a descriptor describes. Holding one says nothing about who owns the slab.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slab<'a> {
+    desc: &'a PageDesc,
+}
+
+/// The word, unpacked by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Word(u64);
+
+impl Word {
+    fn field(self, shift: u32) -> u64 {
+        self.0 >> shift & FIELD
+    }
+    fn count(self) -> u64 {
+        self.field(COUNT_SHIFT)
+    }
+    fn carved(self) -> u64 {
+        self.field(CARVED_SHIFT)
+    }
+    fn is(self, flag: u64) -> bool {
+        self.0 & flag != 0
+    }
+    fn is_whole(self) -> bool {
+        self.count() == self.carved()
+    }
+    fn with_head(self, head: u64) -> Self {
+        Self(self.0 & !(FIELD << HEAD_SHIFT) | head << HEAD_SHIFT)
+    }
+}
+
+/// How long a slab of a class should be, in bytes: a multiple of `granule` that holds at least one block and comes close to `target`,
+/// with at most an eighth left over behind the last block if a few blocks more can achieve that.
+pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize) -> usize {
+    let block_len = class.block_len();
+    let mut count = target.checked_div(block_len).unwrap_or(0).max(1);
+    for _ in 0..8 {
+        let len = round_up(count * block_len, granule);
+        if (len - count * block_len) * 8 <= len {
+            break;
+        }
+        count += 1;
+    }
+    round_up(count * block_len, granule).min(MAX_SLAB_LEN)
+}
+
+/// `len` rounded up to a multiple of `granule`, a power of two.
+fn round_up(len: usize, granule: usize) -> usize {
+    len.wrapping_add(granule.wrapping_sub(1)) & granule.wrapping_neg()
+}
+
+/// The word of a descriptor that belongs to no slab: no class has that number.
+#[cfg(feature = "hardened")]
+pub(crate) const NO_SLAB: u64 = 0x3f << CLASS_SHIFT;
+
+/// The class of the slab that a granule belongs to, as an index: any granule's descriptor will do. None's, if there is no slab.
+#[cfg(feature = "hardened")]
+#[inline]
+pub(crate) fn class_index_at(desc: &PageDesc) -> usize {
+    (desc.word.load(Ordering::Relaxed) >> CLASS_SHIFT & 0x3f) as usize
+}
+
+/// The home of the slab that a granule belongs to: any granule's descriptor will do.
+#[inline]
+pub(crate) fn home_at(desc: &PageDesc) -> usize {
+    (desc.word.load(Ordering::Relaxed) >> HOME_SHIFT & 0xff) as usize
+}
+
+impl<'a> Slab<'a> {
+    /// The slab whose first granule `desc` describes, `None` if that is no slab.
+    pub(crate) fn of(desc: &'a PageDesc) -> Option<Self> {
+        match desc.kind() {
+            Kind::Slab | Kind::SlabPartial | Kind::SlabWhole => Some(Self { desc }),
+            _ => None,
+        }
+    }
+
+    /// Makes a run that the caller got for this purpose a slab: all fresh, LISTED, in no list yet.
+    pub(crate) fn found(desc: &'a PageDesc, class: SizeClass, home: usize) -> Self {
+        let slab = Self { desc };
+        let word = (class.index() as u64) << CLASS_SHIFT | (home as u64 & 0xff) << HOME_SHIFT;
+        for rest in Chunk::of(desc).descs_of(desc).skip(1) {
+            rest.word.store(word, Ordering::Relaxed);
+        }
+        desc.word.store(word | LISTED, Ordering::Release);
+        slab
+    }
+
+    pub(crate) fn desc(self) -> &'a PageDesc {
+        self.desc
+    }
+
+    pub(crate) fn home(self) -> usize {
+        home_at(self.desc)
+    }
+
+    pub(crate) fn class(self) -> SizeClass {
+        let index = (self.load().0 >> CLASS_SHIFT) as usize & 0x3f;
+        SizeClass::from_index(index).unwrap_or(SizeClass::LONGEST)
+    }
+
+    /// The addresses in it.
+    pub(crate) fn addrs(self) -> Range<usize> {
+        let start = self.start().as_ptr().addr();
+        start..start + Chunk::run_len(self.desc)
+    }
+
+    /// How many blocks fit.
+    pub(crate) fn capacity(self) -> usize {
+        Chunk::run_len(self.desc) / self.class().block_len()
+    }
+
+    /// Blocks in the free list and blocks ever handed out, at one moment.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits each")]
+    pub(crate) fn counts(self) -> (usize, usize) {
+        let word = self.load();
+        (word.count() as usize, word.carved() as usize)
+    }
+
+    pub(crate) fn is_listed(self) -> bool {
+        self.load().is(LISTED)
+    }
+
+    pub(crate) fn is_claimed(self) -> bool {
+        self.load().is(CLAIMED)
+    }
+
+    /// Whether every block is here and nobody has a claim: then the holder of the bin's lock owns the slab.
+    pub(crate) fn is_whole(self) -> bool {
+        let word = self.load();
+        word.is_whole() && !word.is(CLAIMED)
+    }
+
+    fn load(self) -> Word {
+        Word(self.desc.word.load(Ordering::Acquire))
+    }
+
+    /// What the links of its blocks are written under.
+    pub(crate) fn key(self) -> Key {
+        Chunk::of(self.desc).key()
+    }
+
+    pub(crate) fn start(self) -> NonNull<u8> {
+        Chunk::start_of(self.desc)
+    }
+
+    fn replace(self, old: Word, new: Word) -> bool {
+        self.desc.word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The first free block, by the word's `head`.
+    fn head_of(self, word: Word) -> *mut u8 {
+        #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
+        match word.field(HEAD_SHIFT) as usize {
+            0 => null_mut(),
+            steps => self.start().as_ptr().wrapping_add((steps - 1) * HEAD_UNIT),
+        }
+    }
+
+    /// `head` for a block of this slab, or 0 for null.
+    fn head_for(self, block: *mut u8) -> u64 {
+        if block.is_null() {
+            return 0;
+        }
+        let offset = block.addr().wrapping_sub(self.start().addr().get());
+        (offset / HEAD_UNIT + 1) as u64 & FIELD
+    }
+
+    /// Gives blocks of this slab back to it. Callable from any context, always succeeds, needs no memory; lock-free.
+    ///
+    /// `nested`: the caller may have interrupted the heap, so it takes on no duty that needs a lock.
+    pub(crate) fn push(self, mut chain: Chain, nested: bool) -> Duty {
+        let head = self.head_for(chain.first().as_ptr());
+        loop {
+            let old = self.load();
+            chain.set_end(self.head_of(old), self.key());
+            let mut new = old.with_head(head);
+            new.0 = new.0.wrapping_add(u64::from(chain.count()) << COUNT_SHIFT) | LISTED;
+            let settle = !nested && new.is_whole() && !old.is(CLAIMED);
+            if settle {
+                new.0 |= CLAIMED;
+            }
+            if self.replace(old, new) {
+                return Duty { enlist: !old.is(LISTED), settle };
+            }
+        }
+    }
+
+    /// Whether [`take`](Self::take) of `most` blocks could leave nothing. If not, it cannot do so later either: pushers only add.
+    /// The caller holds the home bin's lock.
+    pub(crate) fn may_exhaust(self, most: u32) -> bool {
+        let word = self.load();
+        let fresh = (self.capacity() as u64).saturating_sub(word.carved());
+        if word.count() > 0 { fresh == 0 && word.count() <= u64::from(most) } else { fresh <= u64::from(most) }
+    }
+
+    /// Takes up to `most` blocks (at least 1 is asked for): freed ones if there are any, else fresh ones. The caller
+    /// holds the home bin's lock, or owns the slab alone. `None`: nothing there, or pushers came in between too often.
+    pub(crate) fn take(self, most: u32) -> Option<Taken> {
+        let capacity = self.capacity() as u64;
+        let most = u64::from(most.max(1));
+        for _ in 0..TAKE_TRIES {
+            let word = self.load();
+            let taken = if word.count() > 0 {
+                self.take_freed(word, most.min(word.count()), capacity)
+            } else if word.carved() < capacity {
+                self.take_fresh(word, most.min(capacity - word.carved()), capacity)
+            } else {
+                return None;
+            };
+            if taken.is_some() {
+                return taken;
+            }
+        }
+        None
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    fn take_freed(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
+        let head = NonNull::new(self.head_of(old))?;
+        // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only popper.
+        let (last, rest) = unsafe { peek(head, count as u32, self.key()) }?;
+        let exhausted = count == old.count() && old.carved() == capacity;
+        let mut new = Word(old.0 - (count << COUNT_SHIFT)).with_head(self.head_for(rest));
+        if exhausted {
+            new.0 &= !LISTED;
+        }
+        if !self.replace(old, new) {
+            return None;
+        }
+        // SAFETY: the exchange unhooked exactly these blocks: `head` had not moved, and behind it nobody else takes.
+        let chain = unsafe { Chain::from_raw(head, last, count as u32, self.key()) };
+        Some(Taken { chain, exhausted })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    fn take_fresh(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
+        let exhausted = old.carved() + count == capacity;
+        let mut new = Word(old.0 + (count << CARVED_SHIFT));
+        if exhausted {
+            new.0 &= !LISTED;
+        }
+        if !self.replace(old, new) {
+            return None;
+        }
+        let block_len = self.class().block_len();
+        let offset = old.carved() as usize * block_len;
+        // SAFETY: `carved + count <= capacity` blocks fit the run, so the offset is inside it.
+        let start = unsafe { self.start().add(offset) };
+        // SAFETY: blocks from `carved` on were never handed out, and the exchange made `count` of them ours.
+        let chain = unsafe { Chain::carve(start, block_len, count as u32, self.key()) };
+        Some(Taken { chain, exhausted })
+    }
+
+    /// Makes a whole slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's lock and saw
+    /// [`is_whole`](Self::is_whole): no block is out, so nobody pushes.
+    pub(crate) fn renew(self) {
+        self.desc.word.fetch_and(IDENTITY | LISTED, Ordering::AcqRel);
+    }
+
+    /// Clears the claim; true if the slab was whole at that moment. The caller is the claimer and holds the bin's lock.
+    pub(crate) fn settle(self) -> bool {
+        Word(self.desc.word.fetch_and(!CLAIMED, Ordering::AcqRel)).is_whole()
+    }
+
+    /// Whether the free list has a link that somebody has overwritten. The caller holds the bin's lock.
+    #[cfg(not(feature = "hardened"))]
+    pub(crate) fn is_damaged(self) -> bool {
+        false
+    }
+
+    /// Whether the free list has a link that somebody has overwritten. The caller holds the bin's lock.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn is_damaged(self) -> bool {
+        let word = self.load();
+        let head = NonNull::new(self.head_of(word));
+        #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+        // SAFETY: the word says that `count` blocks hang on `head`; the bin's lock makes us the only popper.
+        head.is_some_and(|head| unsafe { peek(head, word.count() as u32, self.key()) }.is_none())
+    }
+
+    /// Loses the free list, whose blocks count as handed out from now on: where it began, how many they were, and whether nothing is left in the slab,
+    /// which then is no longer LISTED. The caller holds the bin's lock and has unlinked the slab.
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    pub(crate) fn give_up(self) -> (NonNull<u8>, u32, bool) {
+        loop {
+            let old = self.load();
+            let exhausted = old.carved() == self.capacity() as u64;
+            let mut new = Word(old.0 - (old.count() << COUNT_SHIFT)).with_head(0);
+            if exhausted {
+                new.0 &= !LISTED;
+            }
+            if self.replace(old, new) {
+                return (NonNull::new(self.head_of(old)).unwrap_or(self.start()), old.count() as u32, exhausted);
+            }
+        }
+    }
+
+    /// Makes the run's descriptors say that it is no slab. The caller owns the slab and gives its pages back.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn dissolve(self) {
+        for rest in Chunk::of(self.desc).descs_of(self.desc).skip(1) {
+            rest.word.store(NO_SLAB, Ordering::Relaxed);
+            rest.set(Kind::Inside, 0, false);
+        }
+        self.desc.word.store(NO_SLAB, Ordering::Relaxed);
+    }
+
+    /// Makes its blocks forget that they were ever handed out. The caller owns the slab and gives its pages back.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn wipe(self) {
+        for index in 0..self.capacity() {
+            if let Some(start) = self.frame_place(index) {
+                // SAFETY: the block is the caller's, with room for a frame.
+                unsafe { crate::harden::debug::wipe(start) };
+            }
+        }
+    }
+
+    /// The start of a block that is long enough for a frame.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn frame_place(self, index: usize) -> Option<NonNull<u8>> {
+        let len = self.class().block_len();
+        let start = self.start().as_ptr().wrapping_add(index * len);
+        if len >= crate::harden::debug::SHORTEST_LEN && index < self.capacity() { NonNull::new(start) } else { None }
+    }
+
+    /// Which block an address in the slab lies in.
+    #[cfg(feature = "debug-heap")]
+    pub(crate) fn index_around(self, place: NonNull<u8>) -> Option<usize> {
+        place.as_ptr().addr().checked_sub(self.start().as_ptr().addr())?.checked_div(self.class().block_len())
+    }
+
+    /// Bytes from the slab's start to `place`, and which block begins there, if one does that was ever handed out.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn block_index(self, place: NonNull<u8>) -> Option<usize> {
+        let offset = place.as_ptr().addr().checked_sub(self.start().as_ptr().addr())?;
+        let index = offset / self.class().block_len();
+        (offset % self.class().block_len() == 0 && index < self.capacity()).then_some(index)
+    }
+
+    /// Walks the free list and checks S1, S2. At rest only.
+    pub(crate) fn verify(self) -> bool {
+        let (count, carved) = self.counts();
+        if count > carved || carved > self.capacity() {
+            return false;
+        }
+        let block_len = self.class().block_len();
+        let start = self.start().addr().get();
+        let mut block = self.head_of(self.load());
+        for _ in 0..count {
+            let offset = block.addr().wrapping_sub(start);
+            let Some(here) = NonNull::new(block) else { return false };
+            if offset % block_len != 0 || offset / block_len >= carved {
+                return false;
+            }
+            // SAFETY: at rest nobody takes from this list.
+            let Some(next) = (unsafe { crate::slab::block::next(here, self.key()) }) else { return false };
+            block = next;
+        }
+        block.is_null()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::contract::provider::PageRun;
+    use crate::pages::{Pages, Use, Want};
+    use core::alloc::Layout;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    /// Granule of a chunk of [`Ground::LEN`] bytes.
+    const GRANULE: usize = 1024;
+
+    /// A page heap over a piece of host memory, to cut slabs from.
+    pub(crate) struct Ground {
+        pub(crate) pages: Box<Pages<1>>,
+        memory: NonNull<u8>,
+    }
+
+    impl Ground {
+        const LEN: usize = 128 << 10;
+
+        fn run() -> PageRun {
+            PageRun::new(Self::LEN, 4096, 4096).unwrap()
+        }
+
+        pub(crate) fn new() -> Self {
+            let pages = Box::new(Pages::new());
+            // SAFETY: the run's length is not 0.
+            let memory = NonNull::new(unsafe { std::alloc::alloc(Self::run().layout()) }).unwrap();
+            let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
+            // SAFETY: just allocated, not zeroed; it goes when the page heap goes.
+            unsafe { pages.add_chunk(memory, Self::run(), nothing, 0, false, &|work| work(true)) }.unwrap();
+            Self { pages, memory }
+        }
+
+        /// A slab that belongs to `home`, in no list yet.
+        pub(crate) fn slab(&self, class: SizeClass, len: usize, home: usize) -> Slab<'_> {
+            let run = self.pages.alloc(len, class.block_align(), Use::Slab, 0, true).unwrap();
+            Slab::found(run.desc, class, home)
+        }
+    }
+
+    impl Drop for Ground {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `new` with this layout; nothing of the page heap touches it when dropped.
+            unsafe { std::alloc::dealloc(self.memory.as_ptr(), Self::run().layout()) };
+        }
+    }
+
+    pub(crate) fn class(size: usize) -> SizeClass {
+        SizeClass::of(Layout::from_size_align(size, 1).unwrap()).unwrap()
+    }
+
+    /// The blocks of a chain, one chain each, in order.
+    pub(crate) fn singles(chain: Chain) -> Vec<Chain> {
+        let mut list = crate::slab::block::List::new();
+        list.prepend(chain);
+        core::iter::from_fn(|| list.pop()).map(Chain::new).collect()
+    }
+
+    fn take(slab: Slab<'_>, most: u32) -> (Vec<Chain>, bool) {
+        let taken = slab.take(most).unwrap();
+        let (count, exhausted) = (taken.chain.count(), taken.exhausted);
+        let blocks = singles(taken.chain);
+        assert_eq!(blocks.len(), count as usize, "the chain is as long as it says");
+        (blocks, exhausted)
+    }
+
+    fn addrs(blocks: &[Chain]) -> Vec<usize> {
+        blocks.iter().map(|block| block.first().addr().get()).collect()
+    }
+
+    const NOTHING: Duty = Duty { enlist: false, settle: false };
+
+    #[test]
+    fn fresh_blocks_come_in_order_side_by_side_and_end_with_the_slab() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(128), GRANULE, 5);
+        assert_eq!((slab.capacity(), slab.home(), slab.class()), (8, 5, class(128)));
+        assert!(slab.is_listed() && slab.is_whole());
+        let (mut blocks, exhausted) = take(slab, 3);
+        assert!(!exhausted && slab.is_listed() && !slab.is_whole());
+        let (rest, exhausted) = take(slab, 100);
+        assert!(exhausted && !slab.is_listed());
+        blocks.extend(rest);
+        let start = slab.start().addr().get();
+        assert_eq!(addrs(&blocks), (0..8).map(|index| start + 128 * index).collect::<Vec<_>>());
+        assert!(slab.take(1).is_none(), "nothing is left");
+        assert!(slab.verify());
+    }
+
+    #[test]
+    fn the_first_push_enlists_and_the_last_one_claims() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(128), GRANULE, 0);
+        let (mut blocks, _) = take(slab, 8);
+        assert_eq!(slab.push(blocks.pop().unwrap(), false), Duty { enlist: true, settle: false });
+        assert!(slab.is_listed());
+        let last = blocks.pop().unwrap();
+        for block in blocks {
+            assert_eq!(slab.push(block, false), NOTHING);
+        }
+        assert_eq!(slab.push(last, false), Duty { enlist: false, settle: true });
+        assert!(slab.is_claimed() && !slab.is_whole(), "a claimed slab is its claimer's to judge");
+        assert!(slab.settle(), "nothing was taken meanwhile");
+        assert!(!slab.is_claimed() && slab.is_whole() && slab.verify());
+        assert_eq!(slab.counts(), (8, 8));
+        slab.renew();
+        assert_eq!((slab.counts(), slab.home(), slab.class()), ((0, 0), 0, class(128)));
+        assert!(slab.is_listed() && slab.is_whole() && slab.verify());
+    }
+
+    #[test]
+    fn renewing_keeps_what_a_slab_is() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(96), GRANULE, 201);
+        let (blocks, _) = take(slab, 4);
+        for block in blocks {
+            let _ = slab.push(block, true);
+        }
+        slab.renew();
+        assert_eq!((slab.counts(), slab.home(), slab.class()), ((0, 0), 201, class(96)));
+        assert!(slab.is_listed());
+    }
+
+    #[test]
+    fn a_whole_chain_goes_home_by_one_push() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(128), GRANULE, 0);
+        let all = slab.take(8).unwrap();
+        assert!(all.exhausted);
+        assert_eq!(slab.push(all.chain, false), Duty { enlist: true, settle: true });
+        assert_eq!(slab.counts(), (8, 8));
+        assert!(slab.verify());
+    }
+
+    #[test]
+    fn a_nested_push_takes_on_no_duty_that_locks() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(128), GRANULE, 0);
+        let (blocks, _) = take(slab, 8);
+        for (index, block) in blocks.into_iter().enumerate() {
+            assert_eq!(slab.push(block, true), Duty { enlist: index == 0, settle: false });
+        }
+        assert!(slab.is_whole() && !slab.is_claimed(), "it is left for whoever comes next");
+    }
+
+    #[test]
+    fn there_is_one_claimer_at_a_time() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(128), GRANULE, 0);
+        let (mut blocks, _) = take(slab, 2);
+        let (one, two) = (blocks.pop().unwrap(), blocks.pop().unwrap());
+        assert_eq!(slab.push(one, false), NOTHING);
+        assert!(slab.push(two, false).settle);
+        // Before the claim is settled, the holder of the bin's lock takes a block, and it comes back.
+        let (mut again, _) = take(slab, 1);
+        assert_eq!(slab.push(again.pop().unwrap(), false), NOTHING, "the first claimer is still to come");
+        // And once more; now the claim is settled while the block is out.
+        let (mut again, _) = take(slab, 1);
+        assert!(!slab.settle(), "not whole at that moment");
+        assert!(slab.push(again.pop().unwrap(), false).settle, "the next one may claim");
+        assert!(slab.settle());
+    }
+
+    #[test]
+    fn freed_blocks_go_out_before_fresh_ones_newest_first() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(128), GRANULE, 0);
+        let (blocks, _) = take(slab, 5);
+        let order = addrs(&blocks);
+        for block in blocks {
+            let _ = slab.push(block, true);
+        }
+        let (some, exhausted) = take(slab, 2);
+        assert_eq!((addrs(&some), exhausted), ([order[4], order[3]].into(), false));
+        assert_eq!(slab.counts(), (3, 5));
+        let (rest, exhausted) = take(slab, 100);
+        assert_eq!((addrs(&rest), exhausted), ([order[2], order[1], order[0]].into(), false), "three are still fresh");
+        let (fresh, exhausted) = take(slab, 100);
+        assert_eq!((fresh.len(), exhausted), (3, true));
+        assert!(slab.verify());
+    }
+
+    #[test]
+    fn what_may_exhaust_a_slab_is_known_before() {
+        let ground = Ground::new();
+        for freed in 0..=8 {
+            for carved in freed..=8 {
+                for most in 1..=10 {
+                    let slab = ground.slab(class(128), GRANULE, 0);
+                    if carved > 0 {
+                        let (blocks, _) = take(slab, carved);
+                        for block in blocks.into_iter().take(freed as usize) {
+                            let _ = slab.push(block, true);
+                        }
+                    }
+                    let foreseen = slab.may_exhaust(most);
+                    let exhausted = slab.take(most).is_none_or(|taken| taken.exhausted);
+                    assert_eq!(foreseen, exhausted, "{freed} of {carved} carved, {most} asked for");
+                    ground.pages.free(slab.desc());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_granule_of_a_slab_knows_its_home() {
+        let ground = Ground::new();
+        let slab = ground.slab(class(48), 5 * GRANULE, 77);
+        let homes: Vec<_> = Chunk::of(slab.desc()).descs_of(slab.desc()).map(home_at).collect();
+        assert_eq!(homes, [77; 5]);
+    }
+
+    #[test]
+    fn lengths_waste_at_most_an_eighth_where_a_few_blocks_can_avoid_it() {
+        for class in SizeClass::all() {
+            for (granule, target) in [(256, 0), (1024, 4096), (4096, 16384), (4096, 65536)] {
+                let len = slab_len(class, granule, target);
+                let left = len % class.block_len();
+                assert!(len >= class.block_len() && len % granule == 0 && len <= MAX_SLAB_LEN);
+                assert!(left * 8 <= len, "{left} of {len} left over with blocks of {}", class.block_len());
+            }
+        }
+    }
+
+    /// Each rule that `verify` executes, broken by hand.
+    #[test]
+    fn verify_sees_each_rule_broken() {
+        let broken = |hurt: &dyn Fn(Slab<'_>, u64)| {
+            let ground = Ground::new();
+            let slab = ground.slab(class(128), GRANULE, 0);
+            let (blocks, _) = take(slab, 6);
+            for block in blocks.into_iter().take(4) {
+                let _ = slab.push(block, true);
+            }
+            assert!(slab.verify());
+            hurt(slab, slab.load().0);
+            !slab.verify()
+        };
+        let write = |slab: Slab<'_>, word| slab.desc.word.store(word, Ordering::Relaxed);
+        let with = |word: u64, shift: u32, value: u64| word & !(FIELD << shift) | value << shift;
+        let link = |slab: Slab<'_>, index: usize, to: *mut u8| {
+            // SAFETY: the block is inside the slab, and nobody uses the ones hurt here.
+            let block = unsafe { slab.start().add(index * 128) };
+            // SAFETY: as above.
+            unsafe { crate::slab::block::set_next(block, to, slab.key()) };
+        };
+        assert!(broken(&|slab, word| write(slab, with(word, CARVED_SHIFT, 3))), "S1: more free than carved");
+        assert!(broken(&|slab, word| write(slab, with(word, CARVED_SHIFT, 9))), "S1: more carved than fit");
+        assert!(broken(&|slab, word| write(slab, with(word, COUNT_SHIFT, 3))), "S2: a longer list");
+        assert!(broken(&|slab, word| write(slab, with(word, COUNT_SHIFT, 5))), "S2: a shorter list");
+        assert!(broken(&|slab, word| write(slab, with(word, HEAD_SHIFT, 0))), "S2: no list");
+        // Blocks 3, 2, 1, 0 hang on the head; 4 and 5 are out; 6 and 7 are fresh.
+        let start = |slab: Slab<'_>, index: usize| slab.start().as_ptr().wrapping_add(index * 128);
+        assert!(broken(&|slab, _| link(slab, 1, start(slab, 0).wrapping_add(8))), "S2: not the start of a block");
+        assert!(
+            broken(&|slab, _| {
+                link(slab, 1, start(slab, 6));
+                link(slab, 6, null_mut());
+            }),
+            "S2: a block that was never handed out"
+        );
+    }
+}
