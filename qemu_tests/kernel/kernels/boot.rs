@@ -4,9 +4,9 @@
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use smp_heap_kernel::{Boot, Context, cpu, fault, ipi, kernel, nmi, println, smp, time, timer};
+use smp_heap_kernel::{Boot, Context, arch, cpu, fault, ipi, kernel, nmi, println, smp, time, timer};
 
-const PING: u8 = 0x40;
+const PING: u8 = arch::vector::FREE;
 
 static SEEN: AtomicU64 = AtomicU64::new(0);
 static PINGS: AtomicUsize = AtomicUsize::new(0);

@@ -43,10 +43,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use block::Block;
 use heaps::{Regions, expect_left, heap};
-use modes::{Index, heaps};
+use modes::{Index, InterruptsMasked, heaps};
 use renew::Counts;
 use slots::Slots;
-use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
+use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::step::{self, Next};
 use smp_heap_kernel::sync::Once;
@@ -109,9 +109,6 @@ static REFUSED: AtomicUsize = AtomicUsize::new(0);
 static SHARED: Slots<3> = Slots::new();
 const OTHER: usize = 200;
 const LARGE: usize = 40_000;
-
-/// Interrupts are open, in a saved flags register.
-const FLAG_IF: u64 = 1 << 9;
 
 /// The vector of the interrupt.
 const VECTOR: u8 = arch::vector::FREE;
@@ -282,8 +279,8 @@ impl Task {
 fn list(work: impl FnOnce()) {
     let mut len = 0;
     step::through(work, |context, _| {
-        let open = if context.rflags & FLAG_IF != 0 { OPEN } else { 0 };
-        LIST[len].store(context.rip | open, Relaxed);
+        let open = if context.interrupts_are_open() { OPEN } else { 0 };
+        LIST[len].store(context.pc() | open, Relaxed);
         len += 1;
         Next::Step
     });
@@ -316,10 +313,10 @@ unsafe impl GlobalAlloc for Task {
 /// The handler.
 fn strike(context: &mut Context) {
     if TRIAL.came.fetch_add(1, Relaxed) != 0 || TRIAL.count.load(Relaxed) == 0 {
-        test::fail(format_args!("an interrupt that was not asked for, at {:#x}", context.rip));
+        test::fail(format_args!("an interrupt that was not asked for, at {:#x}", context.pc()));
     }
     if timer::is_inside(context) {
-        TRIAL.place.store(context.rip, Relaxed);
+        TRIAL.place.store(context.pc(), Relaxed);
     }
     INSIDE.fetch_add(usize::from(renew::is_held()), Relaxed);
     if PANICS.load(Relaxed) {
@@ -349,7 +346,8 @@ fn report(context: &Context) {
     renew::panics();
     let mut text = String::new();
     let (call, count) = (TRIAL.call.load(Relaxed), TRIAL.count.load(Relaxed));
-    if write!(text, "panic {count} counts into call {call}, at {:#x}: {:?}", context.rip, Layout::new::<u64>()).is_err()
+    if write!(text, "panic {count} counts into call {call}, at {:#x}: {:?}", context.pc(), Layout::new::<u64>())
+        .is_err()
     {
         test::fail(format_args!("a string does not take what is written to it"));
     }

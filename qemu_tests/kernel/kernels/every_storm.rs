@@ -25,8 +25,8 @@ mod storm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use heaps::{Regions, expect_left, give};
-use modes::{Index, Pins, heaps};
-use smp_heap::cpu::{PreemptionPin, x86_64::InterruptsMasked};
+use modes::{Index, InterruptsMasked, Pins, heaps};
+use smp_heap::cpu::PreemptionPin;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::arch::vector;
 use smp_heap_kernel::{Boot, interrupts, ipi, kernel, nmi, println, sched, timer};

@@ -25,9 +25,9 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use block::Block;
 use heaps::{Regions, expect_left, heap};
-use modes::{Index, heaps};
+use modes::{Index, InterruptsMasked, heaps};
 use slots::Slots;
-use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
+use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::step::{self, Next};
 use smp_heap_kernel::{Boot, kernel, println, smp, test};
@@ -45,9 +45,6 @@ const LONGEST_HOLD: u32 = 64 * 100 + 15 * 2_300;
 
 /// Blocks of each kind.
 const COUNT: usize = 500;
-
-/// Interrupts are open, in a saved flags register.
-const FLAG_IF: u64 = 1 << 9;
 
 /// Blocks that other CPUs allocated.
 static OTHERS: Slots<COUNT> = Slots::new();
@@ -107,7 +104,7 @@ fn measure(work: impl FnOnce()) -> Figures {
     step::through(work, |context, step| {
         figures.instructions += 1;
         figures.locked += u32::from(step.locks);
-        let held = if masks { context.rflags & FLAG_IF == 0 } else { renew::is_held() };
+        let held = if masks { !context.interrupts_are_open() } else { renew::is_held() };
         stretch = if held { stretch + 1 } else { 0 };
         figures.held = figures.held.max(stretch);
         Next::Step

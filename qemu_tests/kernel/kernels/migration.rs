@@ -22,11 +22,11 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use block::Block;
 use heaps::{Regions, expect_left, give, heap};
-use modes::{Index, Pins, heaps};
+use modes::{Index, InterruptsMasked, Pins, heaps};
 use sizes::random_size;
 use slots::Slots;
 use smp_heap::battery::Random;
-use smp_heap::cpu::{PreemptionPin, x86_64::InterruptsMasked};
+use smp_heap::cpu::PreemptionPin;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, kernel, println, sched};
 

@@ -22,8 +22,8 @@ mod storm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use heaps::{Regions, expect_left, give};
-use modes::{Index, heaps};
-use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
+use modes::{Index, InterruptsMasked, heaps};
+use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, kernel, nmi, smp, time};
 

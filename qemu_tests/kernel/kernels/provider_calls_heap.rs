@@ -26,9 +26,9 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, Ordering::Relaxed};
 
 use block::Block;
 use heaps::{CPUS, OverRegions, Regions, expect_left, give, heap};
-use modes::{Index, heaps};
+use modes::{Index, InterruptsMasked, heaps};
 use slots::Slots;
-use smp_heap::cpu::{NeverPreempts, x86_64::InterruptsMasked};
+use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::arch::{cpu_count, vector};
 use smp_heap_kernel::{Boot, Region, cpu, interrupts, ipi, kernel, println, smp, test, time, timer};

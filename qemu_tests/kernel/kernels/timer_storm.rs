@@ -21,8 +21,8 @@ mod slots;
 mod storm;
 
 use heaps::{Regions, expect_left, give};
-use modes::{Index, Pins, heaps};
-use smp_heap::cpu::{NeverPreempts, PreemptionPin, x86_64::InterruptsMasked};
+use modes::{Index, InterruptsMasked, Pins, heaps};
+use smp_heap::cpu::{NeverPreempts, PreemptionPin};
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, kernel, smp, timer};
 

@@ -30,8 +30,12 @@
 pub mod arch;
 mod boot;
 pub mod console;
+mod erased;
+mod handlers;
+mod memory;
 pub mod sched;
 pub mod smp;
+mod start;
 pub mod sync;
 pub mod test;
 pub mod time;

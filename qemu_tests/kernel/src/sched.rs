@@ -9,7 +9,8 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use crate::arch::{self, Context, MAX_CPUS, THREAD_STACKS};
+use crate::arch::{self, Context, MAX_CPUS};
+use crate::memory::THREAD_STACKS;
 use crate::sync::Lock;
 use crate::{cpu, interrupts, smp, test, timer};
 

@@ -1,6 +1,12 @@
 //! The ways to know a CPU; a kernel names those that it can run with, and the command line chooses one of them.
 
-use smp_heap::cpu::{CpuMode, NeverPreempts, PreemptionCounter, PreemptionPin, x86_64::InterruptsMasked};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use smp_heap::cpu::aarch64::InterruptsMasked;
+#[cfg(target_arch = "riscv64")]
+pub(crate) use smp_heap::cpu::riscv64::InterruptsMasked;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use smp_heap::cpu::x86_64::InterruptsMasked;
+use smp_heap::cpu::{CpuMode, NeverPreempts, PreemptionCounter, PreemptionPin};
 use smp_heap::{CpuHint, Hint, Pinned};
 use smp_heap_kernel::{cpu, interrupts};
 

@@ -5,11 +5,13 @@
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{
-    Context, Exit, MAX_CPUS, STACK_LEN, abandon, cpu, cpu_count, enable_and_halt, exit, fault, interrupts, ipi, kernel,
-    nmi, serial_write, step, timer, vector,
+use x86_64 as imp;
+
+pub(crate) use imp::{AREA, new_thread, set_up_cpu, stop, switch_threads};
+pub use imp::{
+    Context, Exit, abandon, clock, cpu, enable_and_halt, exit, fault, fault::Fault, interrupts, ipi, nmi, serial_write,
+    step, timer, vector,
 };
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{THREAD_STACKS, new_thread, stop, switch_threads};
-#[cfg(target_arch = "x86_64")]
-pub use x86_64::{clock, fault::Fault};
+
+pub use crate::memory::STACK_LEN;
+pub use crate::start::{MAX_CPUS, cpu_count, kernel};

@@ -2,7 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Context, Erased};
+use super::Context;
+use crate::erased::Erased;
 
 unsafe extern "C" {
     fn catch_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, stack: *const AtomicU64);

@@ -15,7 +15,7 @@ use x86_64::registers::model_specific::GsBase;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::memory::Stacks;
+use crate::memory::Stacks;
 
 /// The entries of the TSS's table of stacks.
 pub(super) const FAULT_STACK: u16 = 0;
@@ -103,7 +103,7 @@ pub(super) fn set_unknown() {
 }
 
 /// What a kernel's hook has to allocate for a CPU.
-pub(super) const AREA: Layout = Layout::new::<Area>();
+pub(crate) const AREA: Layout = Layout::new::<Area>();
 
 /// Makes `memory` the area of this CPU, which from now on is `index`.
 ///

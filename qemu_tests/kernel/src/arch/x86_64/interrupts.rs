@@ -3,15 +3,14 @@
 //! Handlers run with interrupts off, on the stack of what they interrupted (double faults and NMIs on their own). A
 //! vector without a handler that comes all the same fails the test, with the registers.
 
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::{EntryOptions, InterruptDescriptorTable};
 
-use super::{MAX_CPUS, apic, cpu, exit, fault, vector};
-use crate::{console, println, sched, sync::Once};
+use super::{apic, cpu, exit, fault, vector};
+use crate::{console, handlers, println, sched, start, sync::Once};
 
+pub use crate::handlers::{Handler, set_handler};
 pub use x86_64::instructions::interrupts::{are_enabled, disable, enable, without_interrupts as without};
 
 /// The registers of what was interrupted. A handler may change them; what it leaves here is what goes on.
@@ -45,29 +44,21 @@ pub struct Context {
     pub ss: u64,
 }
 
-/// What is called for a vector.
-pub type Handler = fn(&mut Context);
+impl Context {
+    /// Where it was interrupted.
+    #[must_use]
+    pub fn pc(&self) -> u64 {
+        self.rip
+    }
 
-static HANDLERS: [AtomicPtr<()>; 256] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 256];
+    /// Whether interrupts were open there.
+    #[must_use]
+    pub fn interrupts_are_open(&self) -> bool {
+        self.rflags & 1 << 9 != 0
+    }
+}
+
 static TABLE: Once<InterruptDescriptorTable> = Once::new();
-
-static TICKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
-
-/// Has `handler` called for `vector`, on every CPU, from now on: exceptions (below 32) as well as interrupts.
-pub fn set_handler(vector: u8, handler: Handler) {
-    HANDLERS[usize::from(vector)].store(handler as *mut (), Ordering::Release);
-}
-
-fn handler(vector: u8) -> Option<Handler> {
-    let handler = HANDLERS[usize::from(vector)].load(Ordering::Acquire);
-    // SAFETY: `set_handler` stores nothing else, and null is `None`.
-    unsafe { core::mem::transmute::<*mut (), Option<Handler>>(handler) }
-}
-
-/// How many timer interrupts came to `cpu`.
-pub(super) fn ticks(cpu: usize) -> u64 {
-    TICKS[cpu].load(Ordering::Relaxed)
-}
 
 /// Fills the table, once, and loads it on this CPU.
 pub(super) fn load() {
@@ -129,9 +120,9 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
         _ => {}
     }
     if vector == vector::TIMER {
-        TICKS[cpu::index()].fetch_add(1, Ordering::Relaxed);
+        handlers::count_tick();
     }
-    match handler(vector) {
+    match handlers::handler(vector) {
         Some(handler) => handler(registers),
         None if matches!(vector, vector::TIMER | vector::WAKE) => {}
         None => unexpected(registers),
@@ -139,7 +130,7 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     if vector >= 32 {
         apic::end_of_interrupt();
     }
-    if vector == vector::TIMER && !cpu::is_pinned() { sched::switch(context, true) } else { context }
+    if vector == vector::TIMER { handlers::after_tick(context) } else { context }
 }
 
 /// Called by the stub on the new thread's stack when the context was switched.
@@ -174,12 +165,9 @@ fn unexpected(context: &Context) -> ! {
     console::take_for_failure();
     let address = Cr2::read_raw();
     let name = NAMES.get(context.vector as usize).unwrap_or(&"interrupt without a handler");
-    let overrun = match context.vector {
-        8 | 14 if super::hits_guard(address as usize) => ": a stack ran over",
-        _ => "",
-    };
+    let remark = if matches!(context.vector, 8 | 14) { start::remark(address as usize) } else { "" };
     println!(
-        "EXCEPTION {}: {name} (vector {}, error {:#x}) at {:#x}, address {address:#x}{overrun}",
+        "EXCEPTION {}: {name} (vector {}, error {:#x}) at {:#x}, address {address:#x}{remark}",
         cpu::Name,
         context.vector,
         context.error,

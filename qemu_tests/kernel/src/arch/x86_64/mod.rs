@@ -11,26 +11,22 @@ pub mod cpu;
 mod entry;
 pub mod fault;
 pub mod interrupts;
-mod memory;
 mod pvh;
 pub mod step;
+mod tables;
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::PhysAddr;
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
 
-use crate::{Boot, Kernel, Region, smp, sync::Once, test};
-use memory::{Ram, Stacks};
+use crate::memory::{Ram, Stacks, image, own};
+use crate::{start, start::MAX_CPUS, sync::Once};
 
+pub(crate) use cpu::AREA;
 pub use interrupts::Context;
-pub use memory::STACK_LEN;
-pub(crate) use memory::THREAD_STACKS;
-
-/// The most CPUs that the kernel starts.
-pub const MAX_CPUS: usize = 16;
 
 /// Where the other CPUs begin; a page below 1 MiB that no firmware table lies in.
 const TRAMPOLINE_PAGE: usize = 0x8000;
@@ -49,16 +45,7 @@ pub mod vector {
     pub const FREE: u8 = 0x40;
 }
 
-static STACKS: Once<Stacks> = Once::new();
-static BOOT: Once<Boot> = Once::new();
 static APIC_IDS: Once<[u32; MAX_CPUS]> = Once::new();
-/// How many CPUs have been started and have come up.
-static ONLINE: AtomicUsize = AtomicUsize::new(0);
-static STARTED: AtomicBool = AtomicBool::new(false);
-
-unsafe extern "Rust" {
-    safe static SMP_HEAP_KERNEL: Kernel;
-}
 
 unsafe extern "C" {
     static trampoline: u8;
@@ -68,18 +55,6 @@ unsafe extern "C" {
     safe static ap_index: AtomicU64;
 }
 
-/// What `kernel!` declared.
-#[must_use]
-pub fn kernel() -> &'static Kernel {
-    &SMP_HEAP_KERNEL
-}
-
-/// How many CPUs there are.
-#[must_use]
-pub fn cpu_count() -> usize {
-    BOOT.get().map_or(1, |boot| boot.cpu_count)
-}
-
 /// CPU 0 comes here from `pvh_entry`, on a stack of the image.
 #[unsafe(no_mangle)]
 extern "C" fn rust_entry(start_info: usize) -> ! {
@@ -87,7 +62,8 @@ extern "C" fn rust_entry(start_info: usize) -> ! {
     serial_init();
 
     let start = pvh::Start::read(start_info);
-    let mut ram = Ram::new(start.ram());
+    // Below 1 MiB live the firmware's leftovers and the trampoline.
+    let mut ram = Ram::new(start.ram(), &[0..1 << 20, image()]);
     let mut ids = [0; MAX_CPUS];
     let mut cpu_count = 1;
     ids[0] = apic::id();
@@ -101,23 +77,17 @@ extern "C" fn rust_entry(start_info: usize) -> ! {
     let command_line = own::<[u8; 4096]>(ram.take(4096));
     let args = start.command_line(command_line);
     let stacks = Stacks::new(&mut ram, cpu_count);
-    let tables = memory::build_tables(&mut ram, stacks, start.ram());
-    let areas = ram.take(cpu_count * cpu::AREA.size());
-    let regions = own::<[Region; 64]>(ram.take(size_of::<[Region; 64]>()));
-    let regions = &mut regions[..ram.regions().len()];
-    regions.copy_from_slice(ram.regions());
+    let tables = tables::build(&mut ram, stacks, start.ram());
     copy_trampoline();
     ap_tables.store(tables as u64, Ordering::Relaxed);
+    // SAFETY: here and below: the other CPUs do not run yet, and this runs once.
+    unsafe { APIC_IDS.set(ids) };
+    // SAFETY: as above.
+    unsafe { start::share_out(&mut ram, stacks, cpu_count, args) };
     let frame = PhysFrame::containing_address(PhysAddr::new(tables as u64));
     // SAFETY: the new tables map what is in use where it was, as the old ones do: image, stacks, boot memory.
     unsafe { Cr3::write(frame, Cr3Flags::empty()) };
 
-    // SAFETY: here and below: the other CPUs do not run yet, and this runs once.
-    unsafe { STACKS.set(stacks) };
-    // SAFETY: as above.
-    unsafe { APIC_IDS.set(ids) };
-    // SAFETY: as above.
-    unsafe { BOOT.set(Boot { cpu_count, regions, args, areas }) };
     let stack = stacks.main(0);
     // SAFETY: the stack is this CPU's own and mapped, and nothing of the old one is needed any more.
     unsafe {
@@ -128,69 +98,35 @@ extern "C" fn rust_entry(start_info: usize) -> ! {
 
 /// CPU 0, on its own stack and the final page tables.
 extern "C" fn start_all() -> ! {
-    let (Some(boot), Some(ids)) = (BOOT.get(), APIC_IDS.get()) else {
-        test::fail(format_args!("the boot order is wrong"))
-    };
     apic::mask_legacy();
     // Before the hook, which may wait and be slow; an exception there shows its registers.
     interrupts::load();
     apic::enable();
     apic::calibrate();
-    if let Some(early) = kernel().hooks.early {
-        early(boot);
-    }
-    set_up_cpu(boot, 0);
-    for (index, id) in ids.iter().enumerate().take(boot.cpu_count).skip(1) {
-        ap_stack.store(stacks().main(index) as u64, Ordering::Relaxed);
+    start::run(|index| {
+        ap_stack.store(start::stacks().main(index) as u64, Ordering::Relaxed);
         ap_index.store(index as u64, Ordering::Release);
-        apic::start(*id, TRAMPOLINE_PAGE, || ONLINE.load(Ordering::Acquire) > index);
-    }
-    interrupts::enable();
-    STARTED.store(true, Ordering::Release);
-    (kernel().main)(boot);
-    test::pass()
+        apic::start(apic_id(index), TRAMPOLINE_PAGE, || start::is_online(index));
+    })
 }
 
 /// The other CPUs come here from the trampoline, on their own stacks and the final page tables.
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(index: usize) -> ! {
     cpu::set_unknown();
-    let Some(boot) = BOOT.get() else { test::fail(format_args!("the boot order is wrong")) };
     interrupts::load();
     apic::enable();
-    set_up_cpu(boot, index);
-    interrupts::enable();
-    smp::work_loop()
+    start::join(index)
 }
 
-/// Gives this CPU its index and its own tables.
-fn set_up_cpu(boot: &Boot, index: usize) {
-    let area = match kernel().hooks.per_cpu_area {
-        Some(allocate) => allocate(cpu::AREA),
-        None => Region { start: boot.areas + index * cpu::AREA.size(), len: 0 }.as_ptr(),
-    };
-    if area.is_null() || area.addr() % cpu::AREA.align() != 0 {
-        test::fail(format_args!("the kernel gave {area:p} as the area of CPU {index}"));
-    }
-    // SAFETY: boot memory that is this CPU's alone, or what the kernel allocated for it.
-    unsafe { cpu::set_up(area, index, stacks()) };
+/// Makes `memory` the area of this CPU, which from now on is `index`.
+///
+/// # Safety
+/// `memory` fits [`AREA`] and belongs to this CPU for ever.
+pub(crate) unsafe fn set_up_cpu(memory: *mut u8, index: usize) {
+    // SAFETY: the contract is the same.
+    unsafe { cpu::set_up(memory, index, start::stacks()) };
     interrupts::load();
-    ONLINE.fetch_add(1, Ordering::Release);
-}
-
-fn stacks() -> Stacks {
-    STACKS.get().copied().unwrap_or_else(|| test::fail(format_args!("the boot order is wrong")))
-}
-
-fn hits_guard(address: usize) -> bool {
-    STACKS.get().is_some_and(|stacks| stacks.hits_guard(address))
-}
-
-/// Boot memory as a value for which all bits zero are fine.
-fn own<T: Copy>(address: usize) -> &'static mut T {
-    let pointer = core::ptr::with_exposed_provenance_mut(address);
-    // SAFETY: only for integers and structs of integers, over zeroed pages that `Ram::take` just gave away for good.
-    unsafe { &mut *pointer }
 }
 
 fn copy_trampoline() {
@@ -199,26 +135,6 @@ fn copy_trampoline() {
     let target = core::ptr::with_exposed_provenance_mut(TRAMPOLINE_PAGE);
     // SAFETY: the boot tables map low memory, of which this page belongs to nobody; the start info was read before.
     unsafe { core::ptr::copy_nonoverlapping(source, target, len) };
-}
-
-/// A closure for assembly to call, once.
-struct Erased<F>(Option<F>);
-
-impl<F: FnOnce()> Erased<F> {
-    fn new(work: F) -> Self {
-        Self(Some(work))
-    }
-
-    /// The function to call, and its argument.
-    fn parts(&mut self) -> (unsafe extern "C" fn(*mut u8), *mut u8) {
-        unsafe extern "C" fn run<F: FnOnce()>(work: *mut u8) {
-            // SAFETY: `parts` gives this function together with a pointer to such a value.
-            if let Some(work) = unsafe { &mut *work.cast::<Option<F>>() }.take() {
-                work();
-            }
-        }
-        (run::<F>, (&raw mut self.0).cast())
-    }
 }
 
 /// Sleeps until an interrupt comes. With interrupts off when called, none is missed in between.
@@ -280,6 +196,7 @@ pub fn exit(how: Exit) -> ! {
 /// The timer of each CPU.
 pub mod timer {
     use super::{apic, interrupts, vector};
+    use crate::{erased::Erased, handlers};
 
     /// Interrupts this CPU every `micros` microseconds from now on.
     pub fn start(micros: u32) {
@@ -312,7 +229,7 @@ pub mod timer {
             Raise::Vector(vector) => u32::from(vector),
             Raise::Nmi => apic::NMI,
         };
-        let mut work = super::Erased::new(work);
+        let mut work = Erased::new(work);
         let (run, argument) = work.parts();
         // SAFETY: `run` is for that argument.
         unsafe { apic::call_timed(run, argument, count, what) };
@@ -327,7 +244,7 @@ pub mod timer {
     /// How many timer interrupts `cpu` has had.
     #[must_use]
     pub fn ticks(cpu: usize) -> u64 {
-        interrupts::ticks(cpu)
+        handlers::ticks(cpu)
     }
 }
 
@@ -378,7 +295,7 @@ pub(crate) fn switch_threads() {
 
 /// The context of a thread that is to start with `entry(argument)` on the thread stack `stack`.
 pub(crate) fn new_thread(stack: usize, entry: extern "C" fn(usize) -> !, argument: usize) -> *mut Context {
-    let top = stacks().thread(stack);
+    let top = start::stacks().thread(stack);
     let context = core::ptr::with_exposed_provenance_mut::<Context>(top - 64 - size_of::<Context>());
     let registers = Context {
         rip: entry as usize as u64,

@@ -9,7 +9,8 @@
 use core::cell::Cell;
 use core::ptr::{NonNull, with_exposed_provenance};
 
-use super::{Context, Erased, MAX_CPUS, cpu, interrupts};
+use super::{Context, cpu, interrupts};
+use crate::{erased::Erased, start::MAX_CPUS};
 
 /// The trap flag in a saved flags register.
 const TRAP: u64 = 1 << 8;
@@ -24,7 +25,7 @@ type Look<'a> = dyn FnMut(&mut Context, Step) -> Next + 'a;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Where it is.
-    pub rip: u64,
+    pub pc: u64,
     /// Whether it locks memory: it has the prefix, or exchanges a register with memory, which locks without it.
     pub locks: bool,
 }
@@ -100,9 +101,9 @@ fn stepped(context: &mut Context) {
     if code(rip) == OPEN && context.rip != rip + 1 {
         last = rip + 1;
         let mut between = Context { rip: last, rflags: context.rflags & !INTERRUPTS, ..*context };
-        look(&mut between, Step { rip, locks: false });
+        look(&mut between, Step { pc: rip, locks: false });
     }
-    let next = look(context, Step { rip: last, locks: locks(last) });
+    let next = look(context, Step { pc: last, locks: locks(last) });
     let returned = context.rip == (&raw const step_returned).addr() as u64;
     if returned || next == Next::Run {
         context.rflags &= !TRAP;
