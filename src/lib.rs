@@ -167,7 +167,15 @@ pub use provider::{PageProvider, PageRun};
 pub use provider::{RegionError, RegionProvider};
 pub use service::worst_case_overhead;
 
-/// The examples of the README, compiled.
-#[cfg(all(doctest, feature = "region"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+/// The examples of the documents, compiled.
+#[cfg(all(doctest, feature = "region", target_arch = "x86_64"))]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/hardening.md")]
+    struct Hardening;
+    #[doc = include_str!("../docs/identity.md")]
+    struct Identity;
+    #[doc = include_str!("../docs/provider.md")]
+    struct Provider;
+}

@@ -13,6 +13,7 @@
 mod common;
 #[cfg(feature = "debug-heap")]
 mod debug_heap;
+mod documents;
 mod faults;
 mod gate;
 mod growth;
