@@ -5,7 +5,7 @@
 //! variant says what happened.
 
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -36,6 +36,7 @@ pub struct Boot {
     pub(crate) qemu_args: Vec<String>,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) time_limit: Duration,
+    pub(crate) least: Vec<(&'static str, u64)>,
 }
 
 /// A guest that reached its end.
@@ -45,7 +46,12 @@ pub struct Passed {
     pub time: Duration,
     /// The guest's last lines.
     pub output: Vec<String>,
+    /// What it did, by kinds of work.
+    pub did: Work,
 }
+
+/// How much was done, by kinds of work. A kernel tells it in lines `DID <count> <what>`.
+pub type Work = BTreeMap<String, u64>;
 
 /// Why a boot did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +73,8 @@ pub enum Failure {
     WrongExit(String),
     /// The success code came without the line that belongs to it.
     NoPassLine,
+    /// The kernel passed, but says of less work than its row demands; the text says of which.
+    TooLittle(String),
 }
 
 impl fmt::Display for Failure {
@@ -86,6 +94,7 @@ impl fmt::Display for Failure {
             Self::NoPassLine => {
                 f.write_str("the guest left with the code for success, but its last line was not its pass line")
             }
+            Self::TooLittle(what) => write!(f, "the kernel passed, but did too little: {what}"),
         }
     }
 }
@@ -105,6 +114,7 @@ impl Boot {
             qemu_args: Vec::new(),
             initrd: None,
             time_limit: Duration::from_secs(60),
+            least: Vec::new(),
         }
     }
 
@@ -162,6 +172,12 @@ impl Boot {
         self
     }
 
+    /// What the kernel has to tell that it did, at least.
+    pub fn least(mut self, least: &[(&'static str, u64)]) -> Self {
+        self.least.extend(least);
+        self
+    }
+
     /// Whether QEMU counts instructions, which needs all CPUs on one thread.
     pub(crate) fn icount(&self) -> bool {
         self.qemu_args.iter().any(|arg| arg == "-icount")
@@ -203,11 +219,15 @@ impl Boot {
         });
 
         let mut output = VecDeque::new();
+        let mut did = Work::new();
         loop {
             let left = self.time_limit.saturating_sub(started.elapsed());
             match lines.recv_timeout(left) {
                 Ok(line) => {
                     on_line(&line);
+                    if let Some((count, what)) = work(&line) {
+                        *did.entry(what.to_owned()).or_default() += count;
+                    }
                     if output.len() == TAIL {
                         output.pop_front();
                     }
@@ -220,7 +240,18 @@ impl Boot {
         let status = child.0.wait().map_err(|error| Failure::Emulator(error.to_string()))?;
         let complaints = complaints.join().unwrap_or_default();
         self.judge(status, output.make_contiguous(), &complaints)?;
-        Ok(Passed { time: started.elapsed(), output: output.into() })
+        self.demand(&did)?;
+        Ok(Passed { time: started.elapsed(), output: output.into(), did })
+    }
+
+    /// Holds what was done against what has to be done at least.
+    fn demand(&self, did: &Work) -> Result<(), Failure> {
+        let done = |what: &str| did.get(what).copied().unwrap_or_default();
+        let mut lacks = self.least.iter().filter(|(what, least)| done(what) < *least);
+        match lacks.next() {
+            None => Ok(()),
+            Some((what, least)) => Err(Failure::TooLittle(format!("{} {what}, at least {least} are due", done(what)))),
+        }
     }
 
     fn judge(&self, status: ExitStatus, output: &[String], complaints: &str) -> Result<(), Failure> {
@@ -242,6 +273,12 @@ impl Boot {
             None => Err(Failure::WrongExit(status.to_string())),
         }
     }
+}
+
+/// What a line tells of the work that was done, if it does.
+fn work(line: &str) -> Option<(u64, &str)> {
+    let (count, what) = line.strip_prefix("DID ")?.split_once(' ')?;
+    Some((count.parse().ok()?, what))
 }
 
 /// A running QEMU that does not outlive the boot it belongs to.

@@ -6,13 +6,15 @@
 //! another one each number may be exceeded by [`TOLERANCE`] in a hundred and [`SLACK`], except locked instructions, which no compiler adds.
 
 use core::fmt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// What another compiler may make worse, in a hundred.
 const TOLERANCE: u32 = 15;
 /// And in instructions.
 const SLACK: u32 = 5;
+/// What the names of operations have in them that one CPU alone cannot do.
+const TWO_CPUS: &str = "of another CPU";
 
 /// Where the table is.
 fn file() -> PathBuf {
@@ -83,6 +85,12 @@ impl Table {
             .count()
     }
 
+    /// The modes that have budgets.
+    #[must_use]
+    pub fn modes(&self) -> BTreeSet<&str> {
+        self.rows.keys().map(|(mode, _)| mode.as_str()).collect()
+    }
+
     /// Takes in how long things are; they stand as a mode of their own, bytes where others have instructions.
     pub fn add_sizes(&mut self, sizes: &[(&str, u32)]) {
         for &(name, len) in sizes {
@@ -99,11 +107,11 @@ impl Table {
         std::fs::write(file(), self.to_string())
     }
 
-    /// Holds what was measured against these budgets.
+    /// Holds what was measured in one mode, on so many CPUs, against these budgets.
     ///
     /// # Errors
-    /// A table of what is over its budget or has none.
-    pub fn judge(&self, measured: &Self) -> Result<(), String> {
+    /// A table of what is over its budget, has none, or has one and was not measured.
+    pub fn judge(&self, measured: &Self, mode: &str, cpus: u32) -> Result<(), String> {
         let may = |budget: u32| {
             if self.compiler == measured.compiler { budget } else { budget + budget * TOLERANCE / 100 + SLACK }
         };
@@ -123,11 +131,18 @@ impl Table {
             };
             over += &format!("{:>9} {:>6} {:>7} | {verdict} | {mode}: {name}\n", is.instructions, is.locked, is.held);
         }
+        let due = self.rows.iter().filter(|((of, name), _)| of == mode && (cpus > 1 || !name.contains(TWO_CPUS)));
+        for (key, budget) in due.filter(|(key, _)| !measured.rows.contains_key(*key)) {
+            over += &format!(
+                "{:>24} | {:>9} {:>6} {:>7} | {mode}: {}\n",
+                "not measured", budget.instructions, budget.locked, budget.held, key.1
+            );
+        }
         if over.is_empty() {
             return Ok(());
         }
         Err(format!(
-            "over budget (the budgets are for {}, this is {})\n   measured: instructions, locked, held | budget | operation\n{over}\
+            "not within the budgets (they are for {}, this is {})\n   measured: instructions, locked, held | budget | operation\n{over}\
              `cargo run -p smp-heap-qemu --bin budgets` shows all of them, with --write it makes them the budgets",
             self.compiler, measured.compiler
         ))
@@ -188,7 +203,7 @@ mod tests {
     #[test]
     fn more_than_the_budget_fails_and_another_compiler_has_a_little_room() {
         let budgets = measured("rustc 1.0", "100 1 40 free");
-        let judge = |compiler, line| budgets.judge(&measured(compiler, line)).is_ok();
+        let judge = |compiler, line| budgets.judge(&measured(compiler, line), "pinned", 2).is_ok();
         assert!(judge("rustc 1.0", "100 1 40 free") && judge("rustc 1.0", "90 0 30 free"));
         for line in ["101 1 40 free", "100 2 40 free", "100 1 41 free", "1 0 0 unknown"] {
             assert!(!judge("rustc 1.0", line), "{line}");
@@ -197,5 +212,15 @@ mod tests {
         for line in ["121 1 40 free", "100 2 40 free", "100 1 52 free"] {
             assert!(!judge("rustc 2.0", line), "{line}");
         }
+    }
+    #[test]
+    fn a_budget_that_was_not_measured_fails() {
+        let mut budgets = measured("rustc 1.0", "100 1 40 free");
+        let _ = budgets.add("pinned", &["MEASURED 50 1 40 free 24 of another CPU".to_owned()]);
+        let only = measured("rustc 1.0", "100 1 40 free");
+        assert_eq!(budgets.judge(&only, "pinned", 1), Ok(()), "one CPU has no other");
+        let judged = budgets.judge(&only, "pinned", 2);
+        assert!(judged.as_ref().is_err_and(|why| why.contains("not measured")), "{judged:?}");
+        assert!(budgets.judge(&Table::new("rustc 1.0".to_owned()), "pinned", 1).is_err(), "nothing was measured");
     }
 }

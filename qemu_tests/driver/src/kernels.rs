@@ -1,5 +1,6 @@
 //! Which kernel boots on which machines: one line per kernel makes it a row of `cargo test`.
 
+use core::num::NonZeroU32;
 use core::time::Duration;
 use std::env;
 
@@ -28,11 +29,16 @@ pub struct Kernel {
     pub args: &'static [&'static str],
     /// More arguments of QEMU.
     pub qemu_args: &'static [&'static str],
+    /// What it has to tell that it did, at least, on every machine and CPU count: kinds of work, and how much of each.
+    pub least: Least,
 }
+
+/// Kinds of work, and how much of each.
+pub type Least = &'static [(&'static str, u64)];
 
 impl Kernel {
     /// The defaults that a row of the table starts from.
-    const fn new(name: &'static str) -> Self {
+    const fn new(name: &'static str, least: Least) -> Self {
         Self {
             name,
             machines: &[Microvm],
@@ -43,25 +49,63 @@ impl Kernel {
             budgets: None,
             args: &[],
             qemu_args: &[],
+            least,
         }
     }
 
     /// The boot of this kernel on one machine with so many CPUs.
-    ///
-    /// `SMP_HEAP_SOAK=10` in the environment makes every kernel that goes in rounds go ten times as many, and gives it ten
-    /// times as long.
-    pub fn boot(&self, machine: Machine, cpus: u32) -> Boot {
+    pub fn boot(&self, machine: Machine, cpus: u32, soak: Soak) -> Boot {
         let file = self.name.split_once('+').map_or(self.name, |(file, _)| file);
-        let soak = env::var("SMP_HEAP_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1_u32);
         Boot::new(file)
             .profile(self.profile)
             .machine(machine)
             .cpus(cpus)
             .memory_mib(self.memory_mib)
-            .time_limit(soak.max(1) * Duration::from_secs(self.seconds))
+            .time_limit(soak.0.get() * Duration::from_secs(self.seconds))
             .args(self.args.iter().copied())
-            .arg("soak", soak.max(1))
+            .arg("cpus", cpus)
+            .arg("soak", soak.0)
+            .least(self.least)
             .qemu_args(self.qemu_args.iter().copied())
+    }
+
+    /// What is wrong with this row, if it could pass without a kernel that did something.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        let without = |what: &str| Some(format!("the row `{}` of the test kernels has no {what}", self.name));
+        match self {
+            Self { machines: [], .. } => without("machine"),
+            Self { cpus: [], .. } => without("CPU count"),
+            _ if self.least.is_empty() || self.least.iter().any(|(_, count)| *count == 0) => {
+                without("work that it has to do at least")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How many times as much every kernel does that goes in rounds, and how many times as long it may take for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Soak(NonZeroU32);
+
+impl Soak {
+    /// The environment variable that says it.
+    pub const VARIABLE: &'static str = "SMP_HEAP_SOAK";
+
+    /// What the environment says; once without it.
+    ///
+    /// # Errors
+    /// If it says something else than a number above 0.
+    pub fn from_env() -> Result<Self, String> {
+        match env::var(Self::VARIABLE) {
+            Err(env::VarError::NotPresent) => Ok(Self(NonZeroU32::MIN)),
+            Err(error) => Err(format!("{}: {error}", Self::VARIABLE)),
+            Ok(text) => Self::parse(&text),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error| format!("{}={text} is not a number above 0: {error}", Self::VARIABLE))
     }
 }
 
@@ -70,74 +114,108 @@ const COUNTING: &[&str] = &["-icount", "shift=0,sleep=off"];
 
 impl Kernel {
     /// The defaults of a kernel that looks at single instructions.
-    const fn counting(name: &'static str) -> Self {
-        Self { cpus: &[1], seconds: 600, qemu_args: COUNTING, ..Self::new(name) }
+    const fn counting(name: &'static str, least: Least) -> Self {
+        Self { cpus: &[1], seconds: 600, qemu_args: COUNTING, ..Self::new(name, least) }
     }
 
     /// The defaults of the kernel that measures, in a mode.
     const fn measuring(name: &'static str, mode: &'static str) -> Self {
-        Self { cpus: &[1, 2, 4, 8], profile: Profile::Fast, budgets: Some(mode), ..Self::counting(name) }
+        let least = &[("measured", 30)];
+        Self { cpus: &[1, 2, 4, 8], profile: Profile::Fast, budgets: Some(mode), ..Self::counting(name, least) }
     }
 }
+
+const INTERRUPTED: Least = &[("places", 1), ("nested_requests", 1)];
+const PANICS: Least = &[("places", 1), ("panics", 1)];
+const STORM: Least = &[("interrupts", 1), ("interrupts_inside", 1), ("nested_requests", 1)];
+const EVERY_STORM: Least = &[("operations", 1), ("migrations", 1), ("interrupts", 1)];
+const MIGRATION: Least = &[("blocks", 1), ("preemptions", 1)];
 
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
-    Kernel { machines: &[Microvm, Q35], ..Kernel::new("boot") },
-    Kernel::new("tasks"),
-    Kernel::new("collections"),
-    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint") },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cpus_that_go+pinned") },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint") },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned") },
-    Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure") },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned") },
-    Kernel { args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt") },
-    Kernel { args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi") },
-    Kernel { args: &["mode=hint", "raise=panic"], ..Kernel::counting("every_instruction+hint_panic") },
-    Kernel { args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt") },
-    Kernel { args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi") },
-    Kernel { args: &["mode=pinned", "raise=panic"], ..Kernel::counting("every_instruction+pinned_panic") },
-    Kernel { args: &["mode=masked", "raise=interrupt"], ..Kernel::counting("every_instruction+masked_interrupt") },
-    Kernel { args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi") },
-    Kernel { args: &["mode=masked", "raise=panic"], ..Kernel::counting("every_instruction+masked_panic") },
-    Kernel { cpus: &[2, 4, 8], seconds: 600, args: &["mode=hint"], ..Kernel::new("every_storm+hint") },
-    Kernel { cpus: &[2, 4, 8], seconds: 600, args: &["mode=counted"], ..Kernel::new("every_storm+counted") },
-    Kernel { cpus: &[2, 4, 8], seconds: 600, args: &["mode=masked"], ..Kernel::new("every_storm+masked") },
-    Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint") },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned") },
-    Kernel { cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint") },
-    Kernel { cpus: &[1, 2, 4], args: &["mode=pinned", "small"], ..Kernel::new("exhaustion+small_pinned") },
-    Kernel { args: &["mode=hint"], ..Kernel::new("failing_provider+hint") },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned") },
-    Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint") },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned") },
-    Kernel::new("growing"),
-    Kernel { cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded") },
-    Kernel { profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price") },
+    Kernel { machines: &[Microvm, Q35], ..Kernel::new("boot", &[("cpus", 1), ("faults", 1), ("nmis", 1)]) },
+    Kernel::new("tasks", &[("threads", 1), ("preemptions", 1)]),
+    Kernel::new("collections", &[("shared_texts", 1), ("interrupts", 1)]),
+    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint", &[("retired", 1), ("served", 1)]) },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cpus_that_go+pinned", &[("retired", 1), ("served", 1)]) },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint", &[("freed_elsewhere", 1)]) },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned", &[("freed_elsewhere", 1)]) },
+    Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure", &[("areas", 1), ("blocks", 1)]) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", &[("areas", 1), ("blocks", 1)]) },
+    Kernel { args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt", INTERRUPTED) },
+    Kernel { args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi", INTERRUPTED) },
+    Kernel { args: &["mode=hint", "raise=panic"], ..Kernel::counting("every_instruction+hint_panic", PANICS) },
+    Kernel { args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt", INTERRUPTED) },
+    Kernel { args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi", INTERRUPTED) },
+    Kernel { args: &["mode=pinned", "raise=panic"], ..Kernel::counting("every_instruction+pinned_panic", PANICS) },
+    Kernel { args: &["mode=masked", "raise=interrupt"], ..Kernel::counting("every_instruction+masked_interrupt", INTERRUPTED) },
+    Kernel { args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi", INTERRUPTED) },
+    Kernel { args: &["mode=masked", "raise=panic"], ..Kernel::counting("every_instruction+masked_panic", PANICS) },
+    Kernel { cpus: &[2, 4, 8], seconds: 600, args: &["mode=hint"], ..Kernel::new("every_storm+hint", EVERY_STORM) },
+    Kernel { cpus: &[2, 4, 8], seconds: 600, args: &["mode=counted"], ..Kernel::new("every_storm+counted", EVERY_STORM) },
+    Kernel { cpus: &[2, 4, 8], seconds: 600, args: &["mode=masked"], ..Kernel::new("every_storm+masked", EVERY_STORM) },
+    Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint", &[("blocks", 1)]) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned", &[("blocks", 1)]) },
+    Kernel { cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint", &[("blocks", 1)]) },
+    Kernel { cpus: &[1, 2, 4], args: &["mode=pinned", "small"], ..Kernel::new("exhaustion+small_pinned", &[("blocks", 1)]) },
+    Kernel { args: &["mode=hint"], ..Kernel::new("failing_provider+hint", &[("failures", 1), ("kept_runs", 1)]) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned", &[("failures", 1), ("kept_runs", 1)]) },
+    Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint", &[("blocks", 1)]) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned", &[("blocks", 1)]) },
+    Kernel::new("growing", &[("vectors", 1), ("shootdowns", 1)]),
+    Kernel { cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded", &[("faults", 1), ("guarded", 1)]) },
+    Kernel { profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price", &[("steps", 1), ("guarded", 1)]) },
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
-    Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint") },
-    Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned") },
-    Kernel::new("lying_ids"),
-    Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint") },
-    Kernel { args: &["mode=counted"], ..Kernel::new("migration+counted") },
-    Kernel { args: &["mode=masked"], ..Kernel::new("migration+masked") },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint") },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned") },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked") },
-    Kernel { seconds: 600, args: &["mode=hint"], ..Kernel::new("paging+hint") },
-    Kernel { seconds: 600, args: &["mode=pinned"], ..Kernel::new("paging+pinned") },
-    Kernel { args: &["mode=hint"], ..Kernel::new("provider_calls_heap+hint") },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned") },
-    Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked") },
-    Kernel { args: &["mode=hint", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_hint") },
-    Kernel { args: &["mode=pinned", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_pinned") },
-    Kernel { args: &["mode=hint"], ..Kernel::new("timer_storm+hint") },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned") },
-    Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted") },
-    Kernel { args: &["mode=masked"], ..Kernel::new("timer_storm+masked") },
+    Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint", &[("batteries", 1)]) },
+    Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned", &[("batteries", 1)]) },
+    Kernel::new("lying_ids", &[("blocks", 1), ("interrupts", 1)]),
+    Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint", MIGRATION) },
+    Kernel { args: &["mode=counted"], ..Kernel::new("migration+counted", MIGRATION) },
+    Kernel { args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint", STORM) },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned", STORM) },
+    Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", STORM) },
+    Kernel { seconds: 600, args: &["mode=hint"], ..Kernel::new("paging+hint", &[("blocks", 1), ("shootdowns", 1), ("refused_maps", 1)]) },
+    Kernel { seconds: 600, args: &["mode=pinned"], ..Kernel::new("paging+pinned", &[("blocks", 1), ("shootdowns", 1), ("refused_maps", 1)]) },
+    Kernel { args: &["mode=hint"], ..Kernel::new("provider_calls_heap+hint", &[("provider_calls", 1), ("blocks", 1), ("interrupts", 1)]) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned", &[("provider_calls", 1), ("blocks", 1), ("interrupts", 1)]) },
+    Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked", &[("provider_calls", 1), ("blocks", 1), ("interrupts", 1)]) },
+    Kernel { args: &["mode=hint", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_hint", &[("shootdowns", 1), ("blocks", 1), ("interrupts", 1)]) },
+    Kernel { args: &["mode=pinned", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_pinned", &[("shootdowns", 1), ("blocks", 1), ("interrupts", 1)]) },
+    Kernel { args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
+    Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", STORM) },
+    Kernel { args: &["mode=masked"], ..Kernel::new("timer_storm+masked", STORM) },
     // So much that some of it lies above 4 GiB. The host has to back only what is written to.
-    Kernel { memory_mib: 3584, ..Kernel::new("zones") },
+    Kernel { memory_mib: 3584, ..Kernel::new("zones", &[("blocks", 1)]) },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_boots_nothing_is_a_fault() {
+        let row = Kernel::new("row", &[("blocks", 1)]);
+        assert_eq!(row.fault(), None);
+        for (row, what) in [
+            (Kernel { cpus: &[], ..row }, "CPU count"),
+            (Kernel { machines: &[], ..row }, "machine"),
+            (Kernel { least: &[], ..row }, "work"),
+            (Kernel { least: &[("blocks", 0)], ..row }, "work"),
+        ] {
+            assert!(row.fault().is_some_and(|fault| fault.contains("`row`") && fault.contains(what)), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_soak_factor_is_a_number_above_0() {
+        assert_eq!(Soak::parse("10").map(|soak| soak.0.get()), Ok(10));
+        for wrong in ["1O", "0", "", "-1", "1.5", " 2"] {
+            assert!(Soak::parse(wrong).is_err_and(|why| why.contains("SMP_HEAP_SOAK")), "{wrong}");
+        }
+    }
+}

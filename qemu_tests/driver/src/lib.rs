@@ -29,10 +29,10 @@ mod qemu;
 mod size;
 mod toolchain;
 
-pub use boot::{Boot, Failure, Passed};
+pub use boot::{Boot, Failure, Passed, Work};
 pub use budgets::{Figures, Table};
 pub use build::{Profile, kernel_elf};
-pub use kernels::{KERNELS, Kernel};
+pub use kernels::{KERNELS, Kernel, Least, Soak};
 pub use qemu::{Machine, find_qemu};
 pub use size::sizes;
 pub use toolchain::{BareMetal, TARGET};

@@ -9,26 +9,41 @@ use std::collections::BTreeSet;
 use std::env;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use smp_heap_qemu::{BareMetal, Boot, Failure, KERNELS, Passed, Profile, TARGET, Table, find_qemu, sizes};
+use smp_heap_qemu::{
+    BareMetal, Boot, Failure, KERNELS, Kernel, Passed, Profile, Soak, TARGET, Table, find_qemu, sizes,
+};
 
-fn main() {
+fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
-    let show = arguments.nocapture;
+    match trials(arguments.nocapture).and_then(|trials| expect_a_match(&arguments, trials)) {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(why) => {
+            eprintln!("error: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
 
+/// Every row of the table, and the tests of the harness.
+fn trials(show: bool) -> Result<Vec<Trial>, String> {
+    if let Some(fault) = KERNELS.iter().find_map(Kernel::fault) {
+        return Err(fault);
+    }
+    let soak = Soak::from_env()?;
     let mut trials = Vec::new();
     for kernel in KERNELS {
         for &machine in kernel.machines {
             for &cpus in kernel.cpus {
                 let name = format!("x86_64/{machine}/cpus={cpus}/{}", kernel.name);
-                let boot = kernel.boot(machine, cpus).arg("cpus", cpus);
+                let boot = kernel.boot(machine, cpus, soak);
                 trials.push(Trial::test(name, move || match kernel.budgets {
-                    Some(mode) => keeps_budgets(&boot, mode, show),
+                    Some(mode) => keeps_budgets(&boot, mode, cpus, show),
                     None => passes(&boot, show).map(drop),
                 }));
             }
@@ -36,7 +51,20 @@ fn main() {
     }
     trials.push(Trial::test("x86_64/size", keeps_sizes));
     trials.extend(harness(show));
-    libtest_mimic::run(&arguments, trials).exit();
+    Ok(trials)
+}
+
+/// A filter that matches nothing is a mistake, not a success.
+fn expect_a_match(arguments: &Arguments, trials: Vec<Trial>) -> Result<Vec<Trial>, String> {
+    let Some(filter) = &arguments.filter else { return Ok(trials) };
+    let matches = |name: &str| if arguments.exact { name == filter } else { name.contains(filter) };
+    if trials.iter().any(|trial| matches(trial.name())) {
+        return Ok(trials);
+    }
+    Err(format!(
+        "no QEMU test matches `{filter}`: `cargo test --test qemu -- --list` shows their names. \
+         (A test that does not boot a kernel is in `cargo test --lib {filter}` or `cargo test --test host {filter}`.)"
+    ))
 }
 
 /// Boots a kernel that has to pass.
@@ -49,17 +77,19 @@ fn passes(boot: &Boot, show: bool) -> Result<Passed, Failed> {
         output.push_str(line);
         output.push('\n');
     });
-    result.map_err(|failure| format!("{failure}\n--- the guest's output:\n{output}").into())
+    let passed = result.map_err(|failure| format!("{failure}\n--- the guest's output:\n{output}"))?;
+    if show {
+        println!("{:?} in {:.1} s", passed.did, passed.time.as_secs_f32());
+    }
+    Ok(passed)
 }
 
 /// Boots a kernel that measures, and holds what it says against the table.
-fn keeps_budgets(boot: &Boot, mode: &str, show: bool) -> Result<(), Failed> {
+fn keeps_budgets(boot: &Boot, mode: &str, cpus: u32, show: bool) -> Result<(), Failed> {
     let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
     let mut measured = Table::new(toolchain.version());
-    if measured.add(mode, &passes(boot, show)?.output) < 20 {
-        return Err("the kernel measured next to nothing".into());
-    }
-    Ok(Table::read()?.judge(&measured)?)
+    measured.add(mode, &passes(boot, show)?.output);
+    Ok(Table::read()?.judge(&measured, mode, cpus)?)
 }
 
 /// Holds the heap's bytes in a release kernel against the table.
@@ -67,12 +97,12 @@ fn keeps_sizes() -> Result<(), Failed> {
     let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
     let mut measured = Table::new(toolchain.version());
     measured.add_sizes(&sizes().map_err(|failure| failure.to_string())?);
-    Ok(Table::read()?.judge(&measured)?)
+    Ok(Table::read()?.judge(&measured, "size", 1)?)
 }
 
-/// A test of the harness: boots the kernel that misbehaves and looks at how that was judged.
-fn judged(mode: &'static str, boot: Boot, show: bool, right: fn(&Failure) -> bool) -> Trial {
-    Trial::test(format!("harness/{mode}"), move || {
+/// A test of the harness, of that name: boots the kernel that misbehaves and looks at how that was judged.
+fn judged(name: &str, mode: &'static str, boot: Boot, show: bool, right: fn(&Failure) -> bool) -> Trial {
+    Trial::test(format!("harness/{name}"), move || {
         let started = Instant::now();
         let result = boot.arg("mode", mode).run(|line| {
             if show {
@@ -89,14 +119,20 @@ fn judged(mode: &'static str, boot: Boot, show: bool, right: fn(&Failure) -> boo
 fn harness(show: bool) -> Vec<Trial> {
     let boot = || Boot::new("misbehave").cpus(2);
     vec![
-        judged("triple_fault", boot(), show, |f| *f == Failure::TripleFault),
-        judged("hang", boot().time_limit(Duration::from_secs(3)), show, |f| matches!(f, Failure::TimeOut(_))),
-        judged("panic", boot(), show, |f| reports(f, "PANIC cpu 0")),
-        judged("exception", boot(), show, |f| reports(f, "EXCEPTION cpu 0: page fault")),
-        judged("stack_overflow", boot(), show, |f| reports(f, "a stack ran over")),
-        judged("exit_code", boot(), show, |f| *f == Failure::WrongExit("code 65".to_owned())),
-        judged("silent_exit", boot(), show, |f| *f == Failure::NoPassLine),
-        judged("late_output", boot(), show, |f| *f == Failure::NoPassLine),
+        judged("triple_fault", "triple_fault", boot(), show, |f| *f == Failure::TripleFault),
+        judged("hang", "hang", boot().time_limit(Duration::from_secs(3)), show, |f| matches!(f, Failure::TimeOut(_))),
+        judged("panic", "panic", boot(), show, |f| reports(f, "PANIC cpu 0")),
+        judged("exception", "exception", boot(), show, |f| reports(f, "EXCEPTION cpu 0: page fault")),
+        judged("stack_overflow", "stack_overflow", boot(), show, |f| reports(f, "a stack ran over")),
+        judged("exit_code", "exit_code", boot(), show, |f| *f == Failure::WrongExit("code 65".to_owned())),
+        judged("silent_exit", "silent_exit", boot(), show, |f| *f == Failure::NoPassLine),
+        judged("late_output", "late_output", boot(), show, |f| *f == Failure::NoPassLine),
+        judged("early_return", "early_return", boot(), show, |f| reports(f, "of no work")),
+        judged("no_rounds", "rounds", boot().arg("rounds", 0), show, |f| reports(f, "0 rounds")),
+        judged("unknown_word", "pass", boot().args(["smal"]), show, |f| reports(f, "`smal`")),
+        judged("wrong_cpu_count", "pass", boot().arg("cpus", 3), show, |f| reports(f, "2 CPUs came up, not 3")),
+        judged("too_little_work", "pass", boot().least(&[("steps", 2)]), show, |f| too_little(f, "1 steps")),
+        judged("no_shootdowns", "pass", boot().least(&[("shootdowns", 1)]), show, |f| too_little(f, "0 shootdowns")),
         Trial::test("harness/refused_argument", || {
             match Boot::new("misbehave").qemu_args(["-no-such-option"]).run(|_| ()) {
                 Err(Failure::Emulator(why)) if why.contains("no-such-option") => Ok(()),
@@ -112,12 +148,36 @@ fn harness(show: bool) -> Vec<Trial> {
         }),
         Trial::test("harness/missing_qemu", || without("qemu-system-x86_64 is not in PATH", false)),
         Trial::test("harness/missing_target", || without("builds for x86_64-unknown-none", true)),
+        Trial::test("harness/filter_without_a_match", || {
+            refuses(&["shotdown"], None, "no QEMU test matches `shotdown`")
+        }),
+        Trial::test("harness/exact_filter_without_a_match", || refuses(&["--exact", "boot"], None, "matches `boot`")),
+        Trial::test("harness/bad_soak", || refuses(&["--list"], Some("1O"), "SMP_HEAP_SOAK=1O is not a number")),
+        Trial::test("harness/no_soak", || refuses(&["--list"], Some("0"), "SMP_HEAP_SOAK=0 is not a number")),
         Trial::test("harness/every_kernel_is_in_the_table", every_kernel_is_in_the_table),
+        Trial::test("harness/every_budget_belongs_to_a_row", every_budget_belongs_to_a_row),
     ]
 }
 
 fn reports(failure: &Failure, what: &str) -> bool {
     matches!(failure, Failure::Reported(why) if why.contains(what))
+}
+
+fn too_little(failure: &Failure, what: &str) -> bool {
+    matches!(failure, Failure::TooLittle(why) if why.starts_with(what))
+}
+
+/// Runs this very test program with arguments, or a soak factor, that it has to refuse before it boots anything.
+fn refuses(arguments: &[&str], soak: Option<&str>, why: &str) -> Result<(), Failed> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(arguments).env_remove(Soak::VARIABLE).envs(soak.map(|soak| (Soak::VARIABLE, soak)));
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(2) && said.contains(why) {
+        Ok(())
+    } else {
+        Err(format!("{arguments:?} with the soak factor {soak:?} ended with {}:\n{said}", output.status).into())
+    }
 }
 
 /// Runs this very test program where something is missing: it has to fail, and to say what to do.
@@ -168,4 +228,15 @@ fn every_kernel_is_in_the_table() -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// A budget that no row measures holds nothing.
+fn every_budget_belongs_to_a_row() -> Result<(), Failed> {
+    let budgets = Table::read()?;
+    let measured: BTreeSet<&str> = KERNELS.iter().filter_map(|kernel| kernel.budgets).chain(["size"]).collect();
+    let budgeted = budgets.modes();
+    if budgeted == measured {
+        return Ok(());
+    }
+    Err(format!("the table has budgets for {budgeted:?}, the rows measure {measured:?}").into())
 }

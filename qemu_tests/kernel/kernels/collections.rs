@@ -24,7 +24,7 @@ use heaps::{CPUS, Regions, expect_left, give};
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, Heap, Pinned};
-use smp_heap_kernel::{Boot, Hooks, cpu, interrupts, kernel, println, smp, timer};
+use smp_heap_kernel::{Boot, Hooks, cpu, interrupts, kernel, smp, test, timer};
 
 #[derive(Debug)]
 struct Index;
@@ -99,7 +99,8 @@ kernel! {
         });
         SHELF.iter().for_each(|place| drop(swap(place, None)));
         let (made, dropped) = (MADE.load(Ordering::Relaxed), DROPPED.load(Ordering::Relaxed));
-        println!("{made} shared texts, {} ticks", TICKS.load(Ordering::Relaxed));
+        test::did(made, "shared_texts");
+        test::did(TICKS.load(Ordering::Relaxed), "interrupts");
         assert_eq!(made, dropped, "each text is dropped once");
         expect_left(0);
     }

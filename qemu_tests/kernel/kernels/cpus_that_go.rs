@@ -23,7 +23,7 @@ use modes::{Index, heaps};
 use slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
-use smp_heap_kernel::{Boot, Region, kernel, println, smp};
+use smp_heap_kernel::{Boot, Region, kernel, println, smp, test};
 
 heaps! {
     over Regions = Regions::new();
@@ -61,6 +61,8 @@ kernel! {
             let grown = heap().regions().held_len().saturating_sub(held_len);
             println!("round {round}: {served} blocks out of what {} CPUs left, {grown} bytes more held", count - 1);
             assert!(grown == 0 && served > BLOCKS / 5, "{grown} bytes more for {served} blocks\n{}", heaps::Shown);
+            test::did(count - 1, "retired");
+            test::did(served, "served");
             longer(count);
             smp::on_all(|cpu| _ = KEPT.free_part(heap(), cpu, count));
             idle(boot);

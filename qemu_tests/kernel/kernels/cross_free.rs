@@ -75,6 +75,7 @@ kernel! {
             }
             println!("{name}: {} blocks freed elsewhere, at most {} KiB held", ARRIVED.load(Relaxed), most_held / 1024);
             assert!(ARRIVED.load(Relaxed) > 100 * rounds, "hardly a block arrived");
+            test::did(ARRIVED.load(Relaxed), "freed_elsewhere");
             assert!(most_held <= 5 * MOST_LIVE, "the heap grew to {most_held} bytes\n{}", heaps::Shown);
         }
         expect_left(0);

@@ -91,6 +91,7 @@ fn phase(count: usize, only: Option<&str>, slot: u64, heap: &impl Demonstrated) 
             }
         });
         heap.say_samples();
+        test::did(UNITS.load(Relaxed), "units");
     }
     let after = ticks();
     println!("@ticks cpus={count} count={} refused={}", after.0 - before.0, after.1 - before.1);

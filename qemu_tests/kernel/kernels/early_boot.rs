@@ -68,6 +68,7 @@ const SECOND_LEN: usize = 128 * 1024;
 /// Allocated before there were CPU numbers.
 static EARLY: Slots<64> = Slots::new();
 static AREAS: AtomicUsize = AtomicUsize::new(0);
+static STEPS: AtomicUsize = AtomicUsize::new(0);
 
 kernel! {
     hooks = Hooks { early: Some(early), per_cpu_area: Some(area) };
@@ -94,6 +95,8 @@ kernel! {
         });
         expect_left(FIRST_LEN + SECOND_LEN);
         println!("{} bytes held for {count} areas", heap().regions().held_len());
+        test::did(AREAS.load(Relaxed), "areas");
+        test::did(STEPS.load(Relaxed), "blocks");
     }
 }
 
@@ -152,6 +155,7 @@ fn work(steps: usize, seed: u64) {
             old.free(heap());
         }
     }
+    STEPS.fetch_add(steps, Relaxed);
     smp::barrier();
     BLOCKS.free_part(heap(), 0, 1);
 }

@@ -153,9 +153,11 @@ kernel! {
         );
         println!("{} of {} requests of handlers refused", REFUSED.load(Relaxed), REQUESTS.load(Relaxed));
         assert!(sum.places > 1000, "nothing was interrupted");
+        test::did(sum.places, "places");
+        test::did(REQUESTS.load(Relaxed), "nested_requests");
         if PANICS.load(Relaxed) {
             let reports = REPORTS.load(Relaxed);
-            println!("{reports} panics, all of them reported");
+            test::did(reports, "panics");
             assert!(reports >= sum.interrupts, "{} panics, {reports} reports", sum.interrupts);
         }
         // Masking keeps interrupts out of what a cache is held for, and does so for nothing else.

@@ -29,7 +29,7 @@ use modes::{Index, InterruptsMasked, Pins, heaps};
 use smp_heap::cpu::PreemptionPin;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::arch::vector;
-use smp_heap_kernel::{Boot, interrupts, ipi, kernel, nmi, println, sched, timer};
+use smp_heap_kernel::{Boot, interrupts, ipi, kernel, nmi, println, sched, test, timer};
 
 heaps! {
     over Regions = Regions::new();
@@ -81,6 +81,8 @@ kernel! {
         println!("{} operations of threads, {refused} requests refused; {counts:?}", 2 * asked);
         assert!(asked * 2 >= 100_000 * rounds, "that was no storm");
         assert!(counts.preemptions > 100, "threads were not preempted");
+        test::did(2 * asked, "operations");
+        test::did(counts.migrations, "migrations");
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
         storm::judge(0, 5);
         expect_left(0);

@@ -24,7 +24,7 @@ use modes::{Index, heaps};
 use slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
-use smp_heap_kernel::{Boot, Region, kernel, println, smp, test};
+use smp_heap_kernel::{Boot, Region, arch::cpu_count, kernel, println, smp, test};
 
 heaps! {
     over Regions = Regions::new();
@@ -46,7 +46,8 @@ kernel! {
     fn main(boot: &Boot) {
         choose(boot);
         let all = boot.largest_region();
-        if boot.arg("small").is_some() {
+        let small = boot.flag("small");
+        if small {
             give(Region { len: SMALL_LEN, ..all });
             twenty_classes(boot.rounds(50));
         } else {
@@ -54,6 +55,7 @@ kernel! {
             for round in 0..boot.rounds(2) {
                 for (size, percent) in SIZES {
                     let count = take_all(size);
+                    test::did(count, "blocks");
                     println!("round {round}: {count} of {size} bytes, {} %", 100 * count * size / LEN);
                     assert!(100 * count * size >= percent * LEN, "too few\n{}", heaps::Shown);
                     heaps::verify();
@@ -68,7 +70,7 @@ kernel! {
             }
         }
         expect_left(0);
-        let (free_len, len) = (heap().regions().free_len(), if boot.arg("small").is_some() { SMALL_LEN } else { LEN });
+        let (free_len, len) = (heap().regions().free_len(), if small { SMALL_LEN } else { LEN });
         assert_eq!(free_len, len, "the provider has every page");
     }
 }
@@ -107,4 +109,5 @@ fn twenty_classes(rounds: usize) {
         });
         heaps::verify();
     }
+    test::did(20 * rounds * cpu_count(), "blocks");
 }

@@ -28,7 +28,7 @@ use slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
-use smp_heap_kernel::{Boot, arch::cpu_count, kernel, println, smp};
+use smp_heap_kernel::{Boot, arch::cpu_count, kernel, println, smp, test};
 
 /// Counts down at each `map`: at 0 it fails.
 static LEFT: AtomicIsize = AtomicIsize::new(isize::MAX);
@@ -106,6 +106,7 @@ kernel! {
             }
             println!("failing {name}: {failed} calls failed, {refused} requests refused");
             assert!(failed > 0, "nothing failed");
+            test::did(failed, "failures");
             assert!(refused > 0 || !for_ever, "there was memory although the provider had none to give");
         }
         assert_eq!(work(steps, 1), 0, "requests refused by a provider that works again");
@@ -168,5 +169,6 @@ fn unmaps_are_refused(steps: usize) {
     }
     println!("{} runs not taken back, {} KiB kept and used again", KEPT.load(Relaxed), held_len / 1024);
     assert!(KEPT.load(Relaxed) > 0, "no run was refused");
+    test::did(KEPT.load(Relaxed), "kept_runs");
     KEEPS.store(false, Relaxed);
 }

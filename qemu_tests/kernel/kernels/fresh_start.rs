@@ -71,6 +71,7 @@ kernel! {
                     give(last);
                 }
             }
+            test::did(boot.rounds(20) * SIZES.len(), "blocks");
         });
         BLOCKS.free_part(heap(), 0, 1);
         expect_left(0);

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 use paging::{Provider, free_frames, shootdowns};
 use smp_heap::{CpuHint, Heap, Hint, MAX_SMALL_LEN};
-use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp};
+use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, test};
 
 #[derive(Debug)]
 struct Index;
@@ -60,6 +60,7 @@ kernel! {
             for _ in 0..boot.rounds(3) {
                 for grow in [push, double, exact] {
                     check(&grow(3 << 20), 3 << 20);
+                    test::did(1, "vectors");
                 }
             }
         });
@@ -77,6 +78,7 @@ fn tell(what: &str, shootdowns_before: usize) {
     let (short, long, shot) = (stats.copied_short_len, stats.copied_long_len, shootdowns() - shootdowns_before);
     println!("{what}: {short} bytes copied of blocks up to {MAX_SMALL_LEN}, {long} of longer ones; {shot} shootdowns");
     assert_eq!(long, 0, "{what}\n{stats}");
+    test::did(shot, "shootdowns");
     assert!(short > 0, "nothing was counted");
 }
 

@@ -64,7 +64,7 @@ kernel! {
         let all = free_frames();
         // While all CPUs want pages for guarded blocks, who does not get its turn takes from this chunk.
         pair(64);
-        if boot.arg("price").is_some() {
+        if boot.flag("price") {
             price();
         } else {
             faults();
@@ -136,7 +136,7 @@ fn faults() {
         on_all(block, Some(FaultKind::AfterFree));
         on_all(end - 1, Some(FaultKind::AfterFree));
     }
-    println!("faults are explained");
+    test::did(6 * cpu_count(), "faults");
 }
 
 /// All CPUs allocate and free what others allocated, and so do timer interrupts.
@@ -158,6 +158,7 @@ fn load(boot: &Boot) {
     smp::on_all(|cpu| _ = BLOCKS.free_part(&HEAP, cpu, cpu_count()));
     println!("{guarded} shootdowns in {} steps and what interrupted them", boot.rounds(2) * steps * cpu_count());
     assert!(guarded > 4, "hardly a block was guarded");
+    test::did(guarded, "guarded");
 }
 
 /// A random block in the place of another one.
@@ -199,6 +200,8 @@ fn price() {
             hundredths / 100,
             hundredths % 100
         );
+        test::did(guarded, "guarded");
+        test::did(STEPS, "steps");
     }
     PLACES.iter().enumerate().for_each(|(place, start)| empty(place, start.swap(null_mut(), Relaxed)));
 }

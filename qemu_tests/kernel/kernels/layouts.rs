@@ -20,6 +20,7 @@ use heaps::{CPUS, HeapRef, Regions, expect_left, give};
 use slots::Slots;
 use smp_heap::cpu::{CpuMode, NeverPreempts};
 use smp_heap::{CpuHint, Heap, Hint, Pinned, battery};
+use smp_heap_kernel::arch::cpu_count;
 use smp_heap_kernel::{Boot, cpu, interrupts, kernel, smp, test};
 
 #[derive(Debug)]
@@ -69,6 +70,7 @@ fn all<C: CpuMode + Sync>(boot: &Boot, heap: &Heap<Regions, C, CPUS>, chosen: He
             never(heap);
         });
         heaps::verify();
+        test::did(cpu_count(), "batteries");
     }
     expect_left(0);
 }

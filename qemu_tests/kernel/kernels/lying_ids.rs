@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use heaps::{CPUS, Regions, expect_left, give};
 use smp_heap::{CpuHint, Heap, Hint};
-use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, time, timer};
+use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, test, time, timer};
 
 /// Its name, and what it tells.
 type Lie = (&'static str, fn() -> Option<usize>);
@@ -82,6 +82,7 @@ kernel! {
                 heaps::verify();
             }
             println!("{name}: {} us", time::micros() - start);
+            test::did(rounds * steps * boot.cpu_count(), "blocks");
         }
         storm::judge(0, 5);
         expect_left(0);

@@ -28,7 +28,7 @@ use slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::PreemptionPin;
 use smp_heap::{Hint, Pinned};
-use smp_heap_kernel::{Boot, kernel, println, sched};
+use smp_heap_kernel::{Boot, kernel, println, sched, test};
 
 heaps! {
     over Regions = Regions::new();
@@ -68,6 +68,8 @@ kernel! {
         // Waits have bounds, and who holds a lock may be off its CPU for longer.
         let asked = rounds * THREADS * STEPS.load(Relaxed);
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
+        test::did(asked, "blocks");
+        test::did(counts.preemptions, "preemptions");
         SHARED.free_part(heap(), 0, 1);
         expect_left(0);
     }

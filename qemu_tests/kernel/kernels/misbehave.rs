@@ -27,7 +27,9 @@ kernel! {
                 println!("and more");
                 exit(Exit::Pass)
             }
-            Some("pass") => {}
+            Some("pass") => test::did(1, "steps"),
+            Some("early_return") => {}
+            Some("rounds") => test::did(boot.rounds(3), "rounds"),
             other => test::fail(format_args!("no such mode: {other:?}")),
         }
     }

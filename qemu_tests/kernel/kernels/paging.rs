@@ -87,7 +87,8 @@ fn all<C: CpuMode + Sync>(boot: &Boot, heap: &'static Paged<C>) {
         let before = shootdowns();
         part(boot, heap);
         expect_all_back(heap, all, what);
-        println!("{what}: {} shootdowns, every frame is back", shootdowns() - before);
+        println!("{what}: every frame is back");
+        test::did(shootdowns() - before, "shootdowns");
     }
     paging::open(NARROW.provider(), 1, 24 << 20);
     let all = free_frames();
@@ -287,6 +288,7 @@ fn exhaustion<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
         let (count, len) = (taken.into_inner(), limit * PAGE);
         println!("{count} of {size} bytes, {} % of the frames", 100 * count * size / len);
         assert!(100 * count * size >= 40 * len, "too few\n{}", heap.stats());
+        test::did(count, "blocks");
         smp::on_all(|_| heap.drain_current());
         heap.trim(0);
         verify(heap);
@@ -317,6 +319,7 @@ fn failures<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
     }
     println!("{refused} calls of the mapper refused");
     assert!(refused > 4, "hardly a call was refused");
+    test::did(refused, "refused_maps");
 }
 
 /// More memory than addresses.

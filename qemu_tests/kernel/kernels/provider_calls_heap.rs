@@ -31,7 +31,7 @@ use slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::arch::{cpu_count, vector};
-use smp_heap_kernel::{Boot, Region, cpu, interrupts, ipi, kernel, println, smp, test, time, timer};
+use smp_heap_kernel::{Boot, Region, cpu, interrupts, ipi, kernel, smp, test, time, timer};
 
 const FLUSH: u8 = vector::FREE;
 
@@ -135,7 +135,7 @@ kernel! {
         choose(boot);
         give(Region { len: 64 << 20, ..boot.largest_region() });
         USES_HEAP.store(true, Relaxed);
-        SHOOTS.store(boot.arg("shootdown").is_some(), Relaxed);
+        SHOOTS.store(boot.flag("shootdown"), Relaxed);
         interrupts::set_handler(FLUSH, |_| {
             let seen = FLUSHES.load(Ordering::Acquire);
             SEEN.get(cpu::index()).into_iter().for_each(|cpu| cpu.store(seen, Ordering::Release));
@@ -162,7 +162,10 @@ kernel! {
             heaps::verify();
         }
         let (calls, served) = (CALLS.load(Relaxed), SERVED.load(Relaxed));
-        println!("{calls} calls, which had {served} blocks; {} shootdowns", FLUSHES.load(Relaxed));
+        test::did(calls, "provider_calls");
+        test::did(served, "blocks");
+        test::did(FLUSHES.load(Relaxed), "shootdowns");
+        assert_eq!(FLUSHES.load(Relaxed) > 0, SHOOTS.load(Relaxed), "shootdowns");
         assert!(calls > 8, "the provider was hardly called");
         assert!(served > calls, "the provider could not use the heap");
         USES_HEAP.store(false, Relaxed);

@@ -5,7 +5,7 @@
 use core::hint::black_box;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use smp_heap_kernel::{Boot, cpu, kernel, println, sched};
+use smp_heap_kernel::{Boot, cpu, kernel, println, sched, test};
 
 const ROUNDS: usize = 400;
 
@@ -28,6 +28,8 @@ kernel! {
         assert_eq!(DONE.load(Relaxed), sched::MAX_THREADS + 4 * 4);
         assert!(counts.preemptions > 16, "threads were not preempted");
         assert!(boot.cpu_count() == 1 || counts.migrations > 0, "no thread came to another CPU");
+        test::did(DONE.load(Relaxed), "threads");
+        test::did(counts.preemptions, "preemptions");
     }
 }
 

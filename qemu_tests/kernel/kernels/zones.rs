@@ -92,6 +92,7 @@ impl Zone {
 }
 
 static BLOCKS: [Slots<64>; 3] = [const { Slots::new() }; 3];
+static MADE: AtomicUsize = AtomicUsize::new(0);
 
 kernel! {
     fn main(boot: &Boot) {
@@ -99,6 +100,7 @@ kernel! {
         for round in 0..boot.rounds(3) {
             smp::on_all(|cpu| work(&mut Random::new((round * CPUS + cpu) as u64)));
         }
+        test::did(MADE.load(Relaxed), "blocks");
         dma_is_out(all);
         smp::on_all(|cpu| {
             for (zone, blocks) in Zone::ALL.iter().zip(&BLOCKS) {
@@ -146,6 +148,7 @@ fn work(random: &mut Random) {
         let Some(block) = Block::new(zone.heap(), size, 8, step as u8) else {
             test::fail(format_args!("{zone:?} has no memory for {size} bytes"));
         };
+        MADE.fetch_add(1, Relaxed);
         let start = block.into_start();
         // SAFETY: just taken out of the block.
         let block = unsafe { Block::from_start(start) };

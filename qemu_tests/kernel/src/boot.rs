@@ -2,6 +2,9 @@
 
 use core::alloc::Layout;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::test;
 
 /// A range of RAM that is the kernel's to use: mapped where it lies, writable, not executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +60,7 @@ impl Boot {
     }
 
     /// The words of the command line, split at the first `=`.
-    pub fn args(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+    fn words(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let words = self.args.split_ascii_whitespace();
         words.map(|word| word.split_once('=').unwrap_or((word, "")))
     }
@@ -65,7 +68,22 @@ impl Boot {
     /// The value of `key` on the command line.
     #[must_use]
     pub fn arg(&self, key: &str) -> Option<&'static str> {
-        self.args().find(|(name, _)| *name == key).map(|(_, value)| value)
+        let (place, (_, value)) = self.words().enumerate().find(|(_, (name, _))| *name == key)?;
+        ASKED.fetch_or(1_u64.checked_shl(place as u32).unwrap_or(0), Relaxed);
+        Some(value)
+    }
+
+    /// Whether `key` stands on the command line, as a word without a value.
+    ///
+    /// # Panics
+    /// If it has a value.
+    #[must_use]
+    pub fn flag(&self, key: &str) -> bool {
+        match self.arg(key) {
+            None => false,
+            Some("") => true,
+            Some(value) => test::fail(format_args!("{key}={value}: `{key}` takes no value")),
+        }
     }
 
     /// The value of `key` as a number, or `default` if the command line does not name it.
@@ -76,16 +94,44 @@ impl Boot {
     pub fn number(&self, key: &str, default: usize) -> usize {
         self.arg(key).map_or(default, |value| match value.parse() {
             Ok(number) => number,
-            Err(_) => crate::test::fail(format_args!("{key}={value} is not a number")),
+            Err(_) => test::fail(format_args!("{key}={value} is not a number")),
         })
     }
 
     /// How often a test goes round: `rounds` on the command line or `default`, times `soak` if that is there too.
+    ///
+    /// # Panics
+    /// If that is 0: a test that goes no round tests nothing.
     #[must_use]
     pub fn rounds(&self, default: usize) -> usize {
-        self.number("rounds", default) * self.number("soak", 1)
+        match self.number("rounds", default) * self.number("soak", 1) {
+            0 => test::fail(format_args!("the command line asks for 0 rounds")),
+            rounds => rounds,
+        }
+    }
+
+    /// Fails if the machine is not the one that the command line tells of.
+    fn check(&self) {
+        let cpus = self.number("cpus", self.cpu_count);
+        if cpus != self.cpu_count {
+            test::fail(format_args!("{} CPUs came up, not {cpus}", self.cpu_count));
+        }
+        // Whoever goes in rounds looks at it; to the others it means nothing.
+        _ = self.number("soak", 1);
+    }
+
+    /// Fails if there are words on the command line that nobody has asked for: a misspelt one would run another test.
+    fn expect_all_asked(&self) {
+        let asked = ASKED.load(Relaxed);
+        let is_asked = |place: usize| 1_u64.checked_shl(place as u32).is_some_and(|bit| asked & bit != 0);
+        if let Some((_, (key, _))) = self.words().enumerate().find(|(place, _)| !is_asked(*place)) {
+            test::fail(format_args!("this kernel knows no `{key}`, or has it twice: `{}`", self.args));
+        }
     }
 }
+
+/// The words of the command line that somebody has asked for, by place.
+static ASKED: AtomicU64 = AtomicU64::new(0);
 
 impl fmt::Debug for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,6 +152,16 @@ pub struct Kernel {
     pub main: fn(&Boot),
     /// Run before that.
     pub hooks: Hooks,
+}
+
+impl Kernel {
+    /// Runs the test, on CPU 0 when everything is up, and ends the machine.
+    pub(crate) fn run(&self, boot: &Boot) -> ! {
+        boot.check();
+        (self.main)(boot);
+        boot.expect_all_asked();
+        test::pass()
+    }
 }
 
 /// Code of a kernel that runs before its CPUs are set up: no interrupts, no per-CPU area, `cpu::index()` unknown.

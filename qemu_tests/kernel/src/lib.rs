@@ -9,16 +9,18 @@
 //! ```ignore
 //! #![no_std]
 //! #![no_main]
-//! use smp_heap_kernel::{Boot, kernel, println, smp};
+//! use smp_heap_kernel::{Boot, kernel, println, smp, test};
 //!
 //! kernel! {
 //!     fn main(boot: &Boot) {
 //!         smp::on_all(|cpu| println!("hello from {cpu} of {}", boot.cpu_count()));
+//!         test::did(boot.cpu_count(), "greetings");
 //!     }
 //! }
 //! ```
 //!
-//! It passes by returning from `main`, and fails by a panic. `main` runs on CPU 0 with interrupts enabled and no timer
+//! It passes by returning from `main` when it has told how much it did ([`test::did`]) and has asked for every word of its command line; it fails by a
+//! panic. `main` runs on CPU 0 with interrupts enabled and no timer
 //! running; the other CPUs wait for [`smp::on_all`].
 #![no_std]
 #![expect(

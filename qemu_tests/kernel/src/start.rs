@@ -54,8 +54,7 @@ pub(crate) fn run(start_cpu: impl Fn(usize)) -> ! {
     set_up_cpu(boot, 0);
     (1..boot.cpu_count).for_each(start_cpu);
     interrupts::enable();
-    (kernel().main)(boot);
-    test::pass()
+    kernel().run(boot)
 }
 
 /// Another CPU, on its own stack and the final page tables, its interrupt controller set up.
