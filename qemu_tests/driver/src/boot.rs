@@ -14,11 +14,15 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Instant;
 
+use crate::patience::{self, Patience};
 use crate::{Machine, Profile, build, qemu};
 
 /// What a kernel writes to the exit device is `v`; QEMU then leaves with `2 v + 1`.
 const EXIT_PASS: i32 = 33;
 const EXIT_FAIL: i32 = 35;
+
+/// How often a guest that says nothing is looked after.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How many of the guest's last lines a [`Failure`] of it is shown with.
 const TAIL: usize = 200;
@@ -65,8 +69,8 @@ pub enum Failure {
     Emulator(String),
     /// QEMU left with code 0, which no kernel asks for: a reset that `-no-reboot` turned into an exit.
     TripleFault,
-    /// The guest was still running when its time was over, and was killed.
-    TimeOut(Duration),
+    /// The guest was still running when its time was over, and was killed; the text says by which measure.
+    TimeOut(String),
     /// The kernel reported failure itself: a panic, a failed check, an unexpected exception.
     Reported(String),
     /// QEMU left with a code that means nothing here, or died by a signal.
@@ -86,9 +90,7 @@ impl fmt::Display for Failure {
             Self::Build(text) => write!(f, "the test kernels do not build\n{text}"),
             Self::Emulator(text) => write!(f, "QEMU did not run: {text}"),
             Self::TripleFault => f.write_str("triple fault: the guest reset itself (QEMU left with code 0)"),
-            Self::TimeOut(limit) => {
-                write!(f, "time-out: still running after {} s", limit.as_secs_f32())
-            }
+            Self::TimeOut(why) => write!(f, "time-out: the guest is still running, and {why}"),
             Self::Reported(line) => write!(f, "the kernel reported failure: {line}"),
             Self::WrongExit(what) => write!(f, "wrong exit: QEMU left with {what}"),
             Self::NoPassLine => {
@@ -166,7 +168,8 @@ impl Boot {
         self
     }
 
-    /// When a guest that is still running counts as hung and is killed.
+    /// When a guest that is still running counts as hung and is killed: by the processor time that it used on a CPU. One that uses none is
+    /// killed sooner, one that uses hardly any when it took twenty times as long by the clock.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
@@ -178,9 +181,9 @@ impl Boot {
         self
     }
 
-    /// Whether QEMU counts instructions, which needs all CPUs on one thread.
-    pub(crate) fn icount(&self) -> bool {
-        self.qemu_args.iter().any(|arg| arg == "-icount")
+    /// Threads of QEMU that run the guest's CPUs. Where it counts instructions, that is one for all of them.
+    pub(crate) fn threads(&self) -> u32 {
+        if self.qemu_args.iter().any(|arg| arg == "-icount") { 1 } else { self.cpus }
     }
 
     /// Builds the kernel (once per process and [`Profile`]), boots it and calls `on_line` for each line the guest
@@ -220,10 +223,12 @@ impl Boot {
 
         let mut output = VecDeque::new();
         let mut did = Work::new();
+        let mut patience = Patience::new(self.time_limit);
+        let mut next_look = LOOK;
         loop {
-            let left = self.time_limit.saturating_sub(started.elapsed());
-            match lines.recv_timeout(left) {
+            match lines.recv_timeout(LOOK) {
                 Ok(line) => {
+                    patience.heard(started.elapsed());
                     on_line(&line);
                     if let Some((count, what)) = work(&line) {
                         *did.entry(what.to_owned()).or_default() += count;
@@ -233,8 +238,17 @@ impl Boot {
                     }
                     output.push_back(line);
                 }
-                Err(RecvTimeoutError::Timeout) => return Err(Failure::TimeOut(self.time_limit)),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let elapsed = started.elapsed();
+            if elapsed < next_look {
+                continue;
+            }
+            next_look = elapsed + LOOK;
+            let used = patience::used(&child.0, self.threads()).unwrap_or(elapsed);
+            if let Some(why) = patience.hung(elapsed, used) {
+                return Err(Failure::TimeOut(why));
             }
         }
         let status = child.0.wait().map_err(|error| Failure::Emulator(error.to_string()))?;

@@ -25,6 +25,7 @@ mod boot;
 mod budgets;
 mod build;
 mod kernels;
+mod patience;
 mod qemu;
 mod size;
 mod toolchain;

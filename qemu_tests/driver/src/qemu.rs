@@ -66,7 +66,7 @@ pub(crate) fn in_path(program: &str) -> impl Iterator<Item = PathBuf> {
 /// The command that boots `elf` as `boot` says, its output on a pipe and its input closed.
 pub(crate) fn command(qemu: &Path, elf: &Path, boot: &Boot) -> Command {
     let mut command = Command::new(qemu);
-    let threads = if boot.cpus > 1 && !boot.icount() { "multi" } else { "single" };
+    let threads = if boot.threads() > 1 { "multi" } else { "single" };
     command
         .args(["-machine", boot.machine.options()])
         .args(["-accel", &format!("tcg,thread={threads}")])

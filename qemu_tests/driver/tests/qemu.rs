@@ -120,7 +120,8 @@ fn harness(show: bool) -> Vec<Trial> {
     let boot = || Boot::new("misbehave").cpus(2);
     vec![
         judged("triple_fault", "triple_fault", boot(), show, |f| *f == Failure::TripleFault),
-        judged("hang", "hang", boot().time_limit(Duration::from_secs(3)), show, |f| matches!(f, Failure::TimeOut(_))),
+        judged("hang", "hang", boot().time_limit(Duration::from_secs(3)), show, |f| times_out(f, "used 3 s")),
+        judged("sleep", "sleep", boot().time_limit(Duration::from_secs(3)), show, |f| times_out(f, "asleep")),
         judged("panic", "panic", boot(), show, |f| reports(f, "PANIC cpu 0")),
         judged("exception", "exception", boot(), show, |f| reports(f, "EXCEPTION cpu 0: page fault")),
         judged("stack_overflow", "stack_overflow", boot(), show, |f| reports(f, "a stack ran over")),
@@ -161,6 +162,10 @@ fn harness(show: bool) -> Vec<Trial> {
 
 fn reports(failure: &Failure, what: &str) -> bool {
     matches!(failure, Failure::Reported(why) if why.contains(what))
+}
+
+fn times_out(failure: &Failure, what: &str) -> bool {
+    matches!(failure, Failure::TimeOut(why) if why.contains(what))
 }
 
 fn too_little(failure: &Failure, what: &str) -> bool {

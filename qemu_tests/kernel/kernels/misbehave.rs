@@ -3,7 +3,7 @@
 #![no_main]
 
 use smp_heap_kernel::arch::{Exit, exit};
-use smp_heap_kernel::{Boot, kernel, println, test};
+use smp_heap_kernel::{Boot, interrupts, kernel, println, test};
 
 kernel! {
     fn main(boot: &Boot) {
@@ -12,6 +12,7 @@ kernel! {
             Some("hang") => loop {
                 core::hint::spin_loop();
             },
+            Some("sleep") => sleep(),
             Some("panic") => assert_eq!(boot.cpu_count(), 0, "as ordered"),
             Some("exception") => write_to_code(),
             Some("stack_overflow") => println!("{}", overflow(0)),
@@ -33,6 +34,13 @@ kernel! {
             other => test::fail(format_args!("no such mode: {other:?}")),
         }
     }
+}
+
+/// For ever: nothing wakes a CPU whose interrupts are masked.
+fn sleep() {
+    interrupts::disable();
+    // SAFETY: what follows is the purpose.
+    unsafe { core::arch::asm!("hlt") };
 }
 
 fn triple_fault() {
