@@ -156,9 +156,9 @@ pub(crate) fn judge(least_inside: u64, most_refused: u64) {
     let (outside, inside) = sum(|cpu| &cpu.interrupts);
     let (allocs, nested_allocs) = sum(|cpu| &cpu.allocs);
     let (refused, nested_refused) = sum(|cpu| &cpu.refused);
-    test::did((outside + inside), "interrupts");
+    test::did(outside + inside, "interrupts");
     test::did(inside, "interrupts_inside");
-    test::did((allocs + nested_allocs), "nested_requests");
+    test::did(allocs + nested_allocs, "nested_requests");
     println!("refused: {refused} of {allocs} requests outside, {nested_refused} of {nested_allocs} inside");
     assert!(outside + inside > 50, "that was no storm");
     assert!(100 * inside >= least_inside * (outside + inside), "too few interrupts came inside the heap");
