@@ -51,7 +51,7 @@
 //! observe    dump, stats, verify                                  numbers, the same as lines for tools, every invariant checked
 //! api        guarded, leaks, debug_header, reserve, mod           alloc, resize, remap, free, GlobalAlloc, allocator-api2
 //! service    maintain, overhead                                   work for idle times, CPUs that go, a bound for provision
-//! heap       large, mod, coalesce, inspect, depot, orphans, gate, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
+//! heap       large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans, gate, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
 //! cache      mod, owned_pages                                     one CPU's bounded lists
 //! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address

@@ -117,7 +117,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if let Some((start, run)) = place.run(P::PAGE_LEN) {
             if C::PINNED && caller.nested {
                 // SAFETY: the run came from `map` as it is, and its block is free.
-                unsafe { self.strand(start, run) };
+                unsafe { self.orphan(start, run) };
             } else {
                 // SAFETY: as above.
                 unsafe { self.give_back(start, run, caller) };

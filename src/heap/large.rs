@@ -21,8 +21,9 @@ use crate::contract::provider::{PageProvider, PageRun};
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
 use crate::heap::depot::Caller;
-use crate::heap::gate::Entry;
-use crate::heap::{Depth, Entered, Heap, Seek};
+use crate::heap::request::{Depth, Seek};
+use crate::heap::source::Away;
+use crate::heap::{Entered, Heap};
 use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want, hand_out};
 
 /// From this length on a fresh block is a run of its own, if the provider can move runs.
@@ -206,7 +207,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 self.trim(0);
                 self.huge_once(run, caller)
             })
-            .or_else(|| self.relieved(run, || self.huge_once(run, caller)))
+            .or_else(|| self.retry_after_pressure(run, || self.huge_once(run, caller)))
     }
 
     /// A run from the provider, noted as one block.
@@ -215,7 +216,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         // Who was waited for was another one's business.
-        let asked = (0..INSERT_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Entry::Waited)));
+        let asked = (0..INSERT_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Away::Waited)));
         let start = asked?.ok()??;
         if !self.insert_huge(start, run, caller) {
             // SAFETY: the run came from `map` and was not used.
@@ -344,7 +345,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.pages.huge_gone(start, run);
         if !taken && !kept {
             // SAFETY: as above, and there was no slot for a chunk.
-            unsafe { self.strand(start, run) };
+            unsafe { self.orphan(start, run) };
         }
     }
 
@@ -375,7 +376,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the block's run is `run`, and by the contract nobody uses what a shorter one lacks.
             let resize = |provider: &P| unsafe { provider.resize(start, run, new_run) };
             return run == new_run
-                || self.ask_provider(self.caller(), resize) == Some(true)
+                || self.source.ask(self.asker(self.caller()), resize) == Some(true)
                     && self.engine.pages.update_huge(start, new_run);
         }
         // A run shorter than this could not be told from a slab's block when it is freed.
@@ -399,7 +400,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         self.engine.pages.leave_huge(start)?;
         // SAFETY: the block's run is `run`, and by the contract it is ours to move.
-        let moved = self.ask_provider(caller, |provider| unsafe { provider.remap(start, run, new_run) });
+        let moved = self.source.ask(self.asker(caller), |provider| unsafe { provider.remap(start, run, new_run) });
         let Some(Some(place)) = moved else {
             self.engine.pages.huge_stays(start, run);
             return None;

@@ -8,7 +8,7 @@ use core::ptr::{NonNull, null_mut};
 use crate::base::sync::{AtomicPtr, Ordering, read, write};
 use crate::contract::provider::PageRun;
 
-/// What is written at the start of a stranded run.
+/// What is written at the start of a orphaned run.
 struct Node {
     next: *mut Node,
     start: NonNull<u8>,
@@ -19,11 +19,11 @@ const _: () = assert!(size_of::<Node>() <= 1024 && align_of::<Node>() <= 1024, "
 
 /// All zero is the empty stack.
 #[derive(Debug)]
-pub(crate) struct Stranded {
+pub(crate) struct Orphans {
     head: AtomicPtr<Node>,
 }
 
-impl Stranded {
+impl Orphans {
     pub(crate) const fn new() -> Self {
         Self { head: AtomicPtr::new(null_mut()) }
     }

@@ -8,12 +8,12 @@ use crate::base::sync::model::together;
 use crate::base::sync::{read, write};
 use crate::contract::provider::PageRun;
 use crate::heap::gate::{Entry, Gate};
-use crate::heap::orphans::Stranded;
+use crate::heap::orphans::Orphans;
 
 models! {
     one_context_at_a_time_is_with_the_provider
     who_waited_sees_what_was_done_inside
-    stranded_runs_are_taken_once
+    orphaned_runs_are_taken_once
 }
 
 /// What a call of the provider does to memory that is no atomic's.
@@ -61,27 +61,27 @@ fn who_waited_sees_what_was_done_inside() {
 }
 
 /// Two runs are left behind while a third context takes what is there, and leaves it behind again.
-fn stranded_runs_are_taken_once() {
+fn orphaned_runs_are_taken_once() {
     const LEN: usize = 1024;
-    let (stranded, memory) = (Place::new(), memory(2 * LEN).as_ptr().expose_provenance());
+    let (orphans, memory) = (Place::new(), memory(2 * LEN).as_ptr().expose_provenance());
     explore(3, move || {
-        let (stranded, kept) = (stranded.fill(Stranded::new()), Kept::new());
+        let (orphans, kept) = (orphans.fill(Orphans::new()), Kept::new());
         let run = PageRun::new(LEN, LEN, LEN).unwrap();
         let start = |index: usize| NonNull::new(core::ptr::with_exposed_provenance_mut(memory + index * LEN)).unwrap();
         let push = |index| {
             let start = start(index);
             // SAFETY: each run is one thread's.
-            spawn(move || unsafe { stranded.push(start, run) })
+            spawn(move || unsafe { orphans.push(start, run) })
         };
         let take = {
             let kept = kept.clone();
             spawn(move || {
-                stranded.take_all(|start, run| {
+                orphans.take_all(|start, run| {
                     // SAFETY: it is ours now.
                     unsafe { write(start.cast::<u64>().as_ptr(), 0xa5) };
                     if start.addr().get() == memory {
                         // SAFETY: as above, and it is what was pushed.
-                        unsafe { stranded.push(start, run) };
+                        unsafe { orphans.push(start, run) };
                     } else {
                         kept.add(start);
                     }
@@ -89,7 +89,7 @@ fn stranded_runs_are_taken_once() {
             })
         };
         together(Vec::from([push(0), push(1), take]));
-        stranded.take_all(|start, _| kept.add(start));
+        orphans.take_all(|start, _| kept.add(start));
         let mut all = kept.take();
         all.sort_unstable();
         assert_eq!(all, [start(0), start(1)], "each once");

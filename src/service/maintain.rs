@@ -25,16 +25,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Takes two holds a bin, and one call of the provider for each chunk that goes. Callable from any context that may call the provider.
     pub fn maintain(&self, budget: usize) -> usize {
         let bins = budget.min(Engine::<CPUS>::BINS);
-        let first = self.recent.turn.fetch_add(bins, Ordering::Relaxed);
+        let first = self.source.recent.turn.fetch_add(bins, Ordering::Relaxed);
         for number in 0..bins {
             let number = first.wrapping_add(number) % Engine::<CPUS>::BINS;
             self.engine.release_from(number, &|work| self.step(work));
         }
         let used_len = self.used_len();
-        self.recent.decay(used_len);
+        self.source.recent.decay(used_len);
         let caller = self.caller();
-        self.offer_stranded(caller);
-        self.return_chunks(self.recent.spare_len(used_len), caller)
+        self.offer_orphans(caller);
+        self.return_chunks(self.source.recent.spare_len(used_len), caller)
     }
 
     /// Moves everything that a CPU holds to the others, after it was taken offline: its cache goes home, and its partial slabs serve every other CPU before new pages

@@ -119,6 +119,7 @@ fn the_list_of_rooms_names_every_file_of_its_rows() {
     for room in rooms().into_iter().filter(|room| !room.files.is_empty()) {
         let mut files: BTreeSet<String> =
             sources().into_iter().filter(|source| source.room == room.name).map(|source| source.name).collect();
+        files.remove("tests");
         // A `mod.rs` that only declares files stands in no order.
         let has_code = room.files.iter().any(|file| file == "mod");
         if !has_code {

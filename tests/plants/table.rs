@@ -154,7 +154,7 @@ pub(crate) const PLANTS: &[Plant] = &[
         planted: "    pub(crate) fn try_lock(&self) -> bool {\n        return self.try_mark();\n",
         model: "cache::two_contexts_take_turns_at_one_cache",
     },
-    // Gate and stranded runs.
+    // Gate and orphaned runs.
     Plant {
         name: "gate_entered_relaxed",
         file: "heap/gate.rs",
@@ -184,25 +184,25 @@ pub(crate) const PLANTS: &[Plant] = &[
         model: "gate::who_waited_sees_what_was_done_inside",
     },
     Plant {
-        name: "stranded_run_pushed_relaxed",
+        name: "orphaned_run_pushed_relaxed",
         file: "heap/orphans.rs",
         shipped: "node.as_ptr(), Ordering::Release, Ordering::Relaxed)",
         planted: "node.as_ptr(), Ordering::Relaxed, Ordering::Relaxed)",
-        model: "gate::stranded_runs_are_taken_once",
+        model: "gate::orphaned_runs_are_taken_once",
     },
     Plant {
-        name: "stranded_runs_taken_relaxed",
+        name: "orphaned_runs_taken_relaxed",
         file: "heap/orphans.rs",
         shipped: "self.head.swap(null_mut(), Ordering::Acquire);",
         planted: "self.head.swap(null_mut(), Ordering::Relaxed);",
-        model: "gate::stranded_runs_are_taken_once",
+        model: "gate::orphaned_runs_are_taken_once",
     },
     Plant {
-        name: "stranded_runs_read_then_cleared",
+        name: "orphaned_runs_read_then_cleared",
         file: "heap/orphans.rs",
         shipped: "self.head.swap(null_mut(), Ordering::Acquire);",
         planted: "self.head.load(Ordering::Acquire);\n        self.head.store(null_mut(), Ordering::Relaxed);",
-        model: "gate::stranded_runs_are_taken_once",
+        model: "gate::orphaned_runs_are_taken_once",
     },
     // Page heap and chunk map.
     Plant {
@@ -320,14 +320,14 @@ pub(crate) const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "cache_given_up_before_the_spill",
-        file: "heap/mod.rs",
+        file: "heap/slow.rs",
         shipped: "        self.engine.spill(entered.cache, class, block, caller, &mut surplus);\n        let asked = entered.cache.is_drain_asked();\n        drop(entered);\n",
         planted: "        let cache = entered.cache;\n        drop(entered);\n        self.engine.spill(cache, class, block, caller, &mut surplus);\n        let asked = cache.is_drain_asked();\n",
         model: "nested::a_pinned_flush_is_interrupted",
     },
     Plant {
         name: "nested_caller_gets_no_pages",
-        file: "heap/mod.rs",
+        file: "heap/oom.rs",
         shipped: "if P::REENTRANT { self.grow(seek, true, caller).ok().flatten() } else { None }",
         planted: "None",
         model: "nested::a_pinned_refill_is_interrupted",
@@ -355,7 +355,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "busy_cache_forgets_the_block",
-        file: "heap/mod.rs",
+        file: "heap/slow.rs",
         shipped: "        if let Some(block) = block {\n            self.engine.give_back(class, block, None, caller);",
         planted: "        if let Some(block) = block {\n            let _ = block;",
         model: "nested::an_interrupt_is_interrupted",

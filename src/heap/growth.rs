@@ -1,0 +1,268 @@
+//! Between the page heap and the provider: when to get more and how much, and what goes back.
+//!
+//! Everything here is called with nothing held, and takes this CPU's cache for one step at a time.
+
+use core::ptr::NonNull;
+
+use crate::base::sync::{SPIN_LIMIT, spin_loop};
+use crate::base::trace::{Event, Kind};
+use crate::contract::CpuMode;
+use crate::contract::provider::{PageProvider, PageRun};
+use crate::heap::Heap;
+use crate::heap::depot::Caller;
+use crate::heap::request::{Depth, Seek};
+use crate::heap::source::{Asker, Away};
+use crate::pages::{AddError, Run, Step, Use, Want, chunk_len_for};
+
+/// The shortest chunk worth asking a provider for that has as much.
+const MIN_CHUNK_LEN: usize = 1024 * 1024;
+const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
+/// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's size.
+const CHUNK_SHARE: usize = 8;
+
+/// Up to so many bytes held, a chunk for slabs is a smaller share of them: what is held then stays closer to what is used. On longer heaps that would be more chunks
+/// than the first table of their map holds.
+const FINE_HEAP_LEN: usize = 64 * 1024 * 1024;
+const FINE_CHUNK_SHARE: usize = 32;
+
+/// Free pages up to this share of the bytes held stay with the heap.
+const KEPT_SHARE: usize = 4;
+
+/// How often `search` asks for its turn at the provider, or for its chunk to be noted. The gate is not fair, so that who comes while several others are with the provider all the
+/// time loses many turns; without one turn, "none" would say nothing.
+const GROW_TRIES: u32 = 64;
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// Who asks the provider.
+    pub(crate) fn asker(&self, caller: Caller) -> Asker {
+        Asker {
+            index: caller.index,
+            certain: C::PINNED && caller.index < CPUS,
+            may_wait: self.mode.may_wait(),
+            nested: C::PINNED && caller.nested,
+        }
+    }
+
+    /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
+    pub(crate) fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Result<Option<S::Found>, Away> {
+        const {
+            assert!(
+                P::PAGE_LEN.is_power_of_two() && P::PAGE_LEN >= 1024 && P::PAGE_LEN <= 65536,
+                "see PageProvider::PAGE_LEN"
+            )
+        };
+        let want = seek.want();
+        let Some(need) = chunk_len_for(want.least_len, want.align, P::PAGE_LEN) else { return Ok(None) };
+        let wish = if tight { 0 } else { wished_len(self.engine.pages.held_len(), want.use_) };
+        let asker = self.asker(caller);
+        let wait = asker.waits_inside();
+        self.offer_orphans(caller);
+        if !tight && wait && self.source.in_transit.is_any() {
+            // Somebody is fetching a chunk, which mostly is enough for both: else all CPUs that run out at once bring one each.
+            let _ = (0..SPIN_LIMIT).take_while(|_| self.source.in_transit.is_any()).map(|_| spin_loop()).count();
+            let found = seek.attempt(Depth::Quick);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        // Counted in before there is anything to carry: a virtual CPU may be stopped right behind the provider's answer. Who takes no more than it needs has
+        // nothing for others; counted in as well, those who look again would keep each other waiting.
+        let mut moving = (!tight).then(|| self.source.in_transit.begin());
+        for _ in 0..GROW_TRIES {
+            match self.source.map_wished(need, wish, asker) {
+                Ok(Some((start, run))) => {
+                    self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
+                    self.trace_run(Kind::Map, start, run);
+                    self.source.recent.note(self.used_len().saturating_add(run.len()));
+                    moving.get_or_insert_with(|| self.source.in_transit.begin());
+                    let run = self.add_chunk(start, run, want, caller);
+                    return Ok(run.ok().and_then(|run| match run {
+                        Some(run) => seek.adopt(run, Caller { nested: !wait, ..caller }),
+                        None => seek.attempt(Depth::Quick),
+                    }));
+                }
+                Ok(None) => {
+                    self.engine.set_ample(false);
+                    return Ok(None);
+                }
+                Err(Away::Closed) => return Err(Away::Closed),
+                Err(Away::Waited) => {}
+            }
+            // Somebody else was with the provider and may have got enough for both.
+            let found = seek.attempt(Depth::Quick);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a run from the provider a chunk, and cuts off what is wanted. If it cannot be noted, it goes back.
+    fn add_chunk(
+        &self,
+        start: NonNull<u8>,
+        run: PageRun,
+        want: Want,
+        caller: Caller,
+    ) -> Result<Option<Run<'_>>, AddError> {
+        let mut result = Err(AddError::Busy);
+        let step: Step<'_> = &|work| self.step(work);
+        for _ in 0..GROW_TRIES {
+            // SAFETY: `map` just gave us the whole run, and nobody else knows it.
+            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED, step) };
+            match result {
+                Err(AddError::Full) if self.add_table(caller) => {}
+                Err(AddError::Busy) => {}
+                _ => break,
+            }
+        }
+        if result.is_err() {
+            // SAFETY: the run came from `map` and was not used.
+            unsafe { self.give_back(start, run, caller) };
+        }
+        result
+    }
+
+    /// Gets memory for a further table of chunks.
+    pub(crate) fn add_table(&self, caller: Caller) -> bool {
+        let Some(run) = PageRun::new(self.engine.pages.next_table_len(), P::PAGE_LEN, P::PAGE_LEN) else {
+            return false;
+        };
+        let Ok(Some(start)) = self.map(run, caller) else {
+            return false;
+        };
+        // SAFETY: `map` just gave us the whole run, and nobody else knows it.
+        if unsafe { self.engine.pages.add_table(start, run) }.is_ok() {
+            return true;
+        }
+        // SAFETY: the run came from `map` and was not used.
+        unsafe { self.give_back(start, run, caller) };
+        false
+    }
+
+    /// A run from the provider.
+    pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<NonNull<u8>>, Away> {
+        let start = self.source.map(run, self.asker(caller))?;
+        start.inspect(|start| self.trace_run(Kind::Map, *start, run));
+        Ok(start)
+    }
+
+    /// A run from the provider if nobody is with it: for who can do without.
+    #[cfg(feature = "guard-pages")]
+    pub(crate) fn map_at_once(&self, run: PageRun, caller: Caller) -> Option<NonNull<u8>> {
+        let asker = Asker { may_wait: false, ..self.asker(caller) };
+        self.source.map(run, asker).ok()?.inspect(|start| self.trace_run(Kind::Map, *start, run))
+    }
+
+    /// A run back to the provider. False: it is still the heap's.
+    ///
+    /// # Safety
+    /// As for [`PageProvider::unmap`].
+    pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
+        // SAFETY: the contract is the same.
+        let taken = unsafe { self.source.unmap(start, run, self.asker(caller)) };
+        if taken {
+            self.trace_run(Kind::Unmap, start, run);
+        }
+        taken
+    }
+
+    fn trace_run(&self, kind: Kind, start: NonNull<u8>, run: PageRun) {
+        let event = || Event { kind, addr: start.as_ptr().addr(), len: run.len(), align: run.align() };
+        self.engine.trace.record(event);
+    }
+
+    /// Offers the provider again what it did not take.
+    pub(crate) fn offer_orphans(&self, caller: Caller) {
+        // SAFETY: `take_all` makes each run ours, and it came from `map` as it is.
+        self.source.orphans.take_all(|start, run| unsafe { self.give_back(start, run, caller) });
+    }
+
+    /// Gives a run that the heap does not use to the provider, now or later.
+    ///
+    /// # Safety
+    /// The run came from `map` as it is, and is the caller's alone.
+    pub(crate) unsafe fn give_back(&self, start: NonNull<u8>, run: PageRun, caller: Caller) {
+        // SAFETY: the contract is the same.
+        if !unsafe { self.unmap(start, run, caller) } {
+            // SAFETY: the provider did not take it, so it still is the caller's.
+            unsafe { self.orphan(start, run) };
+        }
+    }
+
+    /// Keeps a run that the heap does not use, to offer it to the provider later.
+    ///
+    /// # Safety
+    /// As for [`give_back`](Self::give_back).
+    pub(crate) unsafe fn orphan(&self, start: NonNull<u8>, run: PageRun) {
+        // SAFETY: the contract is the same.
+        unsafe { self.source.orphans.push(start, run) };
+    }
+
+    /// Gives free chunks back while more than a share of the heap is free. Called after frees, with nothing held.
+    #[inline]
+    pub(crate) fn return_surplus(&self, caller: Caller) {
+        if !caller.nested && self.engine.pages.has_surplus() {
+            self.return_some(caller);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn return_some(&self, caller: Caller) {
+        if self.mode.may_wait() {
+            let used_len = self.used_len();
+            self.source.recent.note(used_len);
+            let keep = (self.engine.pages.held_len() / KEPT_SHARE).max(self.source.recent.spare_len(used_len));
+            self.return_chunks(keep, caller);
+        }
+    }
+
+    /// Bytes held that are not free pages.
+    pub(crate) fn used_len(&self) -> usize {
+        self.engine.pages.held_len().saturating_sub(self.engine.pages.free_len())
+    }
+
+    /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
+    #[inline(never)]
+    pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
+        let mut len = 0;
+        let _moving = self.source.in_transit.begin();
+        while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
+            let (start, run) = (empty.start, empty.run);
+            // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
+            if !unsafe { self.unmap(start, run, caller) } {
+                // SAFETY: the provider did not take it, so it is as it was.
+                unsafe { self.engine.pages.put_back(empty) };
+                break;
+            }
+            self.engine.pages.chunk_gone(empty);
+            len += run.len();
+        }
+        len
+    }
+
+    pub(crate) fn return_tables(&self, caller: Caller) -> usize {
+        let mut len = 0;
+        while let Some((start, run)) = self.engine.pages.take_empty_table() {
+            // SAFETY: the table's memory came from `map` as it is, and no reader is in it any more.
+            if !unsafe { self.unmap(start, run, caller) } {
+                // SAFETY: the run is still ours alone.
+                if unsafe { self.engine.pages.add_table(start, run) }.is_err() {
+                    // SAFETY: as before; it was not taken in.
+                    unsafe { self.source.orphans.push(start, run) };
+                }
+                break;
+            }
+            len += run.len();
+        }
+        len
+    }
+}
+
+/// How long the next chunk should be: a share of the bytes held, as a power of two.
+fn wished_len(held_len: usize, use_: Use) -> usize {
+    let is_fine = use_ == Use::Slab && held_len <= FINE_HEAP_LEN;
+    let share = (held_len / if is_fine { FINE_CHUNK_SHARE } else { CHUNK_SHARE }).clamp(MIN_CHUNK_LEN, MAX_CHUNK_LEN);
+    (share + 1).next_power_of_two() / 2
+}

@@ -1,0 +1,85 @@
+//! Memory that waits somewhere comes back: caches are emptied, free pages go to the provider.
+
+use crate::base::size_class::SizeClass;
+use crate::contract::CpuMode;
+use crate::contract::provider::PageProvider;
+use crate::heap::Heap;
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    /// Empties every cache that this context may take: all by try-lock (hint), its own (pinned).
+    pub(crate) fn drain_reachable(&self) {
+        if C::PINNED {
+            self.drain_current();
+        } else {
+            for index in 0..CPUS {
+                self.drain_index(index);
+            }
+        }
+    }
+
+    /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held.
+    pub(crate) fn drain_index(&self, index: usize) {
+        self.held(|_| self.engine.pages.release_kept_of(index));
+        // With hints a cache of a CPU that has gone may still get blocks from others.
+        let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used() || cache.is_gone()) else {
+            return;
+        };
+        for class in SizeClass::all() {
+            if cache.count(class) > 0 && cache.try_lock() {
+                let lists = cache.lower(class, 0);
+                cache.unlock();
+                self.send_home(lists.map(|list| (class, list)));
+            }
+        }
+    }
+
+    /// Empties the cache of the CPU that runs. For the idle loop, or for the handler of an interrupt that asks a CPU to do so; a nested caller
+    /// changes nothing.
+    ///
+    /// Takes the cache once for each class and each batch of blocks, so that nobody waits long. Callable from any context.
+    pub fn drain_current(&self) {
+        for class in SizeClass::all() {
+            let Ok(entered) = self.enter() else { return };
+            let lists = entered.cache.lower(class, 0);
+            entered.cache.end_drain();
+            drop(entered);
+            self.send_home(lists.map(|list| (class, list)));
+        }
+        self.held(|caller| self.engine.pages.release_kept_of(caller.index));
+    }
+
+    /// Empties all caches: at once with CPU hints; with pins, this CPU's at once and the others' at their next slow path, or when
+    /// they call [`drain_current`](Self::drain_current).
+    ///
+    /// Callable from any context; takes as long as the caches are many.
+    pub fn drain(&self) {
+        #[cfg(feature = "debug-heap")]
+        self.empty_quarantine();
+        if C::PINNED {
+            for cache in self.engine.caches().iter().filter(|cache| cache.is_used()) {
+                cache.ask_drain();
+            }
+        }
+        self.drain_reachable();
+    }
+
+    /// Gives what is free back to the provider, but for `keep` bytes of free pages; returns the bytes that went back.
+    ///
+    /// Drains like [`drain`](Self::drain) first. Chunks go back whole, so a chunk with a single block in use stays. With nothing locked while the provider
+    /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as long as the heap is large.
+    pub fn trim(&self, keep: usize) -> usize {
+        self.drain();
+        self.engine.release_whole(&|work| self.step(work));
+        let caller = self.caller();
+        self.offer_orphans(caller);
+        let mut len = self.return_chunks(keep, caller);
+        // The provider may have used the heap meanwhile.
+        while self.engine.pages.drain_deferred(&|work| self.step(work)) {
+            match self.return_chunks(keep, caller) {
+                0 => break,
+                more => len += more,
+            }
+        }
+        len + self.return_tables(caller)
+    }
+}

@@ -1,0 +1,31 @@
+//! What is searched for when memory is short, and how hard.
+
+use crate::heap::depot::Caller;
+use crate::pages::{Run, Want};
+
+/// How hard an attempt looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    Quick,
+    /// Also where the quick search may overlook a run.
+    Thorough,
+}
+
+/// Who searches for memory, and what would do.
+pub(crate) trait Seek {
+    type Found;
+
+    /// What a run for it must be.
+    fn want(&self) -> Want;
+
+    /// Looks once among what the heap has.
+    fn attempt(&self, depth: Depth) -> Option<Self::Found>;
+
+    /// Whether the last attempt had not looked everywhere that a further one would.
+    fn has_more(&self) -> bool {
+        false
+    }
+
+    /// Makes a run, wanted like this and owned, what is searched for.
+    fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Self::Found>;
+}

@@ -1,0 +1,220 @@
+//! Slow paths of short blocks: the own cache is empty, full or busy.
+//!
+//! The names say what is found: `refill` and `spill` hold the cache, `elsewhere` finds it busy. What is refused here goes to the out-of-memory sequence
+//! (`oom`), with nothing held.
+
+#[cfg(feature = "hardened")]
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use crate::base::size_class::SizeClass;
+use crate::base::sync::Ordering;
+use crate::cache::{Counts, CpuCache};
+use crate::contract::CpuMode;
+use crate::contract::provider::PageProvider;
+#[cfg(feature = "hardened")]
+use crate::harden::Misuse;
+#[cfg(feature = "hardened")]
+use crate::heap::depot::TINY_COUNT;
+use crate::heap::depot::{Caller, Surplus};
+use crate::heap::{Entered, Heap};
+use crate::slab::block::{Block, List};
+#[cfg(not(feature = "hardened"))]
+use crate::slab::word::home_at;
+
+impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
+    // Own cache empty or full.
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_refill(&self, entered: Entered<'_, C>, class: SizeClass) -> Option<NonNull<u8>> {
+        let caller = entered.caller();
+        let mut surplus = Surplus::default();
+        let block = self.engine.refill(entered.cache, class, caller, &mut surplus);
+        let asked = entered.cache.is_drain_asked();
+        drop(entered);
+        self.send_home(surplus.into_lists());
+        if asked {
+            self.drain_current();
+        }
+        match block {
+            Ok(block) => Some(block.into_start()),
+            Err(refused) => self.search_small(class, refused, caller),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        #[cfg(not(feature = "hardened"))]
+        entered.cache.home_pages.forget(block.start());
+        let caller = entered.caller();
+        let mut surplus = Surplus::default();
+        self.engine.spill(entered.cache, class, block, caller, &mut surplus);
+        let asked = entered.cache.is_drain_asked();
+        drop(entered);
+        self.send_home(surplus.into_lists());
+        if asked {
+            self.drain_current();
+        }
+        self.return_surplus(caller);
+    }
+
+    /// Sends blocks home that are in no cache any more, a batch a hold, so that nobody waits long: with the cache of whichever CPU this is by then, or
+    /// as a nested caller if that is busy.
+    pub(crate) fn send_home(&self, lists: impl IntoIterator<Item = (SizeClass, List)>) {
+        for (class, mut list) in lists {
+            while list.count() > 0 {
+                match self.enter() {
+                    Ok(entered) => self.engine.flush(class, &mut list, Some(entered.cache), entered.caller()),
+                    Err(caller) => self.engine.flush(class, &mut list, None, caller),
+                }
+            }
+        }
+    }
+
+    /// A tiny block of another CPU's slab, or in a page that is not known.
+    #[cfg(not(feature = "hardened"))]
+    #[inline(never)]
+    pub(crate) fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
+        if desc.is_none_or(|desc| home_at(desc) != entered.index) {
+            return self.free_away(entered, class, block);
+        }
+        entered.cache.home_pages.note(block.start());
+        self.put(entered, class, block);
+    }
+
+    /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may be freed.
+    #[cfg(feature = "hardened")]
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let fits = |layout| SizeClass::of(layout) == Some(class);
+        #[cfg(feature = "guard-pages")]
+        if let Some(place) = self.guards.take(block.start()) {
+            let caller = entered.caller();
+            drop(entered);
+            return self.free_place(place, block.into_start(), caller, fits);
+        }
+        match self.engine.inspect(Some(entered.cache), block.start(), class) {
+            Ok(slab) => {
+                let is_near = class.index() >= TINY_COUNT || slab.home() == entered.index;
+                if !is_near || slab.class() != class {
+                    return self.free_away(entered, class, block);
+                }
+                self.put(entered, class, block);
+            }
+            Err(misuse) => {
+                let caller = entered.caller();
+                drop(entered);
+                self.refuse(misuse, block.into_start(), caller, fits);
+            }
+        }
+    }
+
+    /// What the inspection refused: nothing is freed, unless it is a block that the heap's descriptors do not know, of a Layout that fits.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn refuse(&self, misuse: Misuse, start: NonNull<u8>, caller: Caller, fits: impl Fn(Layout) -> bool) {
+        #[cfg(feature = "guard-pages")]
+        if misuse == Misuse::ForeignPointer && (self.free_guarded(start, caller, fits) || self.refuse_guarded(start)) {
+            return;
+        }
+        #[cfg(not(feature = "guard-pages"))]
+        let _ = (caller, fits);
+        self.engine.report(misuse, start);
+    }
+
+    /// A block that is not for the own list: home at once.
+    #[inline(never)]
+    fn free_away(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        let caller = entered.caller();
+        self.engine.give_back(class, block, Some(entered.cache), caller);
+        drop(entered);
+        self.return_surplus(caller);
+    }
+
+    // Own cache busy.
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_elsewhere(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
+        if self.emergency.is_on() {
+            let block = self.emergency.take(class.block_len(), class.block_align()).map(NonNull::cast);
+            return block.or_else(|| self.engine.obtain_one(class, caller).ok().map(Block::into_start));
+        }
+        self.count_nested(caller, Counts::nested_alloc);
+        let mut surplus = Surplus::default();
+        let lapped = self.lap(caller, |cache| {
+            cache.pop(class).or_else(|| self.engine.refill(cache, class, caller, &mut surplus).ok())
+        });
+        self.send_home(surplus.into_lists());
+        if let Some(block) = lapped.flatten() {
+            return Some(block.into_start());
+        }
+        match self.engine.obtain_one(class, caller) {
+            Ok(block) => Some(block.into_start()),
+            Err(_) if C::PINNED && caller.nested => self.search_small_nested(class, caller),
+            Err(refused) => self.search_small(class, refused, caller),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_elsewhere(&self, class: SizeClass, block: Block, caller: Caller) {
+        if self.emergency.owns(block.start()) {
+            return;
+        }
+        #[cfg(feature = "hardened")]
+        match self.engine.inspect(None, block.start(), class) {
+            Ok(slab) if slab.class() == class => {}
+            Ok(_) => return self.engine.give_back(class, block, None, caller),
+            Err(misuse) => {
+                return self.refuse(misuse, block.into_start(), caller, |layout| SizeClass::of(layout) == Some(class));
+            }
+        }
+        self.count_nested(caller, Counts::nested_free);
+        let mut block = Some(block);
+        self.lap(caller, |cache| {
+            let kept = block.take().and_then(|block| cache.push(class, block).err());
+            block = kept;
+        });
+        if let Some(block) = block {
+            self.engine.give_back(class, block, None, caller);
+        }
+    }
+
+    /// Counts an operation that found its CPU's cache busy.
+    fn count_nested(&self, caller: Caller, count: fn(&Counts)) {
+        if let Some(counts) = self.engine.counts(caller.index).filter(|_| caller.nested) {
+            count(counts);
+        }
+    }
+
+    /// One bounded lap over the other caches in use, from where the last lap from here succeeded, by try-lock. Pinned caches are nobody
+    /// else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes on until it succeeds.
+    fn lap<T>(&self, caller: Caller, work: impl FnOnce(&CpuCache) -> T) -> Option<T> {
+        if C::PINNED {
+            return None;
+        }
+        let own = self.engine.cache(caller.index)?;
+        self.engine.counts(caller.index).inspect(|counts| counts.lap());
+        let start = own.lap_start.load(Ordering::Relaxed);
+        for step in 0..CPUS {
+            let index = start.wrapping_add(step) % CPUS;
+            let Some(cache) = self.engine.cache(index) else {
+                continue;
+            };
+            if index == caller.index || !cache.try_lock() {
+                continue;
+            }
+            if step != 0 {
+                own.lap_start.store(index, Ordering::Relaxed);
+            }
+            let result = work(cache);
+            cache.unlock();
+            return Some(result);
+        }
+        None
+    }
+}

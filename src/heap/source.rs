@@ -1,0 +1,228 @@
+//! The provider, and the only file that calls it: its gate, its calls and how often each was made, and the runs that it did not take back.
+
+use core::ptr::NonNull;
+
+use crate::base::sync::{AtomicU64, AtomicUsize, InHand, Ordering};
+use crate::contract::provider::{PageProvider, PageRun};
+use crate::heap::gate::{Entry, Gate};
+use crate::heap::orphans::Orphans;
+
+/// Each call of `maintain` forgets this share of what was in use once and is not now.
+const DECAY_SHARE: usize = 8;
+
+/// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
+const ASK_TRIES: u32 = 64;
+
+/// The provider and what belongs to it. All zero but for the provider itself.
+pub(crate) struct Source<P> {
+    gate: Gate,
+    pub(crate) calls: Calls,
+    /// Contexts that carry a chunk between provider and heap, or may be about to: neither has it meanwhile.
+    pub(crate) in_transit: InHand,
+    pub(crate) orphans: Orphans,
+    pub(crate) recent: Recent,
+    provider: P,
+}
+
+/// Who asks the provider.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    /// The CPU's index.
+    pub(crate) index: usize,
+    /// No other CPU has that index.
+    pub(crate) certain: bool,
+    /// The kernel allows it to wait for others.
+    pub(crate) may_wait: bool,
+    /// It certainly interrupted the heap on its own CPU.
+    pub(crate) nested: bool,
+}
+
+impl Asker {
+    /// Whether it may wait inside the provider.
+    pub(crate) fn waits_inside(self) -> bool {
+        self.may_wait && !self.nested
+    }
+}
+
+/// Why the provider was not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Away {
+    /// Somebody else was inside and has left: what was missing may be there now.
+    Waited,
+    /// Somebody was with the provider, and stayed there as long as this caller may wait.
+    Closed,
+}
+
+impl<P> Source<P> {
+    pub(crate) const fn new(provider: P) -> Self {
+        Self {
+            gate: Gate::new(),
+            calls: Calls::new(),
+            in_transit: InHand::new(),
+            orphans: Orphans::new(),
+            recent: Recent::new(),
+            provider,
+        }
+    }
+
+    pub(crate) const fn provider(&self) -> &P {
+        &self.provider
+    }
+}
+
+impl<P: PageProvider> Source<P> {
+    /// Runs `call` with the provider to itself, unless the provider needs no such thing.
+    fn with<T>(&self, asker: Asker, call: impl FnOnce(&P) -> T) -> Result<T, Away> {
+        if P::REENTRANT {
+            return Ok(call(&self.provider));
+        }
+        match self.gate.enter(asker.index, asker.certain, asker.may_wait) {
+            Entry::Inside(inside) => {
+                let result = call(&self.provider);
+                drop(inside);
+                Ok(result)
+            }
+            Entry::Waited => Err(Away::Waited),
+            Entry::Closed => Err(Away::Closed),
+        }
+    }
+
+    /// [`with`](Self::with), again as long as others are inside and leave. `None`: it was not this caller's turn within the bound.
+    pub(crate) fn ask<T>(&self, asker: Asker, call: impl Fn(&P) -> T) -> Option<T> {
+        for _ in 0..ASK_TRIES {
+            match self.with(asker, &call) {
+                Ok(answer) => return Some(answer),
+                Err(Away::Waited) => {}
+                Err(Away::Closed) => return None,
+            }
+        }
+        None
+    }
+
+    /// A run from the provider.
+    pub(crate) fn map(&self, run: PageRun, asker: Asker) -> Result<Option<NonNull<u8>>, Away> {
+        self.with(asker, |provider| self.map_inside(provider, run, asker.waits_inside()))
+    }
+
+    /// A run of `wish` bytes, then of what the provider prefers, then of ever shorter lengths down to `need`.
+    pub(crate) fn map_wished(
+        &self,
+        need: PageRun,
+        wish: usize,
+        asker: Asker,
+    ) -> Result<Option<(NonNull<u8>, PageRun)>, Away> {
+        self.with(asker, |provider| self.map_wished_inside(provider, need, wish, asker.waits_inside()))
+    }
+
+    fn map_wished_inside(
+        &self,
+        provider: &P,
+        need: PageRun,
+        wish: usize,
+        wait: bool,
+    ) -> Option<(NonNull<u8>, PageRun)> {
+        let preferred = provider.prefer(need).len();
+        let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
+        let mut len = if wish == 0 { 0 } else { wish.max(preferred) };
+        while let Some(run) = longer(len) {
+            if let Some(start) = self.map_inside(provider, run, wait) {
+                return Some((start, run));
+            }
+            let shorter = run.len().next_power_of_two() / 2;
+            len = if (shorter..run.len()).contains(&preferred) { preferred } else { shorter };
+        }
+        self.map_inside(provider, need, wait).map(|start| (start, need))
+    }
+
+    fn map_inside(&self, provider: &P, run: PageRun, wait: bool) -> Option<NonNull<u8>> {
+        let start = if wait { provider.map(run) } else { provider.try_map(run) };
+        Calls::count(if start.is_some() { &self.calls.maps } else { &self.calls.failed_maps });
+        start
+    }
+
+    /// A run back to the provider. False: it is still the heap's.
+    ///
+    /// # Safety
+    /// As for [`PageProvider::unmap`].
+    pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, asker: Asker) -> bool {
+        // SAFETY: the contract is the same.
+        let taken = self.ask(asker, |provider| unsafe { provider.unmap(start, run) }) == Some(true);
+        Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
+        taken
+    }
+
+    /// Asks the kernel to relieve the pressure; true if it did.
+    pub(crate) fn relieve(&self, need: PageRun) -> bool {
+        Calls::count(&self.calls.reliefs);
+        self.provider.relieve(need)
+    }
+
+    /// Whether somebody is inside the provider, as far as that tells.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.provider.is_busy()
+    }
+}
+
+/// Calls of the provider, for statistics.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    pub(crate) maps: AtomicU64,
+    pub(crate) failed_maps: AtomicU64,
+    pub(crate) unmaps: AtomicU64,
+    pub(crate) refused_unmaps: AtomicU64,
+    pub(crate) reliefs: AtomicU64,
+}
+
+impl Calls {
+    const fn new() -> Self {
+        Self {
+            maps: AtomicU64::new(0),
+            failed_maps: AtomicU64::new(0),
+            unmaps: AtomicU64::new(0),
+            refused_unmaps: AtomicU64::new(0),
+            reliefs: AtomicU64::new(0),
+        }
+    }
+
+    fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The most bytes that were in use lately, for who calls `maintain`.
+#[derive(Debug)]
+pub(crate) struct Recent {
+    /// Up to the last call; 0: nobody maintains the heap.
+    used_len: AtomicUsize,
+    /// Since then, as far as somebody noted it.
+    since_len: AtomicUsize,
+    /// The bin that is swept next.
+    pub(crate) turn: AtomicUsize,
+}
+
+impl Recent {
+    const fn new() -> Self {
+        Self { used_len: AtomicUsize::new(0), since_len: AtomicUsize::new(0), turn: AtomicUsize::new(0) }
+    }
+
+    /// That many bytes are in use now.
+    pub(crate) fn note(&self, used_len: usize) {
+        self.since_len.fetch_max(used_len, Ordering::Relaxed);
+    }
+
+    /// Begins anew with that many bytes in use, and forgets a share of what is in use no more and was not since the last call.
+    pub(crate) fn decay(&self, used_len: usize) {
+        let since = self.since_len.swap(used_len, Ordering::Relaxed).max(used_len);
+        let before = self.used_len.load(Ordering::Relaxed);
+        let kept = before - before.saturating_sub(since).div_ceil(DECAY_SHARE);
+        self.used_len.store(kept.max(since).max(1), Ordering::Relaxed);
+    }
+
+    /// Free bytes that were in use lately; 0 if nobody maintains the heap.
+    pub(crate) fn spare_len(&self, used_len: usize) -> usize {
+        match self.used_len.load(Ordering::Relaxed) {
+            0 => 0,
+            before => before.max(self.since_len.load(Ordering::Relaxed)).saturating_sub(used_len),
+        }
+    }
+}

@@ -1,0 +1,639 @@
+//! The heap over providers that do what a test tells them to.
+
+use super::*;
+use crate::PageRun;
+use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
+use crate::battery::Filled;
+use crate::contract::cpu::{CpuPin, UnknownCpu};
+use crate::heap::depot::Surplus;
+use crate::pages::Use;
+use crate::{Hint, Pinned};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+/// Every caller is on CPU 0 and stays there.
+#[derive(Debug)]
+struct OneCpu;
+
+// SAFETY: each heap with this pin is used by one thread.
+unsafe impl CpuPin for OneCpu {
+    type Guard = ();
+    fn pin(&self) {}
+    fn index(&self, (): &()) -> usize {
+        0
+    }
+}
+
+/// The host's memory with books, as a provider that does what a test tells it to. `MOVES`: it can move runs, and its pages come zeroed.
+#[derive(Debug, Default)]
+struct Host<const MOVES: bool> {
+    /// By address: what the heap has, and what the host's allocator gave for it.
+    runs: Mutex<BTreeMap<usize, (PageRun, Layout)>>,
+    held_len: AtomicUsize,
+    calls: AtomicUsize,
+    /// Most bytes out at once; 0: any number.
+    limit_len: AtomicUsize,
+    /// Shorter runs are refused.
+    least_len: AtomicUsize,
+    /// Takes nothing back, moves nothing.
+    stubborn: AtomicBool,
+    /// What `relieve` adds to the limit.
+    relief_len: AtomicUsize,
+}
+
+impl<const MOVES: bool> Host<MOVES> {
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+    fn held_len(&self) -> usize {
+        self.held_len.load(Ordering::Relaxed)
+    }
+    fn is_stubborn(&self) -> bool {
+        self.stubborn.load(Ordering::Relaxed)
+    }
+    fn fits(&self, more: usize) -> bool {
+        let limit = self.limit_len.load(Ordering::Relaxed);
+        limit == 0 || self.held_len() + more <= limit
+    }
+    fn give(&self, run: PageRun) -> Option<NonNull<u8>> {
+        let layout = run.layout();
+        let alloc = if MOVES { std::alloc::alloc_zeroed } else { std::alloc::alloc };
+        // SAFETY: a run's length is not 0.
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        self.runs.lock().unwrap().insert(start.addr().get(), (run, layout));
+        self.held_len.fetch_add(run.len(), Ordering::Relaxed);
+        Some(start)
+    }
+    fn take(&self, start: NonNull<u8>, run: PageRun) {
+        let (given, layout) = self.runs.lock().unwrap().remove(&start.addr().get()).unwrap();
+        assert_eq!(given, run, "a run goes back as it came");
+        self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
+        // SAFETY: the host's allocator gave it with this layout, and the heap uses it no more.
+        unsafe { std::alloc::dealloc(start.as_ptr(), layout) };
+    }
+}
+
+// SAFETY: runs come from the host's allocator, are remembered until they are given back, and given back once.
+unsafe impl<const MOVES: bool> PageProvider for Host<MOVES> {
+    const ZEROED: bool = MOVES;
+    const REMAPS: bool = MOVES;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let refused = run.len() < self.least_len.load(Ordering::Relaxed) || !self.fits(run.len());
+        if refused { None } else { self.give(run) }
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.is_stubborn() {
+            return false;
+        }
+        self.take(start, run);
+        true
+    }
+
+    unsafe fn resize(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> bool {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let mut runs = self.runs.lock().unwrap();
+        let (given, _) = runs.get_mut(&start.addr().get()).unwrap();
+        assert_eq!(*given, old);
+        if self.is_stubborn() || new.len() > old.len() {
+            return false;
+        }
+        *given = new;
+        self.held_len.fetch_sub(old.len() - new.len(), Ordering::Relaxed);
+        true
+    }
+
+    unsafe fn remap(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> Option<NonNull<u8>> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.is_stubborn() {
+            return None;
+        }
+        let place = self.give(new)?;
+        // SAFETY: both runs are at least that long, and the new one is nobody else's.
+        unsafe { start.copy_to_nonoverlapping(place, old.len().min(new.len())) };
+        self.take(start, old);
+        Some(place)
+    }
+
+    fn relieve(&self, _: PageRun) -> bool {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let more = self.relief_len.swap(0, Ordering::Relaxed);
+        self.limit_len.fetch_add(more, Ordering::Relaxed);
+        more > 0
+    }
+}
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
+
+fn filled<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Option<Filled> {
+    Filled::new(heap, layout(size), 0x3c).unwrap()
+}
+
+fn fill<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Vec<Filled> {
+    core::iter::from_fn(|| filled(heap, size)).collect()
+}
+
+fn all_back<const MOVES: bool, C: CpuMode, const N: usize>(heap: &Heap<Host<MOVES>, C, N>) {
+    heap.verify().unwrap();
+    let held_len = heap.provider().held_len();
+    assert_eq!(held_len, heap.stats().held_len, "what the provider gave is what the heap has");
+    assert_eq!(heap.trim(0), held_len);
+    heap.verify().unwrap();
+    assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
+}
+
+#[test]
+fn under_a_pin_a_nested_context_takes_what_is_at_hand_and_never_calls_the_provider() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    let small: Vec<_> = (0..100).map(|_| filled(&heap, 200).unwrap()).collect();
+    // Chunks of their own, all of which are empty once these are free.
+    let large: Vec<_> = (0..4).map(|index| filled(&heap, 1_500_000 << index).unwrap()).collect();
+    filled(&heap, 300_000).unwrap().free(&heap).unwrap();
+    let before = (heap.provider().calls(), heap.provider().held_len());
+    let interrupted = heap.enter().unwrap();
+    for size in [8, 64, 200, 3000, 9000, 50_000] {
+        filled(&heap, size).unwrap().free(&heap).unwrap();
+    }
+    assert!(filled(&heap, 100 << 20).is_none(), "not at hand");
+    small.into_iter().chain(large).for_each(|block| block.free(&heap).unwrap());
+    heap.drain_current();
+    heap.drain();
+    drop(interrupted);
+    assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
+    assert!(heap.engine.pages.has_surplus(), "left to the next ordinary caller");
+    filled(&heap, 40_000).unwrap().free(&heap).unwrap();
+    assert!(heap.provider().held_len() < before.1);
+    all_back(&heap);
+}
+
+#[test]
+fn work_that_takes_locks_is_done_with_the_cache_held() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    heap.held(|caller| {
+        assert!(!caller.nested);
+        assert!(heap.enter().is_err_and(|caller| caller.nested), "who interrupts here knows");
+        heap.held(|caller| assert!(caller.nested));
+    });
+    assert!(heap.enter().is_ok());
+    heap.step(&mut |may_wait| {
+        assert!(may_wait);
+        heap.step(&mut |may_wait| assert!(!may_wait));
+    });
+}
+
+#[test]
+fn a_nested_context_with_nothing_at_hand_is_refused_at_once() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    let interrupted = heap.enter().unwrap();
+    for size in [8, 200, 9000, 50_000] {
+        assert!(filled(&heap, size).is_none());
+    }
+    drop(interrupted);
+    assert_eq!((heap.provider().calls(), heap.stats().relief_count), (0, 0));
+    filled(&heap, 200).unwrap().free(&heap).unwrap();
+    all_back(&heap);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "times are not those of a machine")]
+fn a_nested_context_does_not_wait_for_the_lock_of_pages() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    filled(&heap, 200).unwrap().free(&heap).unwrap();
+    let shortest = |work: &dyn Fn() -> bool| {
+        let time = |_| {
+            let start = std::time::Instant::now();
+            assert!(work(), "the lock is held");
+            start.elapsed()
+        };
+        (0..20).map(time).min().unwrap()
+    };
+    let pages = &heap.engine.pages;
+    let mut times = None;
+    pages.for_each_run(&mut |_| {
+        if times.is_none() {
+            let ordinary = shortest(&|| pages.alloc(50_000, 8, Use::Large, 0, true).is_err());
+            let interrupted = heap.enter().unwrap();
+            times = Some((ordinary, shortest(&|| heap.alloc(layout(50_000)).is_err())));
+            drop(interrupted);
+        }
+    });
+    let (ordinary, nested) = times.unwrap();
+    assert!(nested * 4 < ordinary, "a nested caller took {nested:?}, another one {ordinary:?}");
+}
+
+/// Hole 10: what nested frees made whole is still listed as partial, and found, by who needs pages and by who trims.
+#[test]
+fn slabs_that_nested_frees_emptied_are_found() {
+    for needs_pages in [true, false] {
+        let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+        let blocks: Vec<_> = (0..6000).map(|_| filled(&heap, 600).unwrap()).collect();
+        let (early, late): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
+        early.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
+        heap.drain_current();
+        heap.verify().unwrap();
+        let interrupted = heap.enter().unwrap();
+        late.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
+        drop(interrupted);
+        if needs_pages {
+            let free_len = heap.stats().free_len;
+            heap.provider().limit_len.store(heap.provider().held_len(), Ordering::Relaxed);
+            let all = fill(&heap, 40_000);
+            assert!(
+                all.len() * 45_000 > heap.provider().held_len(),
+                "{} blocks, {free_len} bytes were free",
+                all.len()
+            );
+            all.into_iter().for_each(|block| block.free(&heap).unwrap());
+        }
+        heap.trim(0);
+        assert_eq!(heap.provider().held_len(), 0);
+        all_back(&heap);
+    }
+}
+
+#[test]
+fn a_huge_block_freed_in_a_nested_context_waits_for_an_ordinary_one() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    let huge = filled(&heap, 2 << 20).unwrap();
+    let before = (heap.provider().calls(), heap.provider().held_len());
+    let interrupted = heap.enter().unwrap();
+    huge.free(&heap).unwrap();
+    drop(interrupted);
+    assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
+    all_back(&heap);
+}
+
+#[test]
+#[cfg(not(any(feature = "hardened", feature = "trace")))]
+fn a_cpu_costs_less_than_8100_bytes_of_bss() {
+    let [one, eight] = [size_of::<Heap<(), Hint<UnknownCpu>, 1>>(), size_of::<Heap<(), Hint<UnknownCpu>, 8>>()];
+    assert!((eight - one) / 7 < 8100, "{} bytes", (eight - one) / 7);
+    assert!(one < 19 << 10, "{one} bytes for one");
+}
+
+/// Each kind of event as often as the heap counts what it did, and each block with the Layout that it was asked for with.
+#[test]
+#[cfg(all(feature = "trace", not(feature = "debug-heap")))]
+fn a_trace_tells_what_the_heap_did() {
+    use crate::base::trace::{Trace, TraceRing, TraceSlot};
+    const COUNT: usize = 3000;
+    const ABSURD: usize = 1 << 47;
+    let rings = std::vec![TraceRing::new()].leak();
+    let slots: Vec<_> = (0..1 << 15).map(|_| TraceSlot::new()).collect();
+    let trace: &'static Trace = &std::vec![Trace::new(rings, slots.leak(), || 0, || 0)].leak()[0];
+    let heap = Heap::<Host<false>, _, 1>::new(Host::default(), Pinned(OneCpu));
+    heap.trace_to(Some(trace));
+    let small: Vec<_> = (0..COUNT).map(|_| filled(&heap, 100).unwrap()).collect();
+    let aligned = Layout::from_size_align(5000, 64).unwrap();
+    let block = heap.alloc(aligned).unwrap().cast();
+    // SAFETY: just allocated, and one of its class.
+    assert!(unsafe { heap.resize(block, aligned, 5100) });
+    // SAFETY: its Layout now, and nobody uses it.
+    unsafe { heap.free(block, Layout::from_size_align(5100, 64).unwrap()) };
+    assert!(heap.alloc(layout(ABSURD)).is_err());
+    small.into_iter().for_each(|block| block.free(&heap).unwrap());
+    heap.trim(0);
+    heap.trace_to(None);
+    filled(&heap, 100).unwrap().free(&heap).unwrap();
+
+    let text = std::format!("{trace}");
+    let events: Vec<Vec<&str>> = text
+        .split("list=")
+        .skip(1)
+        .flat_map(|line| line.lines().next().unwrap().split(','))
+        .map(|event| event.split(':').collect())
+        .collect();
+    let number = |text: &str| usize::from_str_radix(text, 16).unwrap();
+    let of = |letter: char| events.iter().filter(move |event| event[0].starts_with(letter));
+    let sum = |letter| of(letter).map(|event| number(event[2])).sum::<usize>() as u64;
+    let layouts = |letter| of(letter).map(|event| (number(event[2]), number(event[3]))).collect::<Vec<_>>();
+    let addrs = |letter| {
+        let mut addrs: Vec<_> = of(letter).map(|event| number(event[1])).collect();
+        addrs.sort_unstable();
+        addrs
+    };
+    assert_eq!(trace.dropped(), 0);
+    let stats = heap.stats();
+    let mut taken = std::vec![(100, 3); COUNT];
+    taken.push((5000, 6));
+    assert_eq!(layouts('a'), taken);
+    assert_eq!(layouts('r'), [(5100, 6)]);
+    assert_eq!(layouts('x'), [(ABSURD, 3)]);
+    assert_eq!(layouts('f').iter().filter(|freed| **freed == (100, 3)).count(), COUNT);
+    assert_eq!(layouts('f')[0], (5100, 6));
+    assert_eq!(addrs('a'), addrs('f'));
+    let runs = (of('m').count() as u64, of('n').count() as u64);
+    assert_eq!(runs, (stats.map_count - 1, stats.unmap_count));
+    assert_eq!(addrs('m'), addrs('n'));
+    // The block that a chunk was asked for comes past the cache.
+    assert_eq!((sum('l') + runs.0, sum('u')), (stats.cpus[0].flushed_count, stats.cpus[0].flushed_count));
+    assert!(sum('u') > COUNT as u64);
+}
+
+#[test]
+fn a_nested_context_gets_no_huge_block() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    let interrupted = heap.enter().unwrap();
+    assert!(filled(&heap, 2 << 20).is_none());
+    drop(interrupted);
+    assert_eq!(heap.stats().map_count, 0);
+}
+
+#[test]
+fn with_hints_every_cache_may_be_busy_and_the_lap_ends() {
+    let heap = Heap::<Host<false>, _, 3>::new(Host::default(), Hint(UnknownCpu));
+    filled(&heap, 64).unwrap().free(&heap).unwrap();
+    let held = heap.engine.caches().iter().all(CpuCache::try_lock);
+    assert!(held);
+    let blocks: Vec<_> = [8, 64, 200, 3000, 9000, 50_000, 3 << 20].map(|size| filled(&heap, size).unwrap()).into();
+    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    heap.engine.caches().iter().for_each(CpuCache::unlock);
+    all_back(&heap);
+}
+
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "asks for the class of a block without a frame")]
+fn a_lap_goes_on_where_the_last_one_succeeded_and_leaves_caches_open() {
+    let heap = Heap::<Host<false>, _, 4>::new(Host::default(), Hint(UnknownCpu));
+    filled(&heap, 100).unwrap().free(&heap).unwrap();
+    let caches = heap.engine.caches();
+    assert!(caches[0].try_lock() && caches[1].try_lock());
+    let block = filled(&heap, 200).unwrap();
+    let start = || caches[0].lap_start.load(Ordering::Relaxed);
+    assert_eq!(start(), 2);
+    caches[1].unlock();
+    block.free(&heap).unwrap();
+    assert_eq!(start(), 2, "the free went there too");
+    assert!(caches[2].tally(SizeClass::of(layout(200)).unwrap()).get().0 > 0);
+    assert!(caches[2].try_lock(), "it was left open");
+    filled(&heap, 200).unwrap().free(&heap).unwrap();
+    assert_eq!(start(), 3);
+    caches[0].unlock();
+    caches[2].unlock();
+    all_back(&heap);
+}
+
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "with a frame, 48 bytes need an alignment that 64 do not have")]
+fn a_longer_block_serves_when_no_other_is_left() {
+    fn serve<C: CpuMode>(heap: &Heap<Host<false>, C, 2>, nested: bool) {
+        heap.provider().limit_len.store(256 << 10, Ordering::Relaxed);
+        let mut blocks = fill(heap, 64);
+        assert!(filled(heap, 48).is_none());
+        for _ in 0..3 {
+            blocks.pop().unwrap().free(heap).unwrap();
+        }
+        heap.drain_current();
+        let interrupted = nested.then(|| heap.enter().unwrap());
+        let borrowed = filled(heap, 48).unwrap();
+        drop(interrupted);
+        heap.verify().unwrap();
+        blocks.into_iter().chain([borrowed]).for_each(|block| block.free(heap).unwrap());
+        all_back(heap);
+    }
+    serve(&Heap::new(Host::default(), Pinned(OneCpu)), true);
+    serve(&Heap::new(Host::default(), Pinned(OneCpu)), false);
+    serve(&Heap::new(Host::default(), Hint(UnknownCpu)), false);
+}
+
+#[test]
+fn free_chunks_may_be_had_again_in_another_length() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
+    let blocks = fill(&heap, 1 << 20);
+    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    filled(&heap, 7 << 20).expect("the chunks went back for it").free(&heap).unwrap();
+    all_back(&heap);
+}
+
+/// What a CPU keeps is free when its cache is emptied, although nothing else was ever in that.
+#[test]
+fn draining_frees_the_kept_run() {
+    fn check<C: CpuMode>(mode: C, drain: impl Fn(&Heap<Host<false>, C, 2>)) {
+        let heap = Heap::new(Host::default(), mode);
+        let other = filled(&heap, 100_000).unwrap();
+        let free_len = || heap.engine.pages.free_len();
+        filled(&heap, 200_000).unwrap().free(&heap).unwrap();
+        drain(&heap);
+        let before = free_len();
+        filled(&heap, 200_000).unwrap().free(&heap).unwrap();
+        assert_ne!(free_len(), before, "kept");
+        drain(&heap);
+        assert_eq!(free_len(), before);
+        other.free(&heap).unwrap();
+        all_back(&heap);
+    }
+    check(Hint(UnknownCpu), |heap| heap.drain());
+    check(Pinned(OneCpu), |heap| heap.drain_current());
+}
+
+#[test]
+fn what_another_cpus_cache_holds_is_had_before_null() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    // A chunk's granules and nothing else.
+    heap.provider().limit_len.store(1 << 20, Ordering::Relaxed);
+    let class = SizeClass::of(layout(2048)).unwrap();
+    let blocks = fill(&heap, 2048);
+    // The other CPU's cache takes a few, and then everything else is in use.
+    let other = &heap.engine.caches()[1];
+    let caller = Caller { index: 1, nested: false };
+    let mut kept = Vec::new();
+    for block in blocks {
+        if other.count(class) < 4 {
+            block.check().unwrap();
+            block.free(&heap).unwrap();
+            let freed = heap.engine.obtain_one(class, Caller { index: 0, nested: true });
+            let mut surplus = Surplus::default();
+            let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller, &mut surplus));
+            heap.send_home(surplus.into_lists());
+            continue;
+        }
+        kept.push(block);
+    }
+    let _ = other.is_new();
+    let count = other.count(class);
+    kept.extend(fill(&heap, 2048));
+    assert_eq!(other.count(class), 0, "{count} were there");
+    kept.into_iter().for_each(|block| block.free(&heap).unwrap());
+    all_back(&heap);
+}
+
+#[test]
+fn huge_blocks_that_the_provider_does_not_take_back_are_used_again() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    let block = filled(&heap, 3 << 20).unwrap();
+    heap.provider().stubborn.store(true, Ordering::Relaxed);
+    block.free(&heap).unwrap();
+    let held_len = heap.provider().held_len();
+    assert_eq!(heap.stats().held_len, held_len);
+    // Dirty now, although the provider gives zeros.
+    let again: Vec<_> = (0..5).map(|_| Filled::zeroed(&heap, layout(500_000), 7).unwrap().unwrap()).collect();
+    assert_eq!(heap.provider().held_len(), held_len, "no new pages");
+    again.into_iter().for_each(|block| block.free(&heap).unwrap());
+    heap.provider().stubborn.store(false, Ordering::Relaxed);
+    all_back(&heap);
+}
+
+#[test]
+fn huge_blocks_shrink_move_and_stay_with_their_content() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    let mut block = filled(&heap, 6 << 20).unwrap();
+    for (stubborn, size) in [(false, 4 << 20), (false, 9 << 20), (true, 12 << 20), (true, 2 << 20), (false, 3 << 20)] {
+        heap.provider().stubborn.store(stubborn, Ordering::Relaxed);
+        assert!(block.realloc(&heap, size).unwrap());
+        heap.verify().unwrap();
+    }
+    block.free(&heap).unwrap();
+    all_back(&heap);
+    let mut block = filled(&heap, 6 << 20).unwrap();
+    assert!(block.realloc(&heap, 8 << 20).unwrap());
+    block.free(&heap).unwrap();
+    assert_eq!((heap.provider().held_len(), heap.stats().held_len), (0, 0), "freed means given back");
+}
+
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "a frame does not fit beside a block of all that there is")]
+fn a_huge_block_is_had_after_free_chunks_went_back_or_the_kernel_helped() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
+    let blocks = fill(&heap, 900_000);
+    assert!(blocks.len() > 4);
+    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    let block = filled(&heap, 8 << 20).expect("after all chunks went back");
+    assert!(filled(&heap, 7 << 20).is_none());
+    heap.provider().relief_len.store(8 << 20, Ordering::Relaxed);
+    let more = filled(&heap, 7 << 20).expect("after relief");
+    [block, more].into_iter().for_each(|block| block.free(&heap).unwrap());
+    all_back(&heap);
+}
+
+/// Promise 5, for the map of chunks: it is full, and there is no memory for another table of it.
+#[test]
+fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
+    let huge = || heap.alloc(layout(1 << 20)).ok();
+    let mut blocks: Vec<_> = core::iter::from_fn(huge).take(10_000).collect();
+    assert!(blocks.len() < 10_000, "no table was needed");
+    // Some addresses may still find a slot.
+    let mut small: Vec<_> = (0..8).filter_map(|_| filled(&heap, 64)).collect();
+    blocks.extend((0..50).filter_map(|_| huge()));
+    assert_eq!(heap.provider().held_len(), heap.stats().held_len, "after {} blocks", blocks.len());
+    heap.provider().least_len.store(0, Ordering::Relaxed);
+    small.push(filled(&heap, 64).expect("in a chunk that a new table has"));
+    blocks.extend((0..500).map(|_| huge().expect("in a new table")));
+    heap.verify().unwrap();
+    for block in blocks {
+        // SAFETY: allocated above with this Layout; nobody used it.
+        unsafe { heap.free(block.cast(), layout(1 << 20)) };
+    }
+    small.into_iter().for_each(|block| block.free(&heap).unwrap());
+    heap.provider().stubborn.store(true, Ordering::Relaxed);
+    let held_len = heap.provider().held_len();
+    assert!(held_len > 0 && heap.trim(0) == 0);
+    assert_eq!((heap.provider().held_len(), heap.stats().held_len), (held_len, held_len));
+    heap.provider().stubborn.store(false, Ordering::Relaxed);
+    all_back(&heap);
+}
+
+/// Chunks need more slots than huge blocks, so that some that become chunks find none.
+#[test]
+fn huge_blocks_that_neither_the_provider_nor_the_map_takes_go_back_later() {
+    let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
+    heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
+    let blocks: Vec<_> = core::iter::from_fn(|| heap.alloc(layout(1 << 20)).ok()).take(10_000).collect();
+    assert!(blocks.len() < 10_000, "no table was needed");
+    heap.provider().stubborn.store(true, Ordering::Relaxed);
+    for block in blocks {
+        // SAFETY: allocated above with this Layout; nobody used it.
+        unsafe { heap.free(block.cast(), layout(1 << 20)) };
+    }
+    let stats = heap.stats();
+    assert!(stats.held_len < heap.provider().held_len(), "every run found a slot, so nothing is shown");
+    heap.verify().unwrap();
+    heap.provider().stubborn.store(false, Ordering::Relaxed);
+    heap.trim(0);
+    assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
+    all_back(&heap);
+}
+
+/// A provider that looks whether its caller holds anything of [`PROBED`], and comes back into it.
+struct Probe {
+    host: Host<false>,
+    depth: AtomicUsize,
+    deepest: AtomicUsize,
+    held: AtomicBool,
+}
+
+static PROBED: Heap<Probe, Pinned<OneCpu>, 1> = Heap::new(
+    Probe {
+        host: Host {
+            runs: Mutex::new(BTreeMap::new()),
+            held_len: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            limit_len: AtomicUsize::new(0),
+            least_len: AtomicUsize::new(0),
+            stubborn: AtomicBool::new(false),
+            relief_len: AtomicUsize::new(0),
+        },
+        depth: AtomicUsize::new(0),
+        deepest: AtomicUsize::new(0),
+        held: AtomicBool::new(false),
+    },
+    Pinned(OneCpu),
+);
+
+impl Probe {
+    fn call<T>(&self, call: impl FnOnce(&Host<false>) -> T) -> T {
+        let depth = self.depth.fetch_add(1, Ordering::Relaxed) + 1;
+        self.deepest.fetch_max(depth, Ordering::Relaxed);
+        let locked = SizeClass::all().any(|class| PROBED.engine.bins(class).any(|(_, bin)| bin.looks_busy()));
+        let held = locked || PROBED.engine.pages.is_busy() || PROBED.enter().is_err();
+        self.held.fetch_or(held, Ordering::Relaxed);
+        if depth == 1 {
+            for size in [24, 5000, 40_000, 20 << 20] {
+                if let Some(block) = filled(&PROBED, size) {
+                    block.free(&PROBED).unwrap();
+                }
+            }
+        }
+        let result = call(&self.host);
+        self.depth.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+}
+
+// SAFETY: the host's.
+unsafe impl PageProvider for Probe {
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        self.call(|host| host.map(run))
+    }
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        // SAFETY: the contract is the same.
+        self.call(|host| unsafe { host.unmap(start, run) })
+    }
+}
+
+#[test]
+fn the_provider_is_called_with_nothing_held_and_is_not_entered_again() {
+    let heap = &PROBED;
+    let blocks: Vec<_> = [8, 200, 4000, 30_000, 100_000, 3 << 20, 9 << 20, 20 << 20]
+        .iter()
+        .flat_map(|size| (0..20).map(|_| filled(heap, *size).unwrap()).collect::<Vec<_>>())
+        .collect();
+    let many: Vec<_> = (0..30_000).map(|_| filled(heap, 1000).unwrap()).collect();
+    blocks.into_iter().chain(many).for_each(|block| block.free(heap).unwrap());
+    heap.trim(0);
+    heap.verify().unwrap();
+    let probe = heap.provider();
+    assert!(probe.host.calls() > 10);
+    assert!(!probe.held.load(Ordering::Relaxed), "something was held while the provider was called");
+    assert_eq!(probe.deepest.load(Ordering::Relaxed), 1, "the provider was entered again from within");
+    assert_eq!(probe.host.held_len(), 0);
+}
