@@ -19,7 +19,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use table::{PLANTS, Plant};
 
 /// What a copy of the tree needs.
-const PARTS: [&str; 6] = ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "qemu_tests"];
+const PARTS: [&str; 10] =
+    ["Cargo.toml", "Cargo.lock", "README.md", "docs", "examples", "src", "tests", "memory_maps", "qemu_tests", "tools"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

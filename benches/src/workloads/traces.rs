@@ -113,7 +113,7 @@ macro_rules! row {
             about: concat!("recorded in the test kernel: ", $about, "; per event"),
             group: Group::Traces,
             plan: |threads| {
-                let packed = include_bytes!(concat!("../../../qemu_tests/view/traces/", $work, ".events.gz"));
+                let packed = include_bytes!(concat!("../../../tools/viewer/traces/", $work, ".events.gz"));
                 replayed(threads, packed)
             },
             shares: false,
