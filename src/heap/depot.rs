@@ -157,7 +157,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     pub(crate) const BINS: usize = Self::HOMES * CLASS_COUNT;
 
     pub(crate) const fn new() -> Self {
-        const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 253 CPUs") };
+        const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 65,533 CPUs") };
         Self {
             caches: [const { CpuCache::new() }; CPUS],
             counts: [const { Counts::new() }; CPUS],

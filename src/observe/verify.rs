@@ -209,8 +209,8 @@ mod tests {
         assert_eq!(broken(|heap| words(heap, |_, word| word & !LISTED)), Some(('E', 3)), "linked, but not LISTED");
         assert_eq!(broken(|heap| words(heap, |_, word| word + COUNT_ONE)), Some(('E', 3)), "its own rules");
         let nothing_left = |slab: Slab<'_>, word: u64| {
-            let carved = (slab.capacity() as u64) << 32;
-            word & !0xffff_ffff_ffff | carved
+            let carved = (slab.capacity() as u64) << 28;
+            word & !0xff_ffff_ffff | carved
         };
         assert_eq!(broken(|heap| words(heap, nothing_left)), Some(('E', 3)), "linked, but with nothing to give");
         assert_eq!(
@@ -224,7 +224,7 @@ mod tests {
             cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) });
         };
         assert_eq!(broken(lost), Some(('C', 0)));
-        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 48)), Some(('B', 0)), "of another home");
+        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 40)), Some(('B', 0)), "of another home");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A slab: a page run cut into blocks of one class, and the one word that says everything about it.
 //!
 //! ```text
-//! bit 63       62      56..62  48..56  32..48  16..32  0..16
+//! bit 63       62      56..62  40..56  28..40  16..28  0..16
 //! CLAIMED  LISTED      class   home    carved  count   head
 //! ```
 //! `head` heads the list of freed blocks (offset in steps of 8 bytes, plus one; 0: none), `count` is that list's length;
@@ -41,20 +41,26 @@ use crate::slab::block::{Chain, peek};
 
 const HEAD_SHIFT: u32 = 0;
 const COUNT_SHIFT: u32 = 16;
-const CARVED_SHIFT: u32 = 32;
-const HOME_SHIFT: u32 = 48;
+const CARVED_SHIFT: u32 = 28;
+const HOME_SHIFT: u32 = 40;
 const CLASS_SHIFT: u32 = 56;
 const LISTED: u64 = 1 << 62;
 const CLAIMED: u64 = 1 << 63;
 /// Class and home: what never changes.
-const IDENTITY: u64 = 0x3fff << HOME_SHIFT;
-const FIELD: u64 = 0xffff;
+const IDENTITY: u64 = 0x3f_ffff << HOME_SHIFT;
+/// `head` and `home`.
+const WIDE: u64 = 0xffff;
+/// `count` and `carved`.
+const NARROW: u64 = 0xfff;
 const HEAD_UNIT: usize = 8;
 
-/// The most shards there can be: `home` is 8 bits wide.
-pub(crate) const MAX_HOMES: usize = 256;
+/// The most shards there can be: `home` is 16 bits wide.
+pub(crate) const MAX_HOMES: usize = 1 << 16;
 
-/// The longest slab in bytes: offsets and counts are 16 bits wide.
+/// The most blocks in a slab: counts are 12 bits wide.
+const MAX_BLOCKS: usize = 0xfff;
+
+/// The longest slab in bytes: offsets are 16 bits wide.
 const MAX_SLAB_LEN: usize = 256 * 1024;
 const _: () = assert!(MAX_SLAB_LEN / HEAD_UNIT < u16::MAX as usize, "an offset plus one fits 16 bits");
 
@@ -91,14 +97,14 @@ pub(crate) struct Slab<'a> {
 struct Word(u64);
 
 impl Word {
-    fn field(self, shift: u32) -> u64 {
-        self.0 >> shift & FIELD
+    fn head(self) -> u64 {
+        self.0 >> HEAD_SHIFT & WIDE
     }
     fn count(self) -> u64 {
-        self.field(COUNT_SHIFT)
+        self.0 >> COUNT_SHIFT & NARROW
     }
     fn carved(self) -> u64 {
-        self.field(CARVED_SHIFT)
+        self.0 >> CARVED_SHIFT & NARROW
     }
     fn is(self, flag: u64) -> bool {
         self.0 & flag != 0
@@ -107,15 +113,15 @@ impl Word {
         self.count() == self.carved()
     }
     fn with_head(self, head: u64) -> Self {
-        Self(self.0 & !(FIELD << HEAD_SHIFT) | head << HEAD_SHIFT)
+        Self(self.0 & !(WIDE << HEAD_SHIFT) | head << HEAD_SHIFT)
     }
 }
 
 /// How long a slab of a class should be, in bytes: a multiple of `granule` that holds at least one block and comes close to `target`,
-/// with at most an eighth left over behind the last block if a few blocks more can achieve that.
+/// with at most an eighth left over behind the last block if a few blocks more can achieve that. At most [`MAX_BLOCKS`] blocks fit.
 pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize) -> usize {
     let block_len = class.block_len();
-    let mut count = target.checked_div(block_len).unwrap_or(0).max(1);
+    let mut count = target.checked_div(block_len).unwrap_or(0).clamp(1, MAX_BLOCKS / 2);
     for _ in 0..8 {
         let len = round_up(count * block_len, granule);
         if (len - count * block_len) * 8 <= len {
@@ -145,7 +151,7 @@ pub(crate) fn class_index_at(desc: &PageDesc) -> usize {
 /// The home of the slab that a granule belongs to: any granule's descriptor will do.
 #[inline]
 pub(crate) fn home_at(desc: &PageDesc) -> usize {
-    (desc.word.load(Ordering::Relaxed) >> HOME_SHIFT & 0xff) as usize
+    (desc.word.load(Ordering::Relaxed) >> HOME_SHIFT & WIDE) as usize
 }
 
 impl<'a> Slab<'a> {
@@ -160,7 +166,7 @@ impl<'a> Slab<'a> {
     /// Makes a run that the caller got for this purpose a slab: all fresh, LISTED, in no list yet.
     pub(crate) fn found(desc: &'a PageDesc, class: SizeClass, home: usize) -> Self {
         let slab = Self { desc };
-        let word = (class.index() as u64) << CLASS_SHIFT | (home as u64 & 0xff) << HOME_SHIFT;
+        let word = (class.index() as u64) << CLASS_SHIFT | (home as u64 & WIDE) << HOME_SHIFT;
         for rest in Chunk::of(desc).descs_of(desc).skip(1) {
             rest.word.store(word, Ordering::Relaxed);
         }
@@ -193,7 +199,7 @@ impl<'a> Slab<'a> {
     }
 
     /// Blocks in the free list and blocks ever handed out, at one moment.
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits each")]
+    #[expect(clippy::cast_possible_truncation, reason = "12 bits each")]
     pub(crate) fn counts(self) -> (usize, usize) {
         let word = self.load();
         (word.count() as usize, word.carved() as usize)
@@ -233,7 +239,7 @@ impl<'a> Slab<'a> {
     /// The first free block, by the word's `head`.
     fn head_of(self, word: Word) -> *mut u8 {
         #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
-        match word.field(HEAD_SHIFT) as usize {
+        match word.head() as usize {
             0 => null_mut(),
             steps => self.start().as_ptr().wrapping_add((steps - 1) * HEAD_UNIT),
         }
@@ -245,7 +251,7 @@ impl<'a> Slab<'a> {
             return 0;
         }
         let offset = block.addr().wrapping_sub(self.start().addr().get());
-        (offset / HEAD_UNIT + 1) as u64 & FIELD
+        (offset / HEAD_UNIT + 1) as u64 & WIDE
     }
 
     /// Gives blocks of this slab back to it. Callable from any context, always succeeds, needs no memory; lock-free.
@@ -297,7 +303,7 @@ impl<'a> Slab<'a> {
         None
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
     fn take_freed(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let head = NonNull::new(self.head_of(old))?;
         // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only popper.
@@ -315,7 +321,7 @@ impl<'a> Slab<'a> {
         Some(Taken { chain, exhausted })
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
     fn take_fresh(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let exhausted = old.carved() + count == capacity;
         let mut new = Word(old.0 + (count << CARVED_SHIFT));
@@ -356,14 +362,14 @@ impl<'a> Slab<'a> {
     pub(crate) fn is_damaged(self) -> bool {
         let word = self.load();
         let head = NonNull::new(self.head_of(word));
-        #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+        #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
         // SAFETY: the word says that `count` blocks hang on `head`; the bin's lock makes us the only popper.
         head.is_some_and(|head| unsafe { peek(head, word.count() as u32, self.key()) }.is_none())
     }
 
     /// Loses the free list, whose blocks count as handed out from now on: where it began, how many they were, and whether nothing is left in the slab,
     /// which then is no longer LISTED. The caller holds the bin's lock and has unlinked the slab.
-    #[expect(clippy::cast_possible_truncation, reason = "counts are 16 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
     pub(crate) fn give_up(self) -> (NonNull<u8>, u32, bool) {
         loop {
             let old = self.load();
@@ -665,6 +671,7 @@ pub(crate) mod tests {
                 let len = slab_len(class, granule, target);
                 let left = len % class.block_len();
                 assert!(len >= class.block_len() && len % granule == 0 && len <= MAX_SLAB_LEN);
+                assert!(len / class.block_len() <= MAX_BLOCKS);
                 assert!(left * 8 <= len, "{left} of {len} left over with blocks of {}", class.block_len());
             }
         }
@@ -685,7 +692,8 @@ pub(crate) mod tests {
             !slab.verify()
         };
         let write = |slab: Slab<'_>, word| slab.desc.word.store(word, Ordering::Relaxed);
-        let with = |word: u64, shift: u32, value: u64| word & !(FIELD << shift) | value << shift;
+        let field = |shift| if shift == HEAD_SHIFT { WIDE } else { NARROW };
+        let with = |word: u64, shift: u32, value: u64| word & !(field(shift) << shift) | value << shift;
         let link = |slab: Slab<'_>, index: usize, to: *mut u8| {
             // SAFETY: the block is inside the slab, and nobody uses the ones hurt here.
             let block = unsafe { slab.start().add(index * 128) };
