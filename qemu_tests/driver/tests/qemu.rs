@@ -119,7 +119,7 @@ fn judged(name: &str, mode: &'static str, boot: Boot, show: bool, right: fn(&Fai
 fn harness(show: bool) -> Vec<Trial> {
     let boot = || Boot::new("misbehave").cpus(2);
     vec![
-        judged("triple_fault", "triple_fault", boot(), show, |f| *f == Failure::TripleFault),
+        judged("reset", "reset", boot(), show, |f| *f == Failure::TripleFault),
         judged("hang", "hang", boot().time_limit(Duration::from_secs(3)), show, |f| times_out(f, "used 3 s")),
         judged("sleep", "sleep", boot().time_limit(Duration::from_secs(3)), show, |f| times_out(f, "asleep")),
         judged("panic", "panic", boot(), show, |f| reports(f, "PANIC cpu 0")),

@@ -2,17 +2,18 @@
 #![no_std]
 #![no_main]
 
-use smp_heap_kernel::arch::{Exit, exit};
-use smp_heap_kernel::{Boot, interrupts, kernel, println, test};
+use smp_heap_kernel::arch::{Exit, exit, reset, stop};
+use smp_heap_kernel::{Boot, kernel, println, test};
 
 kernel! {
     fn main(boot: &Boot) {
         match boot.arg("mode") {
-            Some("triple_fault") => triple_fault(),
+            Some("reset") => reset(),
             Some("hang") => loop {
                 core::hint::spin_loop();
             },
-            Some("sleep") => sleep(),
+            // For ever: nothing wakes a CPU whose interrupts are masked.
+            Some("sleep") => stop(),
             Some("panic") => assert_eq!(boot.cpu_count(), 0, "as ordered"),
             Some("exception") => write_to_code(),
             Some("stack_overflow") => println!("{}", overflow(0)),
@@ -34,19 +35,6 @@ kernel! {
             other => test::fail(format_args!("no such mode: {other:?}")),
         }
     }
-}
-
-/// For ever: nothing wakes a CPU whose interrupts are masked.
-fn sleep() {
-    interrupts::disable();
-    // SAFETY: what follows is the purpose.
-    unsafe { core::arch::asm!("hlt") };
-}
-
-fn triple_fault() {
-    let nothing = [0_u8; 10];
-    // SAFETY: an empty interrupt table; what follows is the purpose.
-    unsafe { core::arch::asm!("lidt [{}]", "int3", in(reg) &nothing, options(nostack)) };
 }
 
 fn write_to_code() {

@@ -29,21 +29,34 @@
     reason = "a failed check ends the test, which is what a test is for; addresses have 64 bits wherever this runs"
 )]
 
+pub mod abandon;
 pub mod arch;
 mod boot;
+mod clock;
 pub mod console;
+#[cfg(not(target_arch = "x86_64"))]
+mod device_tree;
 mod erased;
+pub mod fault;
 mod handlers;
 mod memory;
+#[cfg(not(target_arch = "x86_64"))]
+mod page_tables;
 pub mod sched;
 pub mod smp;
 mod start;
 pub mod sync;
 pub mod test;
+#[cfg(not(target_arch = "x86_64"))]
+mod ticker;
 pub mod time;
+pub mod timer;
 
-pub use arch::{Context, Fault, abandon, cpu, fault, interrupts, ipi, nmi, step, timer};
+#[cfg(target_arch = "x86_64")]
+pub use arch::step;
+pub use arch::{Context, cpu, interrupts, ipi, nmi};
 pub use boot::{Boot, Hooks, Kernel, Region};
+pub use fault::Fault;
 
 /// Declares the kernel's `main`, and optionally what it does before CPUs know who they are (see [`Hooks`]).
 #[macro_export]

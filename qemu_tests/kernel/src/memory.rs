@@ -17,7 +17,7 @@ const FOUR_GIB: usize = 4 << 30;
 /// The length of the stack that `main` and the closures of `smp::on_all` run on, with its guard page.
 pub const STACK_LEN: usize = 256 << 10;
 /// The length of the stacks for double faults and NMIs, with their guard pages.
-const FAULT_STACK_LEN: usize = 32 << 10;
+pub(crate) const FAULT_STACK_LEN: usize = 32 << 10;
 /// The length of a thread's stack, with its guard page.
 const THREAD_STACK_LEN: usize = 64 << 10;
 /// How many threads there can be at once.
@@ -133,6 +133,7 @@ impl Stacks {
         self.main(cpu) + FAULT_STACK_LEN
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn nmi(self, cpu: usize) -> usize {
         self.fault(cpu) + FAULT_STACK_LEN
     }

@@ -1,9 +1,10 @@
 //! The part of the start that is the same for all architectures: memory for all CPUs, the early hook, the other CPUs, `main`.
 
+use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::memory::{Ram, Stacks, own};
-use crate::{Boot, Kernel, Region, arch, interrupts, smp, sync::Once, test};
+use crate::{Boot, Kernel, Region, arch, cpu, interrupts, smp, sync::Once, test};
 
 /// The most CPUs that the kernel starts.
 pub const MAX_CPUS: usize = 16;
@@ -96,4 +97,17 @@ pub(crate) fn stacks() -> Stacks {
 pub(crate) fn remark(address: usize) -> &'static str {
     let overrun = STACKS.get().is_some_and(|stacks| stacks.hits_guard(address));
     if overrun { ": a stack ran over" } else { "" }
+}
+
+/// Prints as `cpu 3`.
+#[derive(Clone, Copy, Debug)]
+pub struct Name;
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match cpu::index() {
+            usize::MAX => f.write_str("cpu ?"),
+            index => write!(f, "cpu {index}"),
+        }
+    }
 }

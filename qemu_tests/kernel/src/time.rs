@@ -1,8 +1,8 @@
 //! Time since boot, and waiting with an end.
 
-use crate::{arch, test};
+use crate::test;
 
-pub use arch::clock::{cycles, cycles_per_micro, micros};
+pub use crate::clock::{cycles, cycles_per_micro, micros};
 
 /// How long [`wait_for`] waits for anything that should happen at once. An emulator on a loaded host has been seen to
 /// take a second for it.

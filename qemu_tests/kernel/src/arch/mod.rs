@@ -2,16 +2,28 @@
 //!
 //! An architecture is a folder that provides the names re-exported here; its own modules stay private to it.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+use aarch64 as imp;
+#[cfg(target_arch = "riscv64")]
+mod riscv64;
+#[cfg(target_arch = "riscv64")]
+use riscv64 as imp;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as imp;
 
-pub(crate) use imp::{AREA, new_thread, set_up_cpu, stop, switch_threads};
+#[cfg(target_arch = "x86_64")]
+pub use imp::step;
+pub(crate) use imp::{AREA, call_timed, fault_address, new_thread, set_up_cpu, switch_threads};
 pub use imp::{
-    Context, Exit, abandon, clock, cpu, enable_and_halt, exit, fault, fault::Fault, interrupts, ipi, nmi, serial_write,
-    step, timer, vector,
+    Context, Exit, cpu, cycles, enable_and_halt, exit, interrupts, ipi, nmi, reset, serial_write, start_timer, stop,
+    stop_timer, vector,
 };
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use imp::{clear_deadline, set_deadline};
 
 pub use crate::memory::STACK_LEN;
 pub use crate::start::{MAX_CPUS, cpu_count, kernel};

@@ -6,8 +6,9 @@
 use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
 
-use super::{clock, interrupts, vector};
-use crate::{test, time};
+use super::{interrupts, vector};
+use crate::timer::Raise;
+use crate::{clock, test, time};
 
 const ID: usize = 0x20;
 const EOI: usize = 0xb0;
@@ -103,38 +104,36 @@ pub(super) fn start(target: u32, page: usize, online: impl Fn() -> bool) {
 static COUNTS_PER_MICRO: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
 
 /// Interrupts this CPU every `micros` microseconds from now on.
-pub(super) fn start_timer(micros: u32) {
+pub fn start_timer(micros: u32) {
     let per_micro = COUNTS_PER_MICRO.load(core::sync::atomic::Ordering::Relaxed);
     write(TIMER, PERIODIC | u32::from(vector::TIMER));
     write(TIMER_INITIAL, per_micro.saturating_mul(micros).max(1));
 }
 
-pub(super) fn stop_timer() {
+/// No more timer interrupts on this CPU; one may be on its way still.
+pub fn stop_timer() {
     write(TIMER, MASKED);
     write(TIMER_INITIAL, 0);
 }
 
 unsafe extern "C" {
     fn timed_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u32, timer: *mut u32);
-    static timed_end: u8;
 }
 
-/// Calls `work(argument)` with the timer set to raise `what` (a vector, or an NMI) once, about `count` counts after the call begins.
+/// Calls `work(argument)` with the timer set to raise something once, about `count` counts after the call begins.
 ///
 /// # Safety
 /// As for `work`.
-pub(super) unsafe fn call_timed(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u32, what: u32) {
+pub(crate) unsafe fn call_timed(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u32, raise: Raise) {
+    let what = match raise {
+        Raise::Vector(vector) => u32::from(vector),
+        Raise::Nmi => NMI,
+    };
     write(TIMER, what);
     let initial = core::ptr::with_exposed_provenance_mut(REGISTERS + TIMER_INITIAL);
     // SAFETY: what is written to the register changes which interrupts come, and the caller answers for `work`.
     unsafe { timed_call(work, argument, count.max(1), initial) };
     stop_timer();
-}
-
-/// Whether an interrupt came before the call of [`call_timed`] began or after it was over.
-pub(super) fn is_outside(rip: u64) -> bool {
-    let code = timed_call as *const () as u64..(&raw const timed_end).addr() as u64;
-    code.contains(&rip)
 }
 
 /// Measures the timer and the cycle counter against the one clock whose rate is known, the PIT.

@@ -6,7 +6,6 @@
 
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
-use core::fmt;
 
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
@@ -16,6 +15,8 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
 use crate::memory::Stacks;
+
+pub use crate::start::Name;
 
 /// The entries of the TSS's table of stacks.
 pub(super) const FAULT_STACK: u16 = 0;
@@ -82,19 +83,6 @@ pub fn is_pinned() -> bool {
     // SAFETY: as in `index`.
     unsafe { core::arch::asm!("mov {}, gs:[16]", out(reg) pins, options(nostack, preserves_flags, readonly)) };
     pins != 0
-}
-
-/// Prints as `cpu 3`.
-#[derive(Clone, Copy, Debug)]
-pub struct Name;
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match index() {
-            usize::MAX => f.write_str("cpu ?"),
-            index => write!(f, "cpu {index}"),
-        }
-    }
 }
 
 /// This CPU does not know its index yet.

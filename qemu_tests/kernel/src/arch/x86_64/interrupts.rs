@@ -7,8 +7,8 @@ use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::{EntryOptions, InterruptDescriptorTable};
 
-use super::{apic, cpu, exit, fault, vector};
-use crate::{console, handlers, println, sched, start, sync::Once};
+use super::{apic, cpu, exit, vector};
+use crate::{console, fault, handlers, println, sched, start, sync::Once};
 
 pub use crate::handlers::{Handler, set_handler};
 pub use x86_64::instructions::interrupts::{are_enabled, disable, enable, without_interrupts as without};
@@ -44,6 +44,9 @@ pub struct Context {
     pub ss: u64,
 }
 
+/// Interrupts are open, in a saved flags register.
+pub(super) const INTERRUPTS: u64 = 1 << 9;
+
 impl Context {
     /// Where it was interrupted.
     #[must_use]
@@ -51,10 +54,22 @@ impl Context {
         self.rip
     }
 
+    /// Goes on somewhere else.
+    pub(crate) fn go_on_at(&mut self, pc: u64) {
+        self.rip = pc;
+    }
+
+    /// Goes on somewhere else, on another stack, interrupts open.
+    pub(crate) fn leave_for(&mut self, pc: u64, stack: u64) {
+        self.rip = pc;
+        self.rsp = stack;
+        self.rflags |= INTERRUPTS;
+    }
+
     /// Whether interrupts were open there.
     #[must_use]
     pub fn interrupts_are_open(&self) -> bool {
-        self.rflags & 1 << 9 != 0
+        self.rflags & INTERRUPTS != 0
     }
 }
 

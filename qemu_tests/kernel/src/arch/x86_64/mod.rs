@@ -3,13 +3,10 @@
 //! The order of the start is the order of `rust_entry` below: serial port, memory map, CPUs, page tables, the kernel's
 //! early hook, own tables, interrupt controllers and clocks, the other CPUs, `main`.
 
-pub mod abandon;
 mod acpi;
 mod apic;
-pub mod clock;
 pub mod cpu;
 mod entry;
-pub mod fault;
 pub mod interrupts;
 mod pvh;
 pub mod step;
@@ -19,12 +16,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::PhysAddr;
 use x86_64::instructions::port::Port;
-use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::registers::control::{Cr2, Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
 
 use crate::memory::{Ram, Stacks, image, own};
 use crate::{start, start::MAX_CPUS, sync::Once};
 
+pub(crate) use apic::call_timed;
+pub use apic::{start_timer, stop_timer};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
 
@@ -137,13 +136,25 @@ fn copy_trampoline() {
     unsafe { core::ptr::copy_nonoverlapping(source, target, len) };
 }
 
+/// The cycle counter: host cycles, or instructions when the emulator counts those.
+#[must_use]
+pub fn cycles() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The address of the last page fault.
+pub(crate) fn fault_address() -> usize {
+    Cr2::read_raw() as usize
+}
+
 /// Sleeps until an interrupt comes. With interrupts off when called, none is missed in between.
 pub fn enable_and_halt() {
     x86_64::instructions::interrupts::enable_and_hlt();
 }
 
 /// This CPU does nothing any more.
-pub(crate) fn stop() -> ! {
+pub fn stop() -> ! {
     interrupts::disable();
     loop {
         x86_64::instructions::hlt();
@@ -193,59 +204,12 @@ pub fn exit(how: Exit) -> ! {
     stop()
 }
 
-/// The timer of each CPU.
-pub mod timer {
-    use super::{apic, interrupts, vector};
-    use crate::{erased::Erased, handlers};
-
-    /// Interrupts this CPU every `micros` microseconds from now on.
-    pub fn start(micros: u32) {
-        apic::start_timer(micros);
-    }
-
-    /// No more timer interrupts on this CPU; one may be on its way still.
-    pub fn stop() {
-        apic::stop_timer();
-    }
-
-    /// Has `handler` called at each timer interrupt of every CPU.
-    pub fn set_handler(handler: interrupts::Handler) {
-        interrupts::set_handler(vector::TIMER, handler);
-    }
-
-    /// What [`once_in`] raises.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Raise {
-        /// An interrupt.
-        Vector(u8),
-        /// An NMI. Processors may not know this way to raise one; the emulator does.
-        Nmi,
-    }
-
-    /// Runs `work` and has the timer raise an interrupt once, after `count` of its counts: before the call, if they are few; not at all, if the
-    /// call is over by then. Where the emulator counts instructions, at a nanosecond each, a count is an instruction.
-    pub fn once_in(work: impl FnOnce(), count: u32, raise: Raise) {
-        let what = match raise {
-            Raise::Vector(vector) => u32::from(vector),
-            Raise::Nmi => apic::NMI,
-        };
-        let mut work = Erased::new(work);
-        let (run, argument) = work.parts();
-        // SAFETY: `run` is for that argument.
-        unsafe { apic::call_timed(run, argument, count, what) };
-    }
-
-    /// For the handler of [`once_in`]'s interrupt: whether it came inside the call.
-    #[must_use]
-    pub fn is_inside(context: &super::Context) -> bool {
-        !apic::is_outside(context.rip)
-    }
-
-    /// How many timer interrupts `cpu` has had.
-    #[must_use]
-    pub fn ticks(cpu: usize) -> u64 {
-        handlers::ticks(cpu)
-    }
+/// Makes the processor reset itself, as it does when it meets an exception that it cannot raise.
+pub fn reset() -> ! {
+    let nothing = [0_u8; 10];
+    // SAFETY: an empty interrupt table; what follows is the purpose.
+    unsafe { core::arch::asm!("lidt [{}]", "int3", in(reg) &nothing, options(nostack)) };
+    stop()
 }
 
 /// Interrupts from one CPU to others. Not from NMI handlers.
@@ -266,6 +230,9 @@ pub mod ipi {
 /// Interrupts that cannot be masked. Their handler must not wait for anything, print, or send IPIs.
 pub mod nmi {
     use super::{apic, apic_id, interrupts};
+
+    /// Whether there is such a thing.
+    pub const EXISTS: bool = true;
 
     /// Has `handler` called for each NMI of every CPU.
     pub fn set_handler(handler: interrupts::Handler) {

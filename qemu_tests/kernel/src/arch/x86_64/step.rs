@@ -9,13 +9,12 @@
 use core::cell::Cell;
 use core::ptr::{NonNull, with_exposed_provenance};
 
-use super::{Context, cpu, interrupts};
+use super::interrupts::{self, INTERRUPTS};
+use super::{Context, cpu};
 use crate::{erased::Erased, start::MAX_CPUS};
 
 /// The trap flag in a saved flags register.
 const TRAP: u64 = 1 << 8;
-/// Interrupts are open, in the same.
-const INTERRUPTS: u64 = 1 << 9;
 const DEBUG: u8 = 1;
 
 /// What is asked after each step.

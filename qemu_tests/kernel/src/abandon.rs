@@ -2,10 +2,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Context;
-use crate::erased::Erased;
+use crate::{Context, erased::Erased};
 
 unsafe extern "C" {
+    /// Calls `work(argument)`, having noted the stack pointer with which a handler may go on at `catch_resume` instead.
     fn catch_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, stack: *const AtomicU64);
     static catch_resume: u8;
 }
@@ -23,7 +23,5 @@ pub fn catch(work: impl FnOnce()) {
 
 /// For a handler that interrupted code inside [`catch`], on the same CPU: when it returns, that code is left, interrupts open.
 pub fn leave(context: &mut Context) {
-    context.rip = (&raw const catch_resume).addr() as u64;
-    context.rsp = STACK.load(Relaxed);
-    context.rflags |= 1 << 9;
+    context.leave_for((&raw const catch_resume).addr() as u64, STACK.load(Relaxed));
 }

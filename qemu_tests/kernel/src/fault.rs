@@ -1,8 +1,6 @@
 //! Reading where nothing may be mapped.
 
-use x86_64::registers::control::Cr2;
-
-use super::Context;
+use crate::{Context, arch};
 
 /// The page fault that a read met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +10,7 @@ pub struct Fault {
 }
 
 unsafe extern "C" {
+    /// `false` if the read faults, in which case the handler goes on at `probe_faulted`.
     fn probe_read(address: *const u8, byte: *mut u8) -> bool;
     static probe_instruction: u8;
     static probe_faulted: u8;
@@ -25,14 +24,14 @@ pub fn read(address: usize) -> Result<u8, Fault> {
     let mut byte = 0;
     // SAFETY: the read may fault, for which `recover` is there; whatever it finds is a byte. No reference is made.
     let done = unsafe { probe_read(core::ptr::with_exposed_provenance(address), &raw mut byte) };
-    if done { Ok(byte) } else { Err(Fault { address: Cr2::read_raw() as usize }) }
+    if done { Ok(byte) } else { Err(Fault { address: arch::fault_address() }) }
 }
 
 /// If the page fault is that of [`read`], goes on where it returns `false`.
-pub(super) fn recover(context: &mut Context) -> bool {
-    let ours = context.rip == (&raw const probe_instruction).addr() as u64;
+pub(crate) fn recover(context: &mut Context) -> bool {
+    let ours = context.pc() == (&raw const probe_instruction).addr() as u64;
     if ours {
-        context.rip = (&raw const probe_faulted).addr() as u64;
+        context.go_on_at((&raw const probe_faulted).addr() as u64);
     }
     ours
 }

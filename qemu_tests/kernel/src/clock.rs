@@ -2,17 +2,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+pub use crate::arch::cycles;
+
 static START: AtomicU64 = AtomicU64::new(0);
 /// Microseconds per cycle, times 2^32.
 static SCALE: AtomicU64 = AtomicU64::new(0);
 static PER_SECOND: AtomicU64 = AtomicU64::new(0);
-
-/// The cycle counter: host cycles, or instructions when the emulator counts those.
-#[must_use]
-pub fn cycles() -> u64 {
-    // SAFETY: reads a counter.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
 
 /// How many cycles a microsecond has.
 #[must_use]
@@ -27,7 +22,8 @@ pub fn micros() -> u64 {
     ((u128::from(elapsed) * u128::from(SCALE.load(Ordering::Relaxed))) >> 32) as u64
 }
 
-pub(super) fn set_rate(per_second: u64) {
+/// Sets how many cycles a second has, and begins to count microseconds.
+pub(crate) fn set_rate(per_second: u64) {
     PER_SECOND.store(per_second, Ordering::Relaxed);
     START.store(cycles(), Ordering::Relaxed);
     SCALE.store((1_000_000 << 32) / per_second, Ordering::Relaxed);
