@@ -161,7 +161,7 @@ pub use harden::guard::{Fault, FaultKind, NoGuards};
 #[cfg(feature = "hardened")]
 pub use harden::{Misuse, Report};
 pub use heap::Heap;
-pub use observe::{ClassStats, CpuClassStats, CpuStats, Dump, RunInfo, RunKind, Stats, Violation};
+pub use observe::{ClassStats, CpuClassStats, CpuStats, Dump, RunInfo, RunKind, Skipped, Stats, Violation};
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]
 pub use provider::{RegionError, RegionProvider};

@@ -556,27 +556,34 @@ impl CpuCache {
         self.limit_len.load(Ordering::Relaxed) > budget
     }
 
-    /// Checks C1 to C3. At rest.
+    /// Checks C1 to C3. By the holder; as long as the cache is full.
     pub(crate) fn verify(&self) -> bool {
-        let lists_agree = SizeClass::all().all(|class| {
-            let (hot, cold) = (self.hot(class), self.cold(class));
-            let (limit, room) = (self.limit(class), hot.room.load(Ordering::Relaxed));
-            let spare_count = cold.spare_count.load(Ordering::Relaxed);
-            room <= limit
-                && spare_count <= limit
-                && self.has_length(hot.head.load(Ordering::Relaxed), limit - room)
-                && self.has_length(cold.spare.load(Ordering::Relaxed), spare_count)
-        });
-        let sum: usize = SizeClass::all().map(|class| 2 * self.limit(class) as usize * class.block_len()).sum();
-        lists_agree && sum == self.limit_len.load(Ordering::Relaxed)
+        SizeClass::all().all(|class| self.verify_class(class)) && self.verify_limits()
     }
 
-    /// Whether `count` blocks are linked from `head` on. At rest.
+    /// Checks C1 and C2 of one class. By the holder.
+    pub(crate) fn verify_class(&self, class: SizeClass) -> bool {
+        let (hot, cold) = (self.hot(class), self.cold(class));
+        let (limit, room) = (self.limit(class), hot.room.load(Ordering::Relaxed));
+        let spare_count = cold.spare_count.load(Ordering::Relaxed);
+        room <= limit
+            && spare_count <= limit
+            && self.has_length(hot.head.load(Ordering::Relaxed), limit - room)
+            && self.has_length(cold.spare.load(Ordering::Relaxed), spare_count)
+    }
+
+    /// Checks C3. By the holder.
+    pub(crate) fn verify_limits(&self) -> bool {
+        let sum: usize = SizeClass::all().map(|class| 2 * self.limit(class) as usize * class.block_len()).sum();
+        sum == self.limit_len.load(Ordering::Relaxed)
+    }
+
+    /// Whether `count` blocks are linked from `head` on. By the holder.
     fn has_length(&self, head: *mut u8, count: u32) -> bool {
         let mut block = head;
         for _ in 0..count {
             let Some(here) = NonNull::new(block) else { return false };
-            // SAFETY: at rest nobody takes from a cache's list.
+            // SAFETY: the holder of the cache owns the blocks in its lists (C1, C2), whom we are.
             let Some(next) = (unsafe { crate::slab::block::next(here, self.key.get()) }) else { return false };
             block = next;
         }

@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(heap.reserve_for_panic(usize::MAX), Err(crate::AllocError));
         heap.reserve_for_panic(256 << 10).unwrap();
         assert_eq!(heap.reserve_for_panic(1 << 10), Err(crate::AllocError), "once is enough");
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         let before = Filled::new(&heap, layout(100), 1).unwrap().unwrap();
         let interrupted = heap.enter();
         let mut panicked = false;

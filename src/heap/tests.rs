@@ -140,11 +140,11 @@ fn fill<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size:
 }
 
 fn all_back<const MOVES: bool, C: CpuMode, const N: usize>(heap: &Heap<Host<MOVES>, C, N>) {
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     let held_len = heap.provider().held_len();
     assert_eq!(held_len, heap.stats().held_len, "what the provider gave is what the heap has");
     assert_eq!(heap.trim(0), held_len);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
 }
 
@@ -236,7 +236,7 @@ fn slabs_that_nested_frees_emptied_are_found() {
         let (early, late): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
         early.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
         heap.drain_current();
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         let interrupted = heap.enter().unwrap();
         late.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
         drop(interrupted);
@@ -393,7 +393,7 @@ fn a_longer_block_serves_when_no_other_is_left() {
         let interrupted = nested.then(|| heap.enter().unwrap());
         let borrowed = filled(heap, 48).unwrap();
         drop(interrupted);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         blocks.into_iter().chain([borrowed]).for_each(|block| block.free(heap).unwrap());
         all_back(heap);
     }
@@ -487,7 +487,7 @@ fn huge_blocks_shrink_move_and_stay_with_their_content() {
     for (stubborn, size) in [(false, 4 << 20), (false, 9 << 20), (true, 12 << 20), (true, 2 << 20), (false, 3 << 20)] {
         heap.provider().stubborn.store(stubborn, Ordering::Relaxed);
         assert!(block.realloc(&heap, size).unwrap());
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     block.free(&heap).unwrap();
     all_back(&heap);
@@ -528,7 +528,7 @@ fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
     heap.provider().least_len.store(0, Ordering::Relaxed);
     small.push(filled(&heap, 64).expect("in a chunk that a new table has"));
     blocks.extend((0..500).map(|_| huge().expect("in a new table")));
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     for block in blocks {
         // SAFETY: allocated above with this Layout; nobody used it.
         unsafe { heap.free(block.cast(), layout(1 << 20)) };
@@ -556,7 +556,7 @@ fn huge_blocks_that_neither_the_provider_nor_the_map_takes_go_back_later() {
     }
     let stats = heap.stats();
     assert!(stats.held_len < heap.provider().held_len(), "every run found a slot, so nothing is shown");
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     heap.provider().stubborn.store(false, Ordering::Relaxed);
     heap.trim(0);
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
@@ -630,7 +630,7 @@ fn the_provider_is_called_with_nothing_held_and_is_not_entered_again() {
     let many: Vec<_> = (0..30_000).map(|_| filled(heap, 1000).unwrap()).collect();
     blocks.into_iter().chain(many).for_each(|block| block.free(heap).unwrap());
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     let probe = heap.provider();
     assert!(probe.host.calls() > 10);
     assert!(!probe.held.load(Ordering::Relaxed), "something was held while the provider was called");

@@ -171,12 +171,12 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
     }
 
     fn check(&self, heap: &'static Any<P, C>, blocks: Vec<Filled>) {
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         free_all(heap, blocks);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         heap.drain_current();
         heap.trim(0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         assert_eq!((heap.stats().held_len, heap.provider().regions().held_len()), (0, 0), "memory is lost");
     }
 }

@@ -204,7 +204,7 @@ fn free<const REENTRANT: bool>(heap: &Small<REENTRANT>, block: NonNull<u8>, size
 }
 
 fn all_back<const REENTRANT: bool>(heap: &'static Small<REENTRANT>, blocks: Vec<NonNull<u8>>) {
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     let count = blocks.len();
     let mut sorted = blocks.clone();
     sorted.sort_unstable();
@@ -212,7 +212,7 @@ fn all_back<const REENTRANT: bool>(heap: &'static Small<REENTRANT>, blocks: Vec<
     assert_eq!(sorted.len(), count, "a block was handed out twice");
     blocks.into_iter().for_each(|block| free(heap, block, BLOCK_LEN));
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!((heap.engine.pages.held_len(), heap.provider().used()), (0, 0), "memory is lost");
 }
 

@@ -6,4 +6,4 @@ mod verify;
 
 pub use dump::Dump;
 pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats};
-pub use verify::Violation;
+pub use verify::{Skipped, Violation};

@@ -449,7 +449,7 @@ mod tests {
         drop(entered);
         // SAFETY: as above.
         unsafe { heap.free(at_hand.cast(), layout) };
-        assert_eq!(heap.verify(), Ok(()));
+        assert_eq!(heap.verify_all(), Ok(()));
         heap.stats().cpus.map(|cpu| (cpu.lap_count, cpu.nested_alloc_count, cpu.nested_free_count))
     }
 

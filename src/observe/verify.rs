@@ -1,7 +1,10 @@
 //! Every invariant of the heap, executed.
 //!
 //! The invariants stand where the state is: P1 to P8 beside the fields of `pages::pool`, S and B at the head of `slab` and `partial`, C of
-//! `cache`. Here are the identities between layers:
+//! `cache`. What belongs to one lock is checked at any time, by whoever has that lock. The sums over all locks hold at rest only: between two locks a block is on
+//! its way, and no lock says so. Price of checking at any time: a bin's slabs are turned in their list, and a pool is closed to others while its runs are walked.
+//!
+//! Here are the identities between layers, checked at rest:
 //! - E1: for each class, the blocks that slabs count as out are the blocks that were ever taken less those pushed.
 //! - E2: for each class, the bytes in slabs are the sum of their runs.
 //! - E3: a slab is LISTED exactly if it is in a list, and one that is not has nothing to give.
@@ -10,16 +13,18 @@
 use core::fmt;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
+use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-use crate::pages::Kind;
+use crate::pages::{Kind, PageFault};
+use crate::slab::list::{Bin, Sweep};
 use crate::slab::word::Slab;
 
 /// An invariant that does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The invariant's layer: `P` pages, `B` bins (and the slabs in them), `C` caches, `E` between layers.
+    /// The invariant's layer: `P` pages, `B` bins and the slabs in them, `C` caches, `E` between layers.
     pub layer: char,
     /// Its number there; 0 if the layer's check does not tell.
     pub rule: u8,
@@ -35,6 +40,26 @@ impl fmt::Display for Violation {
 
 impl core::error::Error for Violation {}
 
+/// What [`Heap::verify`] left out, since somebody else had it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "what was busy was not checked"]
+#[non_exhaustive]
+pub struct Skipped {
+    /// Caches that others held. With a pin, all but the running CPU's own: have each CPU call [`Heap::verify`].
+    pub caches: usize,
+    /// Lists of partial slabs, of a size class and a CPU each.
+    pub bins: usize,
+    /// Pools of page runs.
+    pub pools: usize,
+}
+
+impl Skipped {
+    /// Whether everything was checked.
+    pub const fn is_nothing(self) -> bool {
+        self.caches == 0 && self.bins == 0 && self.pools == 0
+    }
+}
+
 fn check(holds: bool, layer: char, rule: u8, at: usize) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { layer, rule, at }) }
 }
@@ -47,31 +72,90 @@ struct Sums {
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// Checks every invariant.
+    /// Checks the invariants of each cache, bin and pool of pages, one after the other, whatever others do meanwhile. For a kernel that suspects damage.
     ///
-    /// Only at rest: while nobody else uses the heap, interrupts included. It then changes nothing but where slabs are listed. Takes as long as the
-    /// heap is large; for tests, and for a kernel that suspects damage.
+    /// Takes what it looks at, and leaves out what it cannot have: see [`Skipped`]. It changes nothing but the order of slabs in their lists.
     ///
     /// # Errors
-    /// The first [`Violation`] found: the heap's memory was damaged, or the heap is wrong, or not at rest.
-    pub fn verify(&self) -> Result<(), Violation> {
-        self.verify_bins()?;
-        let pages = self.engine.pages.verify();
-        pages.map_err(|fault| Violation { layer: 'P', rule: fault.rule, at: fault.at })?;
-        for (index, cache) in self.engine.caches().iter().enumerate() {
-            check(cache.verify(), 'C', 0, index)?;
+    /// The first [`Violation`] found: the heap's memory was damaged, or the heap is wrong.
+    ///
+    /// # Context
+    /// Any. Takes as long as the heap is large. A cache is held for one class at a time, a bin for four slabs; a pool of pages for as long as it has chunks and
+    /// runs, while others look elsewhere.
+    pub fn verify(&self) -> Result<Skipped, Violation> {
+        let mut skipped = Skipped::default();
+        for class in SizeClass::all() {
+            for (home, bin) in self.engine.bins(class) {
+                skipped.bins += usize::from(!self.verify_bin(bin, class, home)?);
+            }
         }
-        self.verify_sums()
+        let pools = self.engine.pages.verify_pools(&|work| self.step(work));
+        skipped.pools = pools.map_err(page_violation)?;
+        for index in 0..CPUS {
+            skipped.caches += usize::from(!self.verify_cache(index)?);
+        }
+        Ok(skipped)
     }
 
-    fn verify_bins(&self) -> Result<(), Violation> {
+    /// [`verify`](Self::verify) of everything, and of the sums over all of it, which hold at rest only. For tests.
+    ///
+    /// # Errors
+    /// The first [`Violation`] found: the heap's memory was damaged, or the heap is wrong.
+    ///
+    /// # Safety
+    /// From the call to the return nobody else uses the heap: no other thread or CPU, no interrupt handler; and what they did before happened before this call.
+    pub unsafe fn verify_at_rest(&self) -> Result<(), Violation> {
         for class in SizeClass::all() {
             for (home, bin) in self.engine.bins(class) {
                 check(bin.receive_all(), 'B', 4, class.index())?;
                 check(bin.verify(class, home), 'B', 0, class.index())?;
             }
         }
-        Ok(())
+        self.engine.pages.verify().map_err(page_violation)?;
+        for (index, cache) in self.engine.caches().iter().enumerate() {
+            // Whoever the cache belongs to is outside of the heap, by the contract: so the cache is the caller's.
+            check(cache.verify(), 'C', 0, index)?;
+        }
+        self.verify_sums()
+    }
+
+    /// [`verify_at_rest`](Self::verify_at_rest), for tests that know.
+    #[cfg(any(test, loom))]
+    pub(crate) fn verify_all(&self) -> Result<(), Violation> {
+        // SAFETY: the tests of this crate call it when the contexts that they started have ended, or are stopped.
+        unsafe { self.verify_at_rest() }
+    }
+
+    /// False: somebody else has the bin's lock.
+    fn verify_bin(&self, bin: &Bin, class: SizeClass, home: usize) -> Result<bool, Violation> {
+        let (mut left, mut seen) = ([u32::MAX; 2], Some(Sweep::More));
+        while seen == Some(Sweep::More) && !bin.looks_empty() {
+            self.step(&mut |wait| seen = bin.verify_next(class, home, &mut left, wait));
+        }
+        check(seen.is_some(), 'B', 0, class.index())?;
+        Ok(seen != Some(Sweep::Busy))
+    }
+
+    /// False: somebody else has the cache.
+    fn verify_cache(&self, index: usize) -> Result<bool, Violation> {
+        for class in SizeClass::all() {
+            let seen = self.with_cache(index, |cache| cache.verify_class(class) && cache.verify_limits());
+            let Some(holds) = seen else { return Ok(false) };
+            check(holds, 'C', 0, index)?;
+        }
+        Ok(true)
+    }
+
+    /// Does `work` with that cache held. `None`: somebody else has it, or with a pin it is another CPU's.
+    fn with_cache<T>(&self, index: usize, work: impl FnOnce(&CpuCache) -> T) -> Option<T> {
+        if C::PINNED {
+            let entered = self.enter().ok().filter(|entered| entered.index == index)?;
+            return Some(work(entered.cache));
+        }
+        let cache = self.engine.cache(index).filter(|cache| cache.try_lock())?;
+        let result = work(cache);
+        cache.unlock();
+        Some(result)
     }
 
     fn verify_sums(&self) -> Result<(), Violation> {
@@ -90,6 +174,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let cached_count: u64 = SizeClass::all().map(cached).sum();
         check(cached_count <= sums.out_counts.iter().sum(), 'E', 4, 0)
     }
+}
+
+fn page_violation(fault: PageFault) -> Violation {
+    Violation { layer: 'P', rule: fault.rule, at: fault.at }
 }
 
 impl Sums {
@@ -164,9 +252,9 @@ mod tests {
                 heap.free_small(block, class())
             }
         }
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         hurt(&heap);
-        heap.verify().err().map(|violation| (violation.layer, violation.rule))
+        heap.verify_all().err().map(|violation| (violation.layer, violation.rule))
     }
 
     /// Does `work` with the word of each partial slab of [`class`].
@@ -235,7 +323,7 @@ mod tests {
         let memory = Box::leak(Box::new([0_u64; 12]));
         // SAFETY: memory of that length which nobody else uses, ever.
         cache.push(class(), unsafe { Block::new(NonNull::from(memory).cast()) }).unwrap();
-        assert_eq!(heap.verify().err().map(|violation| (violation.layer, violation.rule)), Some(('E', 4)));
+        assert_eq!(heap.verify_all().err().map(|violation| (violation.layer, violation.rule)), Some(('E', 4)));
     }
 
     #[test]
@@ -250,6 +338,6 @@ mod tests {
             let block = unsafe { Block::new(block.cast()) };
             heap.engine.give_back(class(), block, None, caller);
         }
-        assert_eq!(heap.verify(), Ok(()));
+        assert_eq!(heap.verify_all(), Ok(()));
     }
 }

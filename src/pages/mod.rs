@@ -682,7 +682,33 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Checks invariants P1 to P8, which stand beside the fields of `Pool`. At rest, with no chunk on its way out.
+    /// Checks invariants P1 to P7, which stand beside the fields of `Pool`, pool by pool, at any time; gives how many pools were busy and left out. Each pool is a
+    /// step of the caller's, and its lock is held as long as it has chunks and runs.
+    pub(crate) fn verify_pools(&self, step: Step<'_>) -> Result<usize, PageFault> {
+        let mut skipped = 0;
+        for (index, pool) in self.pools().enumerate() {
+            let mut seen = Ok(());
+            step(&mut |wait| match self.open(pool, wait) {
+                Some(open) => seen = self.verify_pool(index, &open),
+                None => skipped += 1,
+            });
+            seen?;
+        }
+        Ok(skipped)
+    }
+
+    fn verify_pool(&self, index: usize, open: &Open<'_>) -> Result<(), PageFault> {
+        open.verify(index)?;
+        for chunk in open.chunks() {
+            let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
+            let last = chunk.addr() + chunk.len() - 1;
+            check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
+            check(7, !found(last + 1), chunk.as_link())?;
+        }
+        Ok(())
+    }
+
+    /// Checks invariants P1 to P8. At rest, with no chunk on its way out.
     pub(crate) fn verify(&self) -> Result<(), PageFault> {
         self.drain_deferred(&|work| work(true));
         let mut held_len = self.map.outside_len();
@@ -691,15 +717,9 @@ impl<const N: usize> Pages<N> {
             let Some(open) = self.open(pool, true) else {
                 return check(6, false, pool);
             };
-            open.verify(index)?;
+            self.verify_pool(index, &open)?;
             held_len += pool.held_len();
-            for chunk in open.chunks() {
-                own_len += chunk.own_len();
-                let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
-                let last = chunk.addr() + chunk.len() - 1;
-                check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
-                check(7, self.map.lookup(last + 1) != Some(chunk.as_link().cast()), chunk.as_link())?;
-            }
+            own_len += open.chunks().map(Chunk::own_len).sum::<usize>();
         }
         check(8, held_len == self.held_len(), &raw const self.held_len)?;
         check(8, own_len == self.own_len(), &raw const self.own_len)

@@ -675,16 +675,19 @@ fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
     Ok((count, len))
 }
 
-/// Whether first and last descriptor of a run tell the same.
+/// Whether first and last descriptor of a run tell the same. A used run's owner changes them meanwhile, without the lock.
 fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
-    let single = head.len() == 1;
+    let (len, end) = (head.len(), tail.tag());
+    let is_single = len == 1;
+    // With hardening, a slab's descriptors forget that they are one before its run is free.
+    let is_forgotten = end.is(Kind::Inside) && cfg!(feature = "hardened");
     match head.kind() {
-        Kind::Free => tail.kind() == Kind::Free && tail.len() == head.len() && tail.is_zeroed() == head.is_zeroed(),
-        Kind::Large => single || tail.kind() == Kind::Tail,
+        Kind::Free => end.is(Kind::Free) && end.len() == len && end.is_zeroed() == head.is_zeroed(),
+        Kind::Large => is_single || end.is(Kind::Tail),
         Kind::Slab | Kind::SlabPartial | Kind::SlabWhole => {
-            single || tail.kind() == Kind::SlabRest && tail.len() == head.len() - 1
+            is_single || end.is(Kind::SlabRest) && end.len() == len - 1 || is_forgotten
         }
-        Kind::Deferred => single || matches!(tail.kind(), Kind::Tail | Kind::SlabRest),
+        Kind::Deferred => is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten,
         Kind::Inside | Kind::SlabRest | Kind::Tail | Kind::Leaving => false,
     }
 }

@@ -46,6 +46,9 @@ const JOIN_DENSITY: usize = 4;
 /// Slabs looked at in one hold of the lock when whole ones are searched for.
 const SWEEP_SLABS: u32 = 16;
 
+/// Slabs whose lists are walked in one hold of the lock.
+const VERIFY_SLABS: u32 = 4;
+
 /// One CPU's partial slabs. All zero is the valid empty state.
 #[derive(Debug)]
 pub(crate) struct Shard {
@@ -265,13 +268,35 @@ impl Bin {
         if *left == 0 { Sweep::Done } else { Sweep::More }
     }
 
-    /// Checks B1 to B3. At rest.
+    /// Checks B1 to B3 of all slabs in one hold. False also if the lock is busy.
     pub(crate) fn verify(&self, class: SizeClass, home: usize) -> bool {
-        let belongs = |desc: &PageDesc, kind: Kind| {
-            Slab::of(desc).is_some_and(|slab| desc.kind() == kind && (slab.class(), slab.home()) == (class, home))
-        };
-        self.partial.verify(|desc| belongs(desc, Kind::SlabPartial))
-            && self.whole.verify(|desc| belongs(desc, Kind::SlabWhole) && Slab::of(desc).is_some_and(Slab::is_whole))
+        let Some(_held) = self.lock.try_lock() else { return false };
+        [(&self.partial, Kind::SlabPartial), (&self.whole, Kind::SlabWhole)]
+            .iter()
+            .all(|(ring, kind)| ring.verify(|desc| belongs(desc, *kind, class, home)))
+    }
+
+    /// Checks B1 to B3 and what each slab tells of itself for the next few slabs, and turns the lists so that the next call goes on behind them. `left` counts
+    /// down over the calls, for partial and for whole slabs; start it with [`u32::MAX`]. `None`: some rule does not hold.
+    pub(crate) fn verify_next(&self, class: SizeClass, home: usize, left: &mut [u32; 2], wait: bool) -> Option<Sweep> {
+        let held = if wait { self.lock.lock_bounded() } else { self.lock.try_lock() };
+        let Some(held) = held else { return Some(Sweep::Busy) };
+        self.receive(&held);
+        let mut steps = VERIFY_SLABS;
+        let lists = [(&self.partial, Kind::SlabPartial), (&self.whole, Kind::SlabWhole)];
+        for ((ring, kind), left) in lists.into_iter().zip(left.iter_mut()) {
+            *left = ring.count().min(*left);
+            while *left > 0 && steps > 0 {
+                let slab = ring.first().filter(|desc| belongs(desc, kind, class, home)).and_then(Slab::of)?;
+                if !ring.is_first_linked() || !slab.is_listed() || !slab.verify() {
+                    return None;
+                }
+                ring.turn();
+                *left -= 1;
+                steps -= 1;
+            }
+        }
+        Some(if left.iter().all(|left| *left == 0) { Sweep::Done } else { Sweep::More })
     }
 
     /// Links everything out of the inbox, at rest only: so that [`verify`](Self::verify) sees all. False if the lock was busy.
@@ -327,6 +352,13 @@ impl Bin {
         ring.remove(slab.desc());
         slab.desc().set_kind(Kind::Slab);
     }
+}
+
+/// B2 and B3 of one slab in the list of that kind.
+fn belongs(desc: &PageDesc, kind: Kind, class: SizeClass, home: usize) -> bool {
+    let is_of =
+        |slab: Slab<'_>| (slab.class(), slab.home()) == (class, home) && (kind == Kind::SlabPartial || slab.is_whole());
+    desc.kind() == kind && Slab::of(desc).is_some_and(is_of)
 }
 
 #[cfg(test)]

@@ -105,7 +105,17 @@ impl Ring {
         }
     }
 
-    /// Whether links agree in both directions all the way round, `count` is right, and `good` holds for each. At rest.
+    /// Whether the links around the first one agree.
+    pub(crate) fn is_first_linked(&self) -> bool {
+        let Some(first) = self.first() else {
+            return self.count() == 0;
+        };
+        let (next, prev) = (follow(first.next.load(Ordering::Relaxed)), follow(first.prev.load(Ordering::Relaxed)));
+        let leads_here = |link: &AtomicPtr<PageDesc>| link.load(Ordering::Relaxed) == first.as_link();
+        next.is_some_and(|next| leads_here(&next.prev)) && prev.is_some_and(|prev| leads_here(&prev.next))
+    }
+
+    /// Whether links agree in both directions all the way round, `count` is right, and `good` holds for each.
     pub(crate) fn verify(&self, mut good: impl FnMut(&PageDesc) -> bool) -> bool {
         let Some(first) = self.first() else {
             return self.count() == 0;

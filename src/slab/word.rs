@@ -427,22 +427,25 @@ impl<'a> Slab<'a> {
         (offset % self.class().block_len() == 0 && index < self.capacity()).then_some(index)
     }
 
-    /// Walks the free list and checks S1, S2. At rest only.
+    /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the home bin's lock, or owns the slab alone.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits each")]
     pub(crate) fn verify(self) -> bool {
-        let (count, carved) = self.counts();
+        let word = self.load();
+        let (count, carved) = (word.count() as usize, word.carved() as usize);
         if count > carved || carved > self.capacity() {
             return false;
         }
         let block_len = self.class().block_len();
         let start = self.start().addr().get();
-        let mut block = self.head_of(self.load());
+        let mut block = self.head_of(word);
         for _ in 0..count {
             let offset = block.addr().wrapping_sub(start);
             let Some(here) = NonNull::new(block) else { return false };
             if offset % block_len != 0 || offset / block_len >= carved {
                 return false;
             }
-            // SAFETY: at rest nobody takes from this list.
+            // SAFETY: the bin's lock, which the caller holds, makes it the only popper, and pushers change nothing behind the head that was read: the block is
+            // in the list, one of the slab's, as was just checked.
             let Some(next) = (unsafe { crate::slab::block::next(here, self.key()) }) else { return false };
             block = next;
         }

@@ -7,7 +7,8 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use smp_heap::{CpuHint, CpuPin, PageProvider, PageRun};
+use smp_heap::cpu::CpuMode;
+use smp_heap::{CpuHint, CpuPin, Heap, PageProvider, PageRun, Violation};
 
 /// A provider over the host's allocator that knows every run it gave, refuses on demand, and checks what it gets back.
 #[derive(Debug, Default)]
@@ -162,6 +163,19 @@ mod mmap {
             self.held_len.fetch_add(new.len().wrapping_sub(old.len()), Ordering::Relaxed);
             NonNull::new(place.cast())
         }
+    }
+}
+
+/// The check of every invariant, for tests that know that the heap is at rest.
+pub(crate) trait AtRest {
+    /// As `Heap::verify_at_rest`. Called when every thread that used the heap has ended, or waits for the caller.
+    fn verify_all(&self) -> Result<(), Violation>;
+}
+
+impl<P: PageProvider, C: CpuMode, const N: usize> AtRest for Heap<P, C, N> {
+    fn verify_all(&self) -> Result<(), Violation> {
+        // SAFETY: nobody else is in the heap where tests call this, as it says above.
+        unsafe { self.verify_at_rest() }
     }
 }
 

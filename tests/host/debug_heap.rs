@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use crate::stress::on_threads;
 use smp_heap::battery::Filled;
 use smp_heap::{Heap, Hint, Misuse, Pinned, Report, Site};
@@ -142,7 +142,7 @@ fn of_two_frees_at_once_one_is_reported() {
     });
     assert_eq!(heap.misuse_count(Misuse::DoubleFree), ROUNDS as u64);
     heap.drain();
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!(heap.leaks(0).count(), 0);
     assert_eq!(heap.stats().live_len(), 0);
 }

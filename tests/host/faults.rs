@@ -11,7 +11,7 @@ use smp_heap::battery::{Filled, Random};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
 use smp_heap::{Heap, Hint, PageProvider, Pinned, RegionError, RegionProvider};
 
-use crate::common::{Books, Memory, ThreadCpu};
+use crate::common::{AtRest, Books, Memory, ThreadCpu};
 use crate::sequences::{At, Cpus, Failing, Kinds, Limit, Mode, Report, Sequence, Setup, Source, Step, run};
 use crate::stress::{all_back, on_threads};
 
@@ -120,7 +120,7 @@ fn a_region_of_any_length_at_any_address_is_taken_or_refused_untouched() {
                 assert!(block.is_some() || pages < 2, "{pages} pages serve nothing");
                 block.into_iter().for_each(|block| block.free(&heap).unwrap());
                 heap.trim(0);
-                heap.verify().unwrap();
+                heap.verify_all().unwrap();
                 assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
             }
         }
@@ -166,7 +166,7 @@ fn a_region_that_shares_a_page_or_leaves_the_address_space_is_refused() {
     assert_eq!(heap.provider().region_count(), 3);
     block.free(&heap).unwrap();
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!(heap.provider().free_len(), 64 << 10);
 }
 
@@ -204,7 +204,7 @@ fn run_out<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, CPUS>) {
         // Frames are two thirds of what the shortest blocks take.
         let share = if cfg!(feature = "debug-heap") { 20 } else { 60 };
         assert!(got_len * 100 >= share * SCARCE_LEN, "{got_len} of {SCARCE_LEN} in blocks of {size}");
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     all_back(heap, CPUS);
 }

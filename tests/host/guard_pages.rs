@@ -2,7 +2,7 @@
 
 use std::alloc::Layout;
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use crate::hardening::corpus::Space;
 use crate::stress::on_threads;
 use smp_heap::battery::{Filled, Random, churn, free_all};
@@ -94,7 +94,7 @@ fn guarded_blocks_move_between_threads_and_nothing_is_reported_or_lost() {
     assert!(stats.map_count > 1_000, "{} runs", stats.map_count);
     heap.trim(0);
     assert_eq!(Misuse::ALL.map(|misuse| heap.misuse_count(misuse)), [0; 8]);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     let live: u64 = heap.stats().classes.iter().map(|class| class.live_count).sum();
     assert_eq!(live, 0);
 }

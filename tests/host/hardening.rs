@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(target_os = "linux")]
-use crate::common::Mmap;
+use crate::common::{AtRest, Mmap};
 use crate::common::{Books, ThreadCpu, play_cpu};
 use crate::stress::{all_back, on_threads};
 use smp_heap::battery::{Filled, Random, churn, exhaust, free_all};
@@ -98,7 +98,7 @@ fn blocks_that_were_lent_by_a_longer_class_are_no_mismatch() {
     assert!(count >= long.len() / 2, "{count} short blocks for {} long ones", long.len() / 2);
     // SAFETY: as above.
     long.iter().step_by(2).for_each(|block| unsafe { heap.free(block.cast(), layout(640)) });
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!(reports(&heap), []);
 }
 
@@ -126,7 +126,7 @@ fn a_heap_goes_on_whole_behind_an_overwritten_link() {
         let again: Vec<NonNull<u64>> = (0..2000).map(|_| get()).collect();
         assert_eq!(heap.misuse_count(Misuse::CorruptLink), 1);
         assert_ne!(REPORTED.load(Ordering::Relaxed), 0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         let mut all: Vec<_> = again.iter().chain(blocks.iter().skip(1).step_by(2)).map(|block| block.addr()).collect();
         all.sort_unstable();
         all.dedup();
@@ -138,7 +138,7 @@ fn a_heap_goes_on_whole_behind_an_overwritten_link() {
             .chain(blocks.iter().skip(1).step_by(2))
             .for_each(|block| unsafe { heap.free(block.cast(), layout) });
         heap.trim(0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         assert_eq!(heap.misuse_count(Misuse::CorruptLink), 1, "and nothing else: {:?}", reports(&heap));
     }
 }
@@ -152,7 +152,7 @@ fn a_key_is_taken_before_the_first_memory_and_not_later() {
     let other: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
     exhaust(&other, Layout::new::<[u64; 4]>(), 1000).unwrap();
     assert!(!other.set_key(0x1234), "there are links already");
-    [heap, other].iter().for_each(|heap| heap.verify().unwrap());
+    [heap, other].iter().for_each(|heap| heap.verify_all().unwrap());
 }
 
 /// A huge block is memory without a chunk, so there is no key yet when the first short blocks are asked for and freed.
@@ -167,11 +167,11 @@ fn no_link_is_written_before_there_is_a_key() {
         let block = heap.alloc(short).unwrap().cast();
         // SAFETY: allocated above with this Layout, and used no more.
         unsafe { heap.free(block, short) };
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     // SAFETY: as above.
     unsafe { heap.free(first, huge) };
     assert_eq!(reports(&heap).iter().map(|(_, count)| count).sum::<u64>(), 0, "{:?}", reports(&heap));
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
 }

@@ -30,6 +30,7 @@ mod promises;
 mod random_sequences;
 mod regions;
 mod regressions;
+mod safety;
 mod sequences;
 mod set_aside;
 mod statistics;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use crate::stress::all_back;
 #[cfg(not(feature = "hardened"))]
 use smp_heap::battery::Random;
@@ -190,7 +190,7 @@ fn survivors(cpus: usize) -> f64 {
     }
     live.pieces.extend(kept);
     let peak = heap.provider().peak_len.load(Ordering::Relaxed);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     live.end();
     let ratio = peak as f64 / LIVE_LEN as f64;
     println!("every fiftieth survives, {cpus} CPUs: peak {ratio:.3}");
@@ -268,7 +268,7 @@ fn filled(cpus: usize, lens: &[usize], by_cpu: bool) -> f64 {
         }
     }
     let live: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     for (cpu, piece) in pieces {
         play_cpu(cpu);
         piece.free(&heap);
@@ -442,7 +442,7 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
     let more: Vec<_> = (0..9000).map(|_| Piece::new(&heap, 256).unwrap()).collect();
     assert_eq!(heap.stats().slab_len, slabs, "no new slab while the one that went has blocks");
     assert_eq!(heap.provider().held_len(), held);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     play_cpu(1);
     let back: Vec<_> = (0..100).map(|_| Piece::new(&heap, 256).unwrap()).collect();
     assert!(heap.stats().cpus[1].is_used, "it came back");
@@ -469,7 +469,7 @@ fn free_neighbours_serve_a_longer_class_and_are_short_blocks_again_afterwards() 
     short.into_iter().for_each(|piece| piece.free(&heap));
     heap.drain_current();
     let long: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 128)).collect();
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     let live = |len: usize| {
         let stats = heap.stats();
         stats.classes.iter().find(|class| class.block_len == len).unwrap().live_count as usize
@@ -480,7 +480,7 @@ fn free_neighbours_serve_a_longer_class_and_are_short_blocks_again_afterwards() 
     assert_eq!(heap.stats().held_len, full.held_len);
     long.into_iter().for_each(|piece| piece.free(&heap));
     assert_eq!((live(32), live(128)), (kept.len(), 0));
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     let again: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 32)).collect();
     assert!(again.len() + kept.len() + 64 >= count, "{} and {} of {count}", again.len(), kept.len());
     again.into_iter().chain(kept).for_each(|piece| piece.free(&heap));

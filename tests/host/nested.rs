@@ -7,7 +7,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use crate::common::{Memory, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Memory, ThreadCpu, play_cpu};
 use smp_heap::battery::{Filled, Random, churn, free_all};
 use smp_heap::cpu::CpuMode;
 use smp_heap::{Heap, Hint, Pinned, RegionProvider};
@@ -129,7 +129,7 @@ fn storm<C: CpuMode + Sync>(heap: &'static Regions<C>, uses_pin: bool) {
     // There is memory, and the provider may be re-entered; but a thread that the host preempts with a lock held hides what that guards.
     assert!(1000 * refused <= signals, "{refused} of {signals}");
     assert!(!BROKEN.load(Ordering::Relaxed), "a handler's block was damaged");
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     IN_TURN.store(false, Ordering::Release);
 }
 

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::common::{Books, Memory, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, Memory, ThreadCpu, play_cpu};
 use smp_heap::battery::{Filled, Random, churn, exhaust, free_all, layouts};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
 use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun, Pinned, RegionError, RegionProvider, RunKind, SizeClass};
@@ -31,7 +31,7 @@ fn no_memory_is_null_and_no_panic_before_any_region() {
         // SAFETY: the size is not 0.
         assert!(unsafe { GlobalAlloc::alloc(&HEAP, layout(size, 8)) }.is_null());
     }
-    HEAP.verify().unwrap();
+    HEAP.verify_all().unwrap();
     assert_eq!(HEAP.stats().held_len, 0);
 }
 
@@ -48,7 +48,7 @@ fn a_first_region_of_4_kib_serves_and_more_may_follow() {
     let late = filled(&heap, 300_000);
     early.into_iter().chain([late]).for_each(|block| block.free(&heap).unwrap());
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
 }
 
@@ -90,7 +90,7 @@ fn a_heap_of_100_kib_serves_twenty_classes_on_four_cpus() {
                 block.free(heap).unwrap();
             });
         }
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         println!("{}", heap.stats());
         for cpu in 0..4 {
             play_cpu(cpu);
@@ -112,7 +112,7 @@ fn what_one_size_used_another_size_can_have() {
             let count = exhaust(&heap, layout(size, 8), usize::MAX).unwrap();
             let used = count * size;
             assert!(used * 100 >= 70 * len || size * 8 > len, "{used} of {len} in blocks of {size}");
-            heap.verify().unwrap();
+            heap.verify_all().unwrap();
         }
         heap.trim(0);
         assert_eq!(heap.provider().held_len(), 0);
@@ -129,7 +129,7 @@ fn every_layout_is_served_or_refused() {
         assert!(heap.alloc_zeroed(layout(size, 1)).is_err());
     }
     assert!(heap.alloc(layout(1, 1 << 62)).is_err());
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     heap.trim(0);
     assert_eq!(heap.provider().held_len(), 0);
 }
@@ -176,7 +176,7 @@ fn blocks_grow_and_shrink_with_their_content() {
         assert!(block.realloc(&heap, size).unwrap());
     }
     block.free(&heap).unwrap();
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     heap.trim(0);
     assert_eq!(heap.provider().held_len(), 0);
 }
@@ -192,10 +192,10 @@ fn huge_blocks_move_without_a_copy_and_come_zeroed() {
     }
     in_the_way.into_iter().chain([block]).for_each(|block| block.free(&heap).unwrap());
     assert!(heap.provider().moves.load(Ordering::Relaxed) > 0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     heap.trim(0);
     assert_eq!(heap.provider().held_len.load(Ordering::Relaxed), 0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
 }
 
 /// A mixed run that must not break whatever the provider does; gives the calls of `map` it made.
@@ -204,10 +204,10 @@ fn mixed_run(heap: &Heap<Books, Hint<UnknownCpu>, 2>) -> u64 {
     let mut slots: Vec<Option<Filled>> = (0..60).map(|_| None).collect();
     for _ in 0..6 {
         churn(heap, &mut random, &mut slots, 400, 1 << 20).unwrap();
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         free_all(heap, &mut slots).unwrap();
         heap.trim(0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0, "something leaked");
     }
     heap.provider().calls.load(Ordering::Relaxed)
@@ -243,7 +243,7 @@ fn a_provider_that_takes_nothing_back_is_asked_for_little() {
         churn(&heap, &mut random, &mut slots, 1000, 1 << 18).unwrap();
         free_all(&heap, &mut slots).unwrap();
         assert_eq!(heap.trim(0), 0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     let (held, once) = (heap.provider().held_len(), 60 << 18);
     assert!(held <= once, "{held} bytes held, though {once} are the most that was ever live");
@@ -302,7 +302,7 @@ fn several_heaps_keep_to_themselves() {
     for (heap, slots) in heaps.iter().zip(&mut slots) {
         free_all(heap, slots).unwrap();
         heap.trim(0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0);
     }
 }
@@ -346,7 +346,7 @@ fn a_foreign_pointer_is_counted_and_ignored() {
     // SAFETY: not what the contract asks for; the heap promises no more than to look the address up and to leave it alone.
     unsafe { heap.free(NonNull::new(foreign.start()).unwrap(), layout(1 << 16, 8)) };
     assert_eq!(heap.stats().stray_count, 1);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use smp_heap::battery::{Failure, Filled, Random, churn, exhaust, free_all, layouts};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
 use smp_heap::{Heap, Hint, PageProvider, PageRun, Pinned, RunKind, Stats};
@@ -59,7 +59,7 @@ fn a_tiny_block_of_another_cpu_goes_home_and_an_own_one_stays() {
             heap.drain_current();
         }
         heap.trim(0);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0);
     }
     check(&Heap::new(Books::default(), Hint(ThreadCpu)));
@@ -128,7 +128,7 @@ fn a_chunk_that_is_just_being_given_is_waited_for() {
     });
     assert!(heap.provider().refused.load(Ordering::Relaxed) >= 500, "the second one asked often");
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!(heap.provider().books.held_len(), 0);
 }
 
@@ -203,7 +203,7 @@ fn the_global_face_serves_every_size_and_keeps_content() {
             unsafe { byte.write((index as u8).wrapping_add(turn as u8)) };
         }
         old = layout(size, 8);
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     // SAFETY: as above, the block's last use.
     unsafe { GlobalAlloc::dealloc(&heap, block, old) };
@@ -216,7 +216,7 @@ fn the_global_face_serves_every_size_and_keeps_content() {
         let block = unsafe { GlobalAlloc::realloc(&heap, block, small, size) };
         // SAFETY: as above.
         unsafe { GlobalAlloc::dealloc(&heap, block, layout(size, 8)) };
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         // Dirty memory is cleared.
         // SAFETY: the size is not 0.
         let zeroed = unsafe { GlobalAlloc::alloc_zeroed(&heap, layout(size, 8)) };
@@ -233,7 +233,7 @@ fn the_global_face_serves_every_size_and_keeps_content() {
     heap.drain();
     assert!(heap.stats().classes.iter().all(|class| class.live_count == 0));
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!(heap.provider().held_len(), 0);
 }
 
@@ -250,7 +250,7 @@ fn what_may_be_used_of_a_block_is_what_it_was_said_to_be() {
         unsafe { grown.cast::<u8>().write_bytes(0xee, grown.len()) };
         // SAFETY: as above, its last use.
         unsafe { heap.free(grown.cast(), layout(size + 5000, 8)) };
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     assert_eq!(heap.usable_len(NonNull::dangling(), layout(0, 8)), 0);
 }
@@ -283,7 +283,7 @@ fn a_run_takes_a_new_size_by_its_own_length_not_by_its_class() {
             block.resize(&heap, size).unwrap();
         }
         blocks.iter().for_each(|block| block.check().unwrap());
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
 }
@@ -297,7 +297,7 @@ fn a_block_that_grows_takes_one_of_a_slab_when_there_is_no_run() {
     long.pop().unwrap().free(&heap).unwrap();
     assert!(small.realloc(&heap, 4900).unwrap());
     long.into_iter().chain(rest).chain([small]).for_each(|block| block.free(&heap).unwrap());
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
 }
 
 /// Promise 3's bound: what caches keep is a share of what is held, whatever was done before.
@@ -332,7 +332,7 @@ fn caches_together_keep_a_share_of_what_is_held() {
         let (cached, held) = (cached_len(&stats), stats.held_len);
         // Half, since this provider has as much as the heap wishes for.
         assert!(cached * 2 <= held, "{cached} of {held} in caches after shrinking\n{stats}");
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
     }
     check(&Heap::new(Books::default(), Hint(ThreadCpu)));
     check(&Heap::new(Books::default(), Pinned(ThreadCpu)));
@@ -537,7 +537,7 @@ fn chunks_that_come_again_in_another_shape_are_looked_up_afresh() {
         heap.provider().1.store(len, Ordering::Relaxed);
         let blocks: Vec<_> = (0..100).map(|_| filled(&heap, 24)).collect();
         blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         assert!(heap.stats().cpus[0].cached_count > 0, "own tiny blocks stay in the cache");
         assert!(heap.trim(0) > 0);
         assert_eq!(heap.stats().held_len, 0);
@@ -605,7 +605,10 @@ macro_rules! face {
                     5 => $heap.drain(),
                     6 => $heap.drain_current(),
                     7 => return core::ptr::without_provenance_mut($heap.stats().held_len),
-                    8 => return core::ptr::without_provenance_mut(usize::from($heap.verify().is_ok())),
+                    8 => {
+                        let holds = $heap.verify().is_ok() && $heap.verify_at_rest().is_ok();
+                        return core::ptr::without_provenance_mut(usize::from(holds));
+                    }
                     9 => $heap.for_each_run(|run| drop(kernel_map(run.len, 1))),
                     _ => {
                         let Some(start) = NonNull::new(start) else { return core::ptr::null_mut() };

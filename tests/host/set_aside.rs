@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use smp_heap::battery::Filled;
 use smp_heap::{Heap, Hint, Pinned, Reserve};
 
@@ -53,7 +53,7 @@ fn a_reserve_gives_its_blocks_while_others_exhaust_the_heap() {
         reserve.fill().unwrap();
         drop(reserve);
         heap.drain_current();
-        heap.verify().unwrap();
+        heap.verify_all().unwrap();
         heap.trim(0);
         assert_eq!(heap.provider().held_len(), 0);
     }
@@ -105,7 +105,7 @@ fn a_reserve_is_filled_and_emptied_by_many_at_once() {
         }
     });
     drop(reserve);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     heap.trim(0);
     assert_eq!(heap.provider().held_len(), 0);
 }

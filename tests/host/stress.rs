@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 
-use crate::common::{Books, Mmap, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, Mmap, ThreadCpu, play_cpu};
 use smp_heap::battery::{Filled, Random, churn, free_all, random_layout};
 use smp_heap::cpu::CpuMode;
 use smp_heap::{CpuHint, Heap, Hint, PageProvider, Pinned};
@@ -44,11 +44,11 @@ pub(crate) fn all_back<P: PageProvider + Sync, C: CpuMode + Sync, const N: usize
     heap: &Heap<P, C, N>,
     threads: usize,
 ) {
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     on_threads(threads, |_| heap.drain_current());
     play_cpu(0);
     heap.trim(0);
-    heap.verify().unwrap();
+    heap.verify_all().unwrap();
     assert_eq!(heap.stats().held_len, 0, "{}", heap.stats());
 }
 

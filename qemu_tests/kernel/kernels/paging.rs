@@ -109,7 +109,8 @@ fn expect_all_back<C: CpuMode + Sync>(heap: &Paged<C>, all: usize, what: &str) {
 }
 
 fn verify<C: CpuMode>(heap: &Paged<C>) {
-    if let Err(violation) = heap.verify() {
+    // SAFETY: the other CPUs wait for a job, and no interrupt handler uses the heap.
+    if let Err(violation) = unsafe { heap.verify_at_rest() } {
         test::fail(format_args!("{violation}"));
     }
 }
