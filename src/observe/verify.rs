@@ -205,6 +205,7 @@ mod tests {
     use crate::contract::provider::PageRun;
     use crate::heap::depot::Caller;
     use crate::slab::block::{Block, List};
+    use crate::slab::list::tests::while_locked;
     use core::alloc::Layout;
     use core::ptr::NonNull;
     use std::boxed::Box;
@@ -236,8 +237,8 @@ mod tests {
         SizeClass::of(Layout::new::<[u64; 12]>()).unwrap()
     }
 
-    /// A heap with blocks in use, in a cache, in a partial slab and in a large run, and then damaged.
-    fn broken(hurt: impl FnOnce(&Tested)) -> Option<(char, u8)> {
+    /// A heap with blocks in use, in a cache, in a partial slab and in a large run.
+    fn mixed() -> Tested {
         let heap = Tested::new(Host, Hint(UnknownCpu));
         let blocks: [_; 40] = core::array::from_fn(|_| heap.alloc(Layout::new::<[u64; 12]>()).unwrap());
         heap.alloc(Layout::new::<[u64; 9000]>()).unwrap();
@@ -253,8 +254,21 @@ mod tests {
             }
         }
         heap.verify_all().unwrap();
+        heap
+    }
+
+    /// What is found in a heap that was damaged.
+    fn broken(hurt: impl FnOnce(&Tested)) -> Option<(char, u8)> {
+        let heap = mixed();
         hurt(&heap);
         heap.verify_all().err().map(|violation| (violation.layer, violation.rule))
+    }
+
+    /// The same, by the check that needs no rest.
+    fn broken_at_work(hurt: impl FnOnce(&Tested)) -> Option<char> {
+        let heap = mixed();
+        hurt(&heap);
+        heap.verify().err().map(|violation| violation.layer)
     }
 
     /// Does `work` with the word of each partial slab of [`class`].
@@ -277,6 +291,14 @@ mod tests {
                 work(run.desc);
             }
         });
+    }
+
+    /// Makes the cache forget what it has of [`class`].
+    fn lose_list(heap: &Tested) {
+        let cache = heap.engine.cache(0).unwrap();
+        assert!(cache.count(class()) > 1);
+        // SAFETY: a list of no blocks.
+        cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) });
     }
 
     #[test]
@@ -305,14 +327,48 @@ mod tests {
             broken(|heap| large(heap, |desc| desc.set(Kind::Large, 3, false))).map(|(layer, _)| layer),
             Some('P')
         );
-        let lost = |heap: &Tested| {
-            let cache = heap.engine.cache(0).unwrap();
-            assert!(cache.count(class()) > 1);
-            // SAFETY: a list of no blocks.
-            cache.fill(class(), unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) });
-        };
-        assert_eq!(broken(lost), Some(('C', 0)));
+        assert_eq!(broken(lose_list), Some(('C', 0)));
         assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 40)), Some(('B', 0)), "of another home");
+    }
+
+    #[test]
+    #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
+    fn what_one_lock_guards_is_checked_at_any_time() {
+        assert_eq!(broken_at_work(|_| ()), None);
+        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word + COUNT_ONE)), Some('B'), "a slab's list");
+        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word ^ 1 << 40)), Some('B'), "of another home");
+        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word & !LISTED)), Some('B'), "linked, but not LISTED");
+        assert_eq!(broken_at_work(|heap| large(heap, |desc| desc.set(Kind::Large, 3, false))), Some('P'));
+        assert_eq!(broken_at_work(lose_list), Some('C'));
+        // SAFETY: a list of no blocks.
+        let lost = || unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) };
+        assert_eq!(broken_at_work(|heap| heap.engine.caches()[1].fill(class(), lost())), Some('C'), "another CPU's");
+        assert_eq!(
+            broken_at_work(|heap| heap.engine.slab_len(class()).add(1)),
+            None,
+            "a sum, which holds at rest only"
+        );
+    }
+
+    #[test]
+    #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
+    fn what_others_have_is_left_out_and_told() {
+        let heap = mixed();
+        assert_eq!(heap.verify(), Ok(Skipped::default()));
+        let cache = &heap.engine.caches()[1];
+        assert!(cache.try_lock());
+        assert_eq!(heap.verify(), Ok(Skipped { caches: 1, ..Skipped::default() }));
+        while_locked(heap.engine.bin(0, class()), || {
+            assert_eq!(heap.verify(), Ok(Skipped { caches: 1, bins: 1, pools: 0 }));
+        });
+        cache.unlock();
+        let mut once = false;
+        heap.engine.pages.for_each_run(&mut |_| {
+            if !core::mem::replace(&mut once, true) {
+                assert_eq!(heap.verify(), Ok(Skipped { pools: 1, ..Skipped::default() }));
+            }
+        });
+        assert!(once);
     }
 
     #[test]
