@@ -167,6 +167,10 @@ pub use provider::{PageProvider, PageRun};
 pub use provider::{RegionError, RegionProvider};
 pub use service::worst_case_overhead;
 
+#[cfg(all(test, target_os = "linux", not(miri), not(loom), not(simulated)))]
+#[path = "../tests/watchdog/mod.rs"]
+mod watchdog;
+
 /// The examples of the documents, compiled.
 #[cfg(all(doctest, feature = "region", target_arch = "x86_64"))]
 mod documents {

@@ -35,3 +35,6 @@ mod sequences;
 mod set_aside;
 mod statistics;
 mod stress;
+#[cfg(all(target_os = "linux", not(miri)))]
+#[path = "../watchdog/mod.rs"]
+mod watchdog;

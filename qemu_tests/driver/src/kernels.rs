@@ -139,8 +139,8 @@ const FRESH: Least = &[("blocks", 160)];
 const GUARDED: Least = &[("faults", 6), ("guarded", 5)];
 const PRICE: Least = &[("steps", 800_000), ("guarded", 1_000)];
 const PAGING: Least = &[("blocks", 5_000), ("shootdowns", 300), ("refused_maps", 5)];
-const CALLS: Least = &[("provider_calls", 100), ("blocks", 100), ("interrupts", 50)];
-const SHOOTDOWNS: Least = &[("shootdowns", 100), ("blocks", 100), ("interrupts", 50)];
+const CALLS: Least = &[("provider_calls", 30), ("blocks", 100), ("interrupts", 50)];
+const SHOOTDOWNS: Least = &[("shootdowns", 30), ("blocks", 100), ("interrupts", 50)];
 const MIGRATION: Least = &[("blocks", 120_000), ("preemptions", 20)];
 
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
