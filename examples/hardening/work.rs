@@ -103,7 +103,7 @@ pub(crate) fn clean(operations: usize) -> Result<(), String> {
     let mut slots: Vec<_> = (0..2_000).map(|_| None).collect();
     churn(&HEAP, &mut random, &mut slots, operations, 2_000).map_err(|failure| failure.to_string())?;
     churn(&HEAP, &mut random, &mut slots, operations / 100, 200_000).map_err(|failure| failure.to_string())?;
-    free_all(&HEAP, &mut slots).map_err(|failure| failure.to_string())?;
+    free_all(&mut slots).map_err(|failure| failure.to_string())?;
     HEAP.drain();
     // SAFETY: this is the only thread that uses the heap.
     unsafe { HEAP.verify_at_rest() }.map_err(|violation| violation.to_string())?;

@@ -533,8 +533,19 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// How many bytes of a block may be used.
     ///
-    /// `start` and `layout` must be those of a block in use; of others the answer says nothing.
-    pub fn usable_len(&self, start: NonNull<u8>, layout: Layout) -> usize {
+    /// # Context
+    /// Any. A look at the block's descriptor where its length may be that of a page run, else some arithmetic.
+    ///
+    /// # Safety
+    /// `start` is a block in use that this heap gave for `layout`. (Where a block was, memory may be on its way to the provider.)
+    ///
+    /// ```compile_fail,E0133
+    /// # use core::{alloc::Layout, ptr::NonNull};
+    /// # use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
+    /// # let heap = Heap::<_, _, 1>::new(RegionProvider::<1>::new(), Hint(UnknownCpu));
+    /// heap.usable_len(NonNull::dangling(), Layout::new::<u64>());
+    /// ```
+    pub unsafe fn usable_len(&self, start: NonNull<u8>, layout: Layout) -> usize {
         if cfg!(feature = "debug-heap") { layout.size() } else { self.usable_plain(start, layout) }
     }
 

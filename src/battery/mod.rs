@@ -76,30 +76,47 @@ impl Random {
     }
 }
 
-/// A block in use, with what its bytes must be.
-#[derive(Debug)]
-pub struct Filled {
+/// A block in use of a heap `H`, with what its bytes must be. It knows its heap, and goes back to no other. Dropped, it is lost to the heap.
+///
+/// It does not outlive the heap, whose memory it is:
+/// ```compile_fail,E0505
+/// # use core::alloc::Layout;
+/// # use smp_heap::{Heap, Hint, RegionProvider, battery::Filled, cpu::UnknownCpu};
+/// let heap = Heap::<_, _, 1>::new(RegionProvider::<1>::new(), Hint(UnknownCpu));
+/// let block = Filled::new(&heap, Layout::new::<u64>(), 1).unwrap();
+/// drop(heap);
+/// block.map(Filled::free);
+/// ```
+pub struct Filled<'h, H> {
+    heap: &'h H,
     start: NonNull<u8>,
     layout: Layout,
     seed: u8,
 }
 
-// SAFETY: a block is memory that only this value's owner uses, on whatever CPU.
-unsafe impl Send for Filled {}
+// SAFETY: a block is memory that only this value's owner uses, on whatever CPU; and the heap is used through a shared reference.
+unsafe impl<H: Sync> Send for Filled<'_, H> {}
 
-impl Filled {
+impl<H> fmt::Debug for Filled<'_, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, layout, seed, .. } = self;
+        f.debug_struct("Filled")
+            .field("start", start)
+            .field("layout", layout)
+            .field("seed", seed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'h, P: PageProvider, C: CpuMode, const CPUS: usize> Filled<'h, Heap<P, C, CPUS>> {
     /// Allocates a block and fills it. `Ok(None)`: the heap has no memory.
     ///
     /// # Errors
     /// [`Failure::Misplaced`].
-    pub fn new<P: PageProvider, C: CpuMode, const CPUS: usize>(
-        heap: &Heap<P, C, CPUS>,
-        layout: Layout,
-        seed: u8,
-    ) -> Result<Option<Self>, Failure> {
+    pub fn new(heap: &'h Heap<P, C, CPUS>, layout: Layout, seed: u8) -> Result<Option<Self>, Failure> {
         let Ok(block) = heap.alloc(layout) else { return Ok(None) };
         check_place(block, layout)?;
-        let filled = Self { start: block.cast(), layout, seed };
+        let filled = Self { heap, start: block.cast(), layout, seed };
         filled.fill(0);
         Ok(Some(filled))
     }
@@ -108,21 +125,55 @@ impl Filled {
     ///
     /// # Errors
     /// [`Failure::Misplaced`], [`Failure::Damaged`].
-    pub fn zeroed<P: PageProvider, C: CpuMode, const CPUS: usize>(
-        heap: &Heap<P, C, CPUS>,
-        layout: Layout,
-        seed: u8,
-    ) -> Result<Option<Self>, Failure> {
+    pub fn zeroed(heap: &'h Heap<P, C, CPUS>, layout: Layout, seed: u8) -> Result<Option<Self>, Failure> {
         let Ok(block) = heap.alloc_zeroed(layout) else {
             return Ok(None);
         };
         check_place(block, layout)?;
-        let filled = Self { start: block.cast(), layout, seed };
+        let filled = Self { heap, start: block.cast(), layout, seed };
         filled.check_with(layout.size(), |_| 0)?;
         filled.fill(0);
         Ok(Some(filled))
     }
 
+    /// Checks the pattern and frees the block.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`].
+    pub fn free(self) -> Result<(), Failure> {
+        self.check()?;
+        // SAFETY: the block is this heap's, of that Layout, and this value, its only user, ends.
+        unsafe { self.heap.free(self.start, self.layout) };
+        Ok(())
+    }
+
+    /// Gives the block another size by `realloc`, and checks that the content came along. False: no memory, and nothing has changed.
+    ///
+    /// # Errors
+    /// [`Failure::Misplaced`], [`Failure::Damaged`].
+    pub fn realloc(&mut self, new_size: usize) -> Result<bool, Failure> {
+        // SAFETY: the block is this heap's and of that Layout, and is used through this value only.
+        let Ok(block) = (unsafe { self.heap.realloc(self.start, self.layout, new_size) }) else {
+            return Ok(false);
+        };
+        self.moved(block, new_size).map(|()| true)
+    }
+
+    /// Gives the block another size by `resize`, where it stands. False: nothing has changed.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`].
+    pub fn resize(&mut self, new_size: usize) -> Result<bool, Failure> {
+        // SAFETY: the block is this heap's and of that Layout, and is used through this value only.
+        if !unsafe { self.heap.resize(self.start, self.layout, new_size) } {
+            return Ok(false);
+        }
+        let block = NonNull::slice_from_raw_parts(self.start, new_size);
+        self.moved(block, new_size).map(|()| true)
+    }
+}
+
+impl<H> Filled<'_, H> {
     /// What the block was allocated for.
     pub fn layout(&self) -> Layout {
         self.layout
@@ -162,58 +213,14 @@ impl Filled {
         self.check_with(self.layout.size(), |index| self.pattern(index))
     }
 
-    /// Checks the pattern and frees the block.
-    ///
-    /// # Errors
-    /// [`Failure::Damaged`].
-    pub fn free<P: PageProvider, C: CpuMode, const CPUS: usize>(self, heap: &Heap<P, C, CPUS>) -> Result<(), Failure> {
-        self.check()?;
-        // SAFETY: the block is this heap's, of that Layout, and this value, its only user, ends.
-        unsafe { heap.free(self.start, self.layout) };
-        Ok(())
-    }
-
-    /// Gives the block another size by `realloc`, and checks that the content came along. False: no memory, and nothing has changed.
-    ///
-    /// # Errors
-    /// [`Failure::Misplaced`], [`Failure::Damaged`].
-    pub fn realloc<P: PageProvider, C: CpuMode, const CPUS: usize>(
-        &mut self,
-        heap: &Heap<P, C, CPUS>,
-        new_size: usize,
-    ) -> Result<bool, Failure> {
-        // SAFETY: the block is this heap's and of that Layout, and is used through this value only.
-        let Ok(block) = (unsafe { heap.realloc(self.start, self.layout, new_size) }) else {
-            return Ok(false);
-        };
-        self.moved(block, new_size).map(|()| true)
-    }
-
-    /// Gives the block another size by `resize`, where it stands. False: nothing has changed.
-    ///
-    /// # Errors
-    /// [`Failure::Damaged`].
-    pub fn resize<P: PageProvider, C: CpuMode, const CPUS: usize>(
-        &mut self,
-        heap: &Heap<P, C, CPUS>,
-        new_size: usize,
-    ) -> Result<bool, Failure> {
-        // SAFETY: the block is this heap's and of that Layout, and is used through this value only.
-        if !unsafe { heap.resize(self.start, self.layout, new_size) } {
-            return Ok(false);
-        }
-        let block = NonNull::slice_from_raw_parts(self.start, new_size);
-        self.moved(block, new_size).map(|()| true)
-    }
-
     fn moved(&mut self, block: NonNull<[u8]>, new_size: usize) -> Result<(), Failure> {
         let old_size = self.layout.size();
         let Ok(layout) = Layout::from_size_align(new_size, self.layout.align()) else {
             return Err(Failure::OutOfMemory { size: new_size });
         };
-        check_place(block, layout)?;
         self.start = block.cast();
         self.layout = layout;
+        check_place(block, layout)?;
         self.check_with(old_size.min(new_size), |index| self.pattern(index))?;
         self.fill(old_size);
         Ok(())
@@ -245,10 +252,10 @@ pub fn random_layout(random: &mut Random, max_size: usize) -> Layout {
 ///
 /// # Errors
 /// The first [`Failure`].
-pub fn churn<P: PageProvider, C: CpuMode, const CPUS: usize>(
-    heap: &Heap<P, C, CPUS>,
+pub fn churn<'h, P: PageProvider, C: CpuMode, const CPUS: usize>(
+    heap: &'h Heap<P, C, CPUS>,
     random: &mut Random,
-    slots: &mut [Option<Filled>],
+    slots: &mut [Option<Filled<'h, Heap<P, C, CPUS>>>],
     steps: usize,
     max_size: usize,
 ) -> Result<(), Failure> {
@@ -264,14 +271,14 @@ pub fn churn<P: PageProvider, C: CpuMode, const CPUS: usize>(
             (None, 0) => *slot = Filled::zeroed(heap, layout, seed)?,
             (None, _) => *slot = Filled::new(heap, layout, seed)?,
             (Some(mut block), 0) => {
-                block.realloc(heap, layout.size())?;
+                block.realloc(layout.size())?;
                 *slot = Some(block);
             }
             (Some(mut block), 1) => {
-                block.resize(heap, layout.size())?;
+                block.resize(layout.size())?;
                 *slot = Some(block);
             }
-            (Some(block), _) => block.free(heap)?,
+            (Some(block), _) => block.free()?,
         }
     }
     Ok(())
@@ -282,10 +289,9 @@ pub fn churn<P: PageProvider, C: CpuMode, const CPUS: usize>(
 /// # Errors
 /// [`Failure::Damaged`].
 pub fn free_all<P: PageProvider, C: CpuMode, const CPUS: usize>(
-    heap: &Heap<P, C, CPUS>,
-    slots: &mut [Option<Filled>],
+    slots: &mut [Option<Filled<'_, Heap<P, C, CPUS>>>],
 ) -> Result<(), Failure> {
-    slots.iter_mut().filter_map(Option::take).try_for_each(|block| block.free(heap))
+    slots.iter_mut().filter_map(Option::take).try_for_each(Filled::free)
 }
 
 /// Every power-of-two alignment up to `max_align` against sizes up to `max_size`, each a power of two, one less and one more. What fails for want of
@@ -306,7 +312,7 @@ pub fn layouts<P: PageProvider, C: CpuMode, const CPUS: usize>(
                 continue;
             };
             match Filled::new(heap, layout, 0x5a)? {
-                Some(block) => block.free(heap)?,
+                Some(block) => block.free()?,
                 None if may_fail => {}
                 None => return Err(Failure::OutOfMemory { size }),
             }

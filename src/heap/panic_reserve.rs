@@ -127,13 +127,13 @@ mod tests {
         let served = |size| Filled::new(heap, layout(size), 3).unwrap();
         let Some(mut string) = served(8) else { return false };
         for size in [16, 32, 64, 128, 1000, 5000, 9000, 20_000] {
-            if !string.realloc(heap, size).unwrap() {
+            if !string.realloc(size).unwrap() {
                 return false;
             }
         }
         let blocks: Option<Vec<_>> = [4096, 24, 40_000, 200, 6000].into_iter().map(served).collect();
         let Some(blocks) = blocks else { return false };
-        blocks.into_iter().chain([string]).for_each(|block| block.free(heap).unwrap());
+        blocks.into_iter().chain([string]).for_each(|block| block.free().unwrap());
         true
     }
 
@@ -164,7 +164,7 @@ mod tests {
         assert!(panicked);
         let strays = heap.stats().stray_count;
         drop(interrupted);
-        before.free(&heap).unwrap();
+        before.free().unwrap();
         assert_eq!((strays, heap.stats().stray_count), (0, 0));
     }
 

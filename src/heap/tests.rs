@@ -131,11 +131,17 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
-fn filled<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Option<Filled> {
+fn filled<P: PageProvider, C: CpuMode, const N: usize>(
+    heap: &Heap<P, C, N>,
+    size: usize,
+) -> Option<Filled<'_, Heap<P, C, N>>> {
     Filled::new(heap, layout(size), 0x3c).unwrap()
 }
 
-fn fill<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Vec<Filled> {
+fn fill<P: PageProvider, C: CpuMode, const N: usize>(
+    heap: &Heap<P, C, N>,
+    size: usize,
+) -> Vec<Filled<'_, Heap<P, C, N>>> {
     core::iter::from_fn(|| filled(heap, size)).collect()
 }
 
@@ -154,20 +160,20 @@ fn under_a_pin_a_nested_context_takes_what_is_at_hand_and_never_calls_the_provid
     let small: Vec<_> = (0..100).map(|_| filled(&heap, 200).unwrap()).collect();
     // Chunks of their own, all of which are empty once these are free.
     let large: Vec<_> = (0..4).map(|index| filled(&heap, 1_500_000 << index).unwrap()).collect();
-    filled(&heap, 300_000).unwrap().free(&heap).unwrap();
+    filled(&heap, 300_000).unwrap().free().unwrap();
     let before = (heap.provider().calls(), heap.provider().held_len());
     let interrupted = heap.enter().unwrap();
     for size in [8, 64, 200, 3000, 9000, 50_000] {
-        filled(&heap, size).unwrap().free(&heap).unwrap();
+        filled(&heap, size).unwrap().free().unwrap();
     }
     assert!(filled(&heap, 100 << 20).is_none(), "not at hand");
-    small.into_iter().chain(large).for_each(|block| block.free(&heap).unwrap());
+    small.into_iter().chain(large).for_each(|block| block.free().unwrap());
     heap.drain_current();
     heap.drain();
     drop(interrupted);
     assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
     assert!(heap.engine.pages.has_surplus(), "left to the next ordinary caller");
-    filled(&heap, 40_000).unwrap().free(&heap).unwrap();
+    filled(&heap, 40_000).unwrap().free().unwrap();
     assert!(heap.provider().held_len() < before.1);
     all_back(&heap);
 }
@@ -196,7 +202,7 @@ fn a_nested_context_with_nothing_at_hand_is_refused_at_once() {
     }
     drop(interrupted);
     assert_eq!((heap.provider().calls(), heap.stats().relief_count), (0, 0));
-    filled(&heap, 200).unwrap().free(&heap).unwrap();
+    filled(&heap, 200).unwrap().free().unwrap();
     all_back(&heap);
 }
 
@@ -204,7 +210,7 @@ fn a_nested_context_with_nothing_at_hand_is_refused_at_once() {
 #[cfg_attr(miri, ignore = "times are not those of a machine")]
 fn a_nested_context_does_not_wait_for_the_lock_of_pages() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
-    filled(&heap, 200).unwrap().free(&heap).unwrap();
+    filled(&heap, 200).unwrap().free().unwrap();
     let shortest = |work: &dyn Fn() -> bool| {
         let time = |_| {
             let start = std::time::Instant::now();
@@ -234,11 +240,11 @@ fn slabs_that_nested_frees_emptied_are_found() {
         let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
         let blocks: Vec<_> = (0..6000).map(|_| filled(&heap, 600).unwrap()).collect();
         let (early, late): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(index, _)| index % 2 == 0);
-        early.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
+        early.into_iter().for_each(|(_, block)| block.free().unwrap());
         heap.drain_current();
         heap.verify_all().unwrap();
         let interrupted = heap.enter().unwrap();
-        late.into_iter().for_each(|(_, block)| block.free(&heap).unwrap());
+        late.into_iter().for_each(|(_, block)| block.free().unwrap());
         drop(interrupted);
         if needs_pages {
             let free_len = heap.stats().free_len;
@@ -249,7 +255,7 @@ fn slabs_that_nested_frees_emptied_are_found() {
                 "{} blocks, {free_len} bytes were free",
                 all.len()
             );
-            all.into_iter().for_each(|block| block.free(&heap).unwrap());
+            all.into_iter().for_each(|block| block.free().unwrap());
         }
         heap.trim(0);
         assert_eq!(heap.provider().held_len(), 0);
@@ -263,7 +269,7 @@ fn a_huge_block_freed_in_a_nested_context_waits_for_an_ordinary_one() {
     let huge = filled(&heap, 2 << 20).unwrap();
     let before = (heap.provider().calls(), heap.provider().held_len());
     let interrupted = heap.enter().unwrap();
-    huge.free(&heap).unwrap();
+    huge.free().unwrap();
     drop(interrupted);
     assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
     all_back(&heap);
@@ -297,10 +303,10 @@ fn a_trace_tells_what_the_heap_did() {
     // SAFETY: its Layout now, and nobody uses it.
     unsafe { heap.free(block, Layout::from_size_align(5100, 64).unwrap()) };
     assert!(heap.alloc(layout(ABSURD)).is_err());
-    small.into_iter().for_each(|block| block.free(&heap).unwrap());
+    small.into_iter().for_each(|block| block.free().unwrap());
     heap.trim(0);
     heap.trace_to(None);
-    filled(&heap, 100).unwrap().free(&heap).unwrap();
+    filled(&heap, 100).unwrap().free().unwrap();
 
     let text = std::format!("{trace}");
     let events: Vec<Vec<&str>> = text
@@ -348,11 +354,11 @@ fn a_nested_context_gets_no_huge_block() {
 #[test]
 fn with_hints_every_cache_may_be_busy_and_the_lap_ends() {
     let heap = Heap::<Host<false>, _, 3>::new(Host::default(), Hint(UnknownCpu));
-    filled(&heap, 64).unwrap().free(&heap).unwrap();
+    filled(&heap, 64).unwrap().free().unwrap();
     let held = heap.engine.caches().iter().all(CpuCache::try_lock);
     assert!(held);
     let blocks: Vec<_> = [8, 64, 200, 3000, 9000, 50_000, 3 << 20].map(|size| filled(&heap, size).unwrap()).into();
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
     heap.engine.caches().iter().for_each(CpuCache::unlock);
     all_back(&heap);
 }
@@ -361,18 +367,18 @@ fn with_hints_every_cache_may_be_busy_and_the_lap_ends() {
 #[cfg_attr(feature = "debug-heap", ignore = "asks for the class of a block without a frame")]
 fn a_lap_goes_on_where_the_last_one_succeeded_and_leaves_caches_open() {
     let heap = Heap::<Host<false>, _, 4>::new(Host::default(), Hint(UnknownCpu));
-    filled(&heap, 100).unwrap().free(&heap).unwrap();
+    filled(&heap, 100).unwrap().free().unwrap();
     let caches = heap.engine.caches();
     assert!(caches[0].try_lock() && caches[1].try_lock());
     let block = filled(&heap, 200).unwrap();
     let start = || caches[0].lap_start.load(Ordering::Relaxed);
     assert_eq!(start(), 2);
     caches[1].unlock();
-    block.free(&heap).unwrap();
+    block.free().unwrap();
     assert_eq!(start(), 2, "the free went there too");
     assert!(caches[2].tally(SizeClass::of(layout(200)).unwrap()).get().0 > 0);
     assert!(caches[2].try_lock(), "it was left open");
-    filled(&heap, 200).unwrap().free(&heap).unwrap();
+    filled(&heap, 200).unwrap().free().unwrap();
     assert_eq!(start(), 3);
     caches[0].unlock();
     caches[2].unlock();
@@ -387,14 +393,14 @@ fn a_longer_block_serves_when_no_other_is_left() {
         let mut blocks = fill(heap, 64);
         assert!(filled(heap, 48).is_none());
         for _ in 0..3 {
-            blocks.pop().unwrap().free(heap).unwrap();
+            blocks.pop().unwrap().free().unwrap();
         }
         heap.drain_current();
         let interrupted = nested.then(|| heap.enter().unwrap());
         let borrowed = filled(heap, 48).unwrap();
         drop(interrupted);
         heap.verify_all().unwrap();
-        blocks.into_iter().chain([borrowed]).for_each(|block| block.free(heap).unwrap());
+        blocks.into_iter().chain([borrowed]).for_each(|block| block.free().unwrap());
         all_back(heap);
     }
     serve(&Heap::new(Host::default(), Pinned(OneCpu)), true);
@@ -407,8 +413,8 @@ fn free_chunks_may_be_had_again_in_another_length() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
     let blocks = fill(&heap, 1 << 20);
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
-    filled(&heap, 7 << 20).expect("the chunks went back for it").free(&heap).unwrap();
+    blocks.into_iter().for_each(|block| block.free().unwrap());
+    filled(&heap, 7 << 20).expect("the chunks went back for it").free().unwrap();
     all_back(&heap);
 }
 
@@ -419,14 +425,14 @@ fn draining_frees_the_kept_run() {
         let heap = Heap::new(Host::default(), mode);
         let other = filled(&heap, 100_000).unwrap();
         let free_len = || heap.engine.pages.free_len();
-        filled(&heap, 200_000).unwrap().free(&heap).unwrap();
+        filled(&heap, 200_000).unwrap().free().unwrap();
         drain(&heap);
         let before = free_len();
-        filled(&heap, 200_000).unwrap().free(&heap).unwrap();
+        filled(&heap, 200_000).unwrap().free().unwrap();
         assert_ne!(free_len(), before, "kept");
         drain(&heap);
         assert_eq!(free_len(), before);
-        other.free(&heap).unwrap();
+        other.free().unwrap();
         all_back(&heap);
     }
     check(Hint(UnknownCpu), |heap| heap.drain());
@@ -447,7 +453,7 @@ fn what_another_cpus_cache_holds_is_had_before_null() {
     for block in blocks {
         if other.count(class) < 4 {
             block.check().unwrap();
-            block.free(&heap).unwrap();
+            block.free().unwrap();
             let freed = heap.engine.obtain_one(class, Caller { index: 0, nested: true });
             let mut surplus = Surplus::default();
             let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller, &mut surplus));
@@ -460,7 +466,7 @@ fn what_another_cpus_cache_holds_is_had_before_null() {
     let count = other.count(class);
     kept.extend(fill(&heap, 2048));
     assert_eq!(other.count(class), 0, "{count} were there");
-    kept.into_iter().for_each(|block| block.free(&heap).unwrap());
+    kept.into_iter().for_each(|block| block.free().unwrap());
     all_back(&heap);
 }
 
@@ -469,13 +475,13 @@ fn huge_blocks_that_the_provider_does_not_take_back_are_used_again() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     let block = filled(&heap, 3 << 20).unwrap();
     heap.provider().stubborn.store(true, Ordering::Relaxed);
-    block.free(&heap).unwrap();
+    block.free().unwrap();
     let held_len = heap.provider().held_len();
     assert_eq!(heap.stats().held_len, held_len);
     // Dirty now, although the provider gives zeros.
     let again: Vec<_> = (0..5).map(|_| Filled::zeroed(&heap, layout(500_000), 7).unwrap().unwrap()).collect();
     assert_eq!(heap.provider().held_len(), held_len, "no new pages");
-    again.into_iter().for_each(|block| block.free(&heap).unwrap());
+    again.into_iter().for_each(|block| block.free().unwrap());
     heap.provider().stubborn.store(false, Ordering::Relaxed);
     all_back(&heap);
 }
@@ -486,14 +492,14 @@ fn huge_blocks_shrink_move_and_stay_with_their_content() {
     let mut block = filled(&heap, 6 << 20).unwrap();
     for (stubborn, size) in [(false, 4 << 20), (false, 9 << 20), (true, 12 << 20), (true, 2 << 20), (false, 3 << 20)] {
         heap.provider().stubborn.store(stubborn, Ordering::Relaxed);
-        assert!(block.realloc(&heap, size).unwrap());
+        assert!(block.realloc(size).unwrap());
         heap.verify_all().unwrap();
     }
-    block.free(&heap).unwrap();
+    block.free().unwrap();
     all_back(&heap);
     let mut block = filled(&heap, 6 << 20).unwrap();
-    assert!(block.realloc(&heap, 8 << 20).unwrap());
-    block.free(&heap).unwrap();
+    assert!(block.realloc(8 << 20).unwrap());
+    block.free().unwrap();
     assert_eq!((heap.provider().held_len(), heap.stats().held_len), (0, 0), "freed means given back");
 }
 
@@ -504,12 +510,12 @@ fn a_huge_block_is_had_after_free_chunks_went_back_or_the_kernel_helped() {
     heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
     let blocks = fill(&heap, 900_000);
     assert!(blocks.len() > 4);
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
     let block = filled(&heap, 8 << 20).expect("after all chunks went back");
     assert!(filled(&heap, 7 << 20).is_none());
     heap.provider().relief_len.store(8 << 20, Ordering::Relaxed);
     let more = filled(&heap, 7 << 20).expect("after relief");
-    [block, more].into_iter().for_each(|block| block.free(&heap).unwrap());
+    [block, more].into_iter().for_each(|block| block.free().unwrap());
     all_back(&heap);
 }
 
@@ -533,7 +539,7 @@ fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
         // SAFETY: allocated above with this Layout; nobody used it.
         unsafe { heap.free(block.cast(), layout(1 << 20)) };
     }
-    small.into_iter().for_each(|block| block.free(&heap).unwrap());
+    small.into_iter().for_each(|block| block.free().unwrap());
     heap.provider().stubborn.store(true, Ordering::Relaxed);
     let held_len = heap.provider().held_len();
     assert!(held_len > 0 && heap.trim(0) == 0);
@@ -599,7 +605,7 @@ impl Probe {
         if depth == 1 {
             for size in [24, 5000, 40_000, 20 << 20] {
                 if let Some(block) = filled(&PROBED, size) {
-                    block.free(&PROBED).unwrap();
+                    block.free().unwrap();
                 }
             }
         }
@@ -628,7 +634,7 @@ fn the_provider_is_called_with_nothing_held_and_is_not_entered_again() {
         .flat_map(|size| (0..20).map(|_| filled(heap, *size).unwrap()).collect::<Vec<_>>())
         .collect();
     let many: Vec<_> = (0..30_000).map(|_| filled(heap, 1000).unwrap()).collect();
-    blocks.into_iter().chain(many).for_each(|block| block.free(heap).unwrap());
+    blocks.into_iter().chain(many).for_each(|block| block.free().unwrap());
     heap.trim(0);
     heap.verify_all().unwrap();
     let probe = heap.provider();

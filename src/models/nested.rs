@@ -97,17 +97,18 @@ impl Regions for Single {
 }
 
 type Any<P, C> = Heap<P, C, 2>;
+type Block<P, C> = Filled<'static, Any<P, C>>;
 
 fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
-fn filled<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, size: usize) -> Option<Filled> {
+fn filled<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, size: usize) -> Option<Block<P, C>> {
     Filled::new(heap, layout(size), 0x5a).unwrap()
 }
 
-fn free_all<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, blocks: Vec<Filled>) {
-    blocks.into_iter().for_each(|block| block.free(heap).unwrap());
+fn free_all<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) {
+    blocks.into_iter().for_each(|block| block.free().unwrap());
 }
 
 /// A heap that is made anew for each run, over the same memory.
@@ -135,7 +136,7 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
 
     /// What an interrupt's handler does: allocate in the same and in another class and a page run; free what it got before, and some of it. It
     /// keeps the rest. Nothing is refused, unless the provider must not be entered.
-    fn handle(heap: &'static Any<P, C>, earlier: Option<Filled>, kept: &Kept<Filled>) {
+    fn handle(heap: &'static Any<P, C>, earlier: Option<Block<P, C>>, kept: &Kept<Block<P, C>>) {
         for size in [SIZE, 24, 5000] {
             match filled(heap, size) {
                 Some(block) => kept.add(block),
@@ -149,8 +150,8 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
     /// Interrupts `work` at every access. `before` makes the heap what it is then, and gives the blocks that `work` is about.
     fn explore(
         &self,
-        before: impl Fn(&'static Any<P, C>) -> Vec<Filled>,
-        work: impl Fn(&'static Any<P, C>, Vec<Filled>) -> Vec<Filled>,
+        before: impl Fn(&'static Any<P, C>) -> Vec<Block<P, C>>,
+        work: impl Fn(&'static Any<P, C>, Vec<Block<P, C>>) -> Vec<Block<P, C>>,
     ) {
         for step in 0.. {
             let (heap, kept) = (self.renew(), Kept::new());
@@ -170,7 +171,7 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
         }
     }
 
-    fn check(&self, heap: &'static Any<P, C>, blocks: Vec<Filled>) {
+    fn check(&self, heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) {
         heap.verify_all().unwrap();
         free_all(heap, blocks);
         heap.verify_all().unwrap();
@@ -181,43 +182,43 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
     }
 }
 
-fn many<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, size: usize, count: usize) -> Vec<Filled> {
+fn many<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, size: usize, count: usize) -> Vec<Block<P, C>> {
     (0..count).map(|_| filled(heap, size).unwrap()).collect()
 }
 
 /// Some blocks have come and gone, so that the cache has a few and a slab too.
-fn warm<P: PageProvider, C: CpuMode>(heap: &Any<P, C>) -> Vec<Filled> {
+fn warm<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>) -> Vec<Block<P, C>> {
     let mut blocks = many(heap, SIZE, 12);
     free_all(heap, blocks.split_off(6));
     blocks
 }
 
-fn fast<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, mut blocks: Vec<Filled>) -> Vec<Filled> {
-    blocks.pop().unwrap().free(heap).unwrap();
+fn fast<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, mut blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
+    blocks.pop().unwrap().free().unwrap();
     blocks.extend(filled(heap, SIZE));
     blocks
 }
 
-fn refill<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, mut blocks: Vec<Filled>) -> Vec<Filled> {
+fn refill<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, mut blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
     blocks.extend((0..20).filter_map(|index| filled(heap, if index % 2 == 0 { SIZE } else { 40 })));
     blocks
 }
 
-fn flush<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, blocks: Vec<Filled>) -> Vec<Filled> {
+fn flush<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
     free_all(heap, blocks);
     Vec::new()
 }
 
-fn large<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, mut blocks: Vec<Filled>) -> Vec<Filled> {
+fn large<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, mut blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
     let mut block = blocks.pop().unwrap();
-    block.realloc(heap, 9000).unwrap();
-    block.realloc(heap, 50_000).unwrap();
-    block.free(heap).unwrap();
+    block.realloc(9000).unwrap();
+    block.realloc(50_000).unwrap();
+    block.free().unwrap();
     blocks.extend(filled(heap, 40_000));
     blocks
 }
 
-fn drain_and_trim<P: PageProvider, C: CpuMode>(heap: &Any<P, C>, blocks: Vec<Filled>) -> Vec<Filled> {
+fn drain_and_trim<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
     free_all(heap, blocks);
     heap.drain_current();
     heap.trim(0);
@@ -291,7 +292,7 @@ fn an_interrupt_is_interrupted() {
                     let nmi = move || Pins::handle(heap, Some(earliest), &nested);
                     let irq = || {
                         kept.add(filled(heap, SIZE).unwrap());
-                        earlier.free(heap).unwrap();
+                        earlier.free().unwrap();
                     };
                     if interrupted(nested_step, nmi, irq) {
                         nested_came.add(());

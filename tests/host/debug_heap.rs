@@ -37,7 +37,7 @@ fn a_report_tells_who_allocated_and_who_freed_and_how_long_ago() {
     heap.set_report_hook(|report| REPORTS.lock().unwrap().push(*report));
     let (block, allocated) = (heap.alloc(layout(100)).unwrap().cast::<u8>(), line!());
     for _ in 0..10 {
-        Filled::new(&heap, layout(24), 1).unwrap().unwrap().free(&heap).unwrap();
+        Filled::new(&heap, layout(24), 1).unwrap().unwrap().free().unwrap();
     }
     let freed = line!() + 2;
     // SAFETY: allocated above.
@@ -94,7 +94,7 @@ fn leaks_are_told_by_class_site_and_age() {
     });
     leak(100_000);
     let young = Filled::new(&heap, layout(600), 1).unwrap().unwrap();
-    Filled::new(&heap, layout(50), 1).unwrap().unwrap().free(&heap).unwrap();
+    Filled::new(&heap, layout(50), 1).unwrap().unwrap().free().unwrap();
     let leaks = heap.leaks(0);
     assert_eq!((leaks.count(), leaks.classes.last(), leaks.other_count), (9, Some(&1), 0));
     let own: Vec<_> =
@@ -106,7 +106,7 @@ fn leaks_are_told_by_class_site_and_age() {
     write!(text, "{leaks}").unwrap();
     let text = std::str::from_utf8(&text.0[..text.1]).unwrap();
     assert!(text.contains(&format!("debug_heap.rs:{site}")) && text.contains("104200"), "{text}");
-    young.free(&heap).unwrap();
+    young.free().unwrap();
 }
 
 /// Looks for a moment without giving up the CPU, so that both go on at the same time.
@@ -154,7 +154,7 @@ fn memory_that_becomes_something_else_is_no_write_after_free() {
     let keep = heap.alloc(layout(200_000)).unwrap();
     for size in [64, 1500, 300, 64, 2500, 700, 64, 1500].into_iter().cycle().take(64) {
         let blocks: Vec<_> = (0..400).map(|_| Filled::new(&heap, layout(size), 9).unwrap().unwrap()).collect();
-        blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+        blocks.into_iter().for_each(|block| block.free().unwrap());
         heap.trim(usize::MAX);
     }
     let reported: Vec<_> = Misuse::ALL.map(|misuse| heap.misuse_count(misuse)).into();

@@ -118,7 +118,7 @@ fn a_region_of_any_length_at_any_address_is_taken_or_refused_untouched() {
                 let heap = Heap::<_, _, 2>::new(provider, Hint(UnknownCpu));
                 let block = Filled::new(&heap, Layout::new::<[u64; 8]>(), 3).unwrap();
                 assert!(block.is_some() || pages < 2, "{pages} pages serve nothing");
-                block.into_iter().for_each(|block| block.free(&heap).unwrap());
+                block.into_iter().for_each(|block| block.free().unwrap());
                 heap.trim(0);
                 heap.verify_all().unwrap();
                 assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
@@ -164,7 +164,7 @@ fn a_region_that_shares_a_page_or_leaves_the_address_space_is_refused() {
     let more = Memory::new(4096, 1024);
     assert_eq!(add(more.start(), more.len()), Err(RegionError::Full));
     assert_eq!(heap.provider().region_count(), 3);
-    block.free(&heap).unwrap();
+    block.free().unwrap();
     heap.trim(0);
     heap.verify_all().unwrap();
     assert_eq!(heap.provider().free_len(), 64 << 10);
@@ -192,11 +192,11 @@ fn run_out<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, CPUS>) {
             // All are out of memory now. What one of them gives up, it can have again.
             for _ in 0..20 {
                 let Some(block) = blocks.pop() else { break };
-                block.free(heap).unwrap();
+                block.free().unwrap();
                 blocks.extend(Filled::new(heap, layout, cpu as u8).unwrap());
             }
             together.wait();
-            blocks.into_iter().for_each(|block| block.free(heap).unwrap());
+            blocks.into_iter().for_each(|block| block.free().unwrap());
             heap.drain_current();
         });
         let got_len = got_len.into_inner();

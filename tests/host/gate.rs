@@ -57,7 +57,7 @@ fn all_want_pages<C: CpuMode + Sync>(heap: &Heap<Slow, C, THREADS>, size: usize)
         let blocks: Vec<_> = (0..TURNS).map(|turn| Filled::new(heap, layout, (index + turn) as u8).unwrap()).collect();
         let refused = blocks.iter().filter(|block| block.is_none()).count();
         heap.provider().refused.fetch_add(refused, Ordering::Relaxed);
-        blocks.into_iter().flatten().for_each(|block| block.free(heap).unwrap());
+        blocks.into_iter().flatten().for_each(|block| block.free().unwrap());
     });
     // A wait has a bound, which a host that runs much else may exceed once or twice; who does not wait is refused nearly always.
     let refused = heap.provider().refused.load(Ordering::Relaxed);

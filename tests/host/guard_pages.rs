@@ -22,7 +22,7 @@ fn a_provider_without_guard_pages_is_said_to_have_none() {
 fn sampled(size: usize, every: u32, pairs: usize) -> u64 {
     play_cpu(0);
     let heap: Heap<_, _, 2> = Heap::new(Space, Pinned(ThreadCpu));
-    let pair = || Filled::new(&heap, layout(size), 1).unwrap().unwrap().free(&heap).unwrap();
+    let pair = || Filled::new(&heap, layout(size), 1).unwrap().unwrap().free().unwrap();
     (0..10_000).for_each(|_| pair());
     heap.set_guard_rate(every).unwrap();
     // Until the countdown of the rate before has come to its end.
@@ -53,10 +53,9 @@ fn a_fault_is_explained_by_the_block_it_is_at() {
     heap.set_guard_rate(1).unwrap();
     let block = heap.alloc(layout(100)).unwrap();
     let addr = block.cast::<u8>().addr().get();
-    assert_eq!(
-        (heap.usable_len(block.cast(), layout(100)), heap.stats().classes.iter().map(|class| class.live_count).sum()),
-        (block.len(), 1)
-    );
+    // SAFETY: just allocated, with this Layout.
+    let usable_len = unsafe { heap.usable_len(block.cast(), layout(100)) };
+    assert_eq!((usable_len, heap.stats().classes.iter().map(|class| class.live_count).sum()), (block.len(), 1));
     let kind = |addr| heap.explain_fault(addr).map(|Fault { kind, .. }| kind);
     let behind = (addr + 100).next_multiple_of(4096);
     assert_eq!(
@@ -78,18 +77,18 @@ fn guarded_blocks_move_between_threads_and_nothing_is_reported_or_lost() {
     let left = std::sync::Mutex::new(Vec::new());
     on_threads(4, |index| {
         let mut random = Random::new(index as u64);
-        let mut slots: Vec<Option<Filled>> = (0..20).map(|_| None).collect();
+        let mut slots: Vec<Option<Filled<_>>> = (0..20).map(|_| None).collect();
         for _ in 0..20 {
             churn(&heap, &mut random, &mut slots, 500, 1 << 14).unwrap();
             let mut left = left.lock().unwrap();
             std::mem::swap(&mut *left, &mut slots);
             slots.resize_with(20, || None);
         }
-        free_all(&heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
         heap.drain_current();
     });
     play_cpu(0);
-    free_all(&heap, &mut left.lock().unwrap()).unwrap();
+    free_all(&mut left.lock().unwrap()).unwrap();
     let stats = heap.stats();
     assert!(stats.map_count > 1_000, "{} runs", stats.map_count);
     heap.trim(0);

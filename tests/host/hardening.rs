@@ -64,16 +64,16 @@ fn nothing_is_reported<C: CpuMode + Sync>(mode: C, limit_len: usize) {
     let left = std::sync::Mutex::new(Vec::new());
     on_threads(4, |index| {
         let mut random = Random::new(index as u64);
-        let mut slots: Vec<Option<Filled>> = (0..100).map(|_| None).collect();
+        let mut slots: Vec<Option<Filled<_>>> = (0..100).map(|_| None).collect();
         for _ in 0..20 {
             churn(&heap, &mut random, &mut slots, 2_000, 1 << 14).unwrap();
             let mut left = left.lock().unwrap();
             std::mem::swap(&mut *left, &mut slots);
             slots.resize_with(100, || None);
         }
-        free_all(&heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
     });
-    free_all(&heap, &mut left.lock().unwrap()).unwrap();
+    free_all(&mut left.lock().unwrap()).unwrap();
     all_back(&heap, 4);
     assert_eq!(reports(&heap), []);
 }

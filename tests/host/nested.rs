@@ -24,15 +24,22 @@ static HINTED: Regions<Hint<ThreadCpu>> = Heap::new(RegionProvider::new(), Hint(
 /// What one thread's handler keeps between signals: blocks of its own, touched by nobody else.
 struct Handler {
     random: Random,
-    held: [Option<Filled>; HELD],
+    pinned: Held<Pinned<ThreadCpu>>,
+    hinted: Held<Hint<ThreadCpu>>,
 }
+
+type Held<C> = [Option<Filled<'static, Regions<C>>>; HELD];
 
 /// A cell that only the handlers of one thread look into; a signal is blocked while its handler runs.
 struct OwnCell(UnsafeCell<Handler>);
 
 thread_local! {
     static OWN: OwnCell = const {
-        OwnCell(UnsafeCell::new(Handler { random: Random::new(7), held: [const { None }; HELD] }))
+        OwnCell(UnsafeCell::new(Handler {
+            random: Random::new(7),
+            pinned: [const { None }; HELD],
+            hinted: [const { None }; HELD],
+        }))
     };
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
@@ -44,13 +51,13 @@ static NESTED: AtomicU64 = AtomicU64::new(0);
 static REFUSED: AtomicU64 = AtomicU64::new(0);
 static BROKEN: AtomicBool = AtomicBool::new(false);
 
-fn interrupt<C: CpuMode>(heap: &Regions<C>, handler: &mut Handler) {
-    let place = handler.random.below(HELD);
-    let bits = if handler.random.below(50) == 0 { 17 } else { 10 };
-    let size = 1 << handler.random.below(bits);
-    let Some(slot) = handler.held.get_mut(place) else { return };
+fn interrupt<C: CpuMode>(heap: &'static Regions<C>, random: &mut Random, held: &mut Held<C>) {
+    let place = random.below(HELD);
+    let bits = if random.below(50) == 0 { 17 } else { 10 };
+    let size = 1 << random.below(bits);
+    let Some(slot) = held.get_mut(place) else { return };
     if let Some(block) = slot.take() {
-        BROKEN.fetch_or(block.free(heap).is_err(), Ordering::Relaxed);
+        BROKEN.fetch_or(block.free().is_err(), Ordering::Relaxed);
         return;
     }
     match Layout::from_size_align(size, 8).ok().map(|layout| Filled::new(heap, layout, place as u8)) {
@@ -65,8 +72,11 @@ extern "C" fn on_signal(_: libc::c_int) {
     NESTED.fetch_add(u64::from(INSIDE.get()), Ordering::Relaxed);
     OWN.with(|own| {
         // SAFETY: only handlers of this thread come here, one at a time since the signal is blocked meanwhile, and `storm` after them.
-        let handler = unsafe { &mut *own.0.get() };
-        if USES_PIN.load(Ordering::Relaxed) { interrupt(&PINNED, handler) } else { interrupt(&HINTED, handler) }
+        let Handler { random, pinned, hinted } = unsafe { &mut *own.0.get() };
+        match USES_PIN.load(Ordering::Relaxed) {
+            true => interrupt(&PINNED, random, pinned),
+            false => interrupt(&HINTED, random, hinted),
+        }
     });
 }
 
@@ -82,7 +92,7 @@ fn storm<C: CpuMode + Sync>(heap: &'static Regions<C>, uses_pin: bool) {
     // SAFETY: the memory is leaked, and each heap gets one half of it, once.
     unsafe { heap.provider().add_region(start, 24 << 20) }.unwrap();
     // Before the first pages have come, a handler that interrupts whoever fetches them finds nothing, by right.
-    Filled::new(heap, Layout::new::<u64>(), 1).unwrap().unwrap().free(heap).unwrap();
+    Filled::new(heap, Layout::new::<u64>(), 1).unwrap().unwrap().free().unwrap();
     USES_PIN.store(uses_pin, Ordering::Relaxed);
     for counter in [&SIGNALS, &NESTED, &REFUSED] {
         counter.store(0, Ordering::Relaxed);
@@ -102,13 +112,13 @@ fn storm<C: CpuMode + Sync>(heap: &'static Regions<C>, uses_pin: bool) {
                 // SAFETY: no preconditions.
                 thread.set(unsafe { libc::pthread_self() }).unwrap();
                 let mut random = Random::new(index as u64);
-                let mut slots: Vec<Option<Filled>> = (0..64).map(|_| None).collect();
+                let mut slots: Vec<Option<Filled<_>>> = (0..64).map(|_| None).collect();
                 while NESTED.load(Ordering::Relaxed) < NESTED_GOAL {
                     INSIDE.set(true);
                     churn(heap, &mut random, &mut slots, 500, 1 << 10).unwrap();
                     INSIDE.set(false);
                 }
-                free_all(heap, &mut slots).unwrap();
+                free_all(&mut slots).unwrap();
                 working.fetch_sub(1, Ordering::Relaxed);
                 // Signals must find a living thread.
                 while !over.load(Ordering::Relaxed) {

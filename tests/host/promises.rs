@@ -19,7 +19,7 @@ fn heap() -> Heap<Books, Hint<UnknownCpu>, 2> {
     Heap::new(Books::default(), Hint(UnknownCpu))
 }
 
-fn filled<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Filled {
+fn filled<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Filled<'_, Heap<P, C, N>> {
     Filled::new(heap, layout(size, 8), 0x3c).unwrap().expect("memory")
 }
 
@@ -46,7 +46,7 @@ fn a_first_region_of_4_kib_serves_and_more_may_follow() {
     // SAFETY: as above.
     unsafe { heap.provider().add_region(second.start(), second.len()) }.unwrap();
     let late = filled(&heap, 300_000);
-    early.into_iter().chain([late]).for_each(|block| block.free(&heap).unwrap());
+    early.into_iter().chain([late]).for_each(|block| block.free().unwrap());
     heap.trim(0);
     heap.verify_all().unwrap();
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
@@ -65,7 +65,7 @@ fn bad_regions_are_errors_and_lose_nothing() {
     assert_eq!(give(memory.start(), usize::MAX), Err(RegionError::Wraps));
     assert_eq!(give(memory.start(), 64 << 10), Ok(()));
     assert_eq!(give(memory.start(), 64 << 10), Err(RegionError::Overlaps));
-    filled(&heap, 50_000).free(&heap).unwrap();
+    filled(&heap, 50_000).free().unwrap();
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_heap_of_100_kib_serves_twenty_classes_on_four_cpus() {
             }
             blocks.into_iter().enumerate().for_each(|(index, block)| {
                 play_cpu(index % 4);
-                block.free(heap).unwrap();
+                block.free().unwrap();
             });
         }
         heap.verify_all().unwrap();
@@ -157,7 +157,7 @@ fn page_sized_blocks_waste_nothing() {
     let blocks: Vec<_> = (0..1000).map(|_| Filled::new(&heap, layout(4096, 4096), 9).unwrap().unwrap()).collect();
     let held = heap.stats().classes.iter().find(|class| class.block_len == 4096).unwrap().held_len;
     assert!(held <= 1010 * 4096, "{held} bytes for 1000 pages");
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
 }
 
 #[test]
@@ -167,15 +167,15 @@ fn blocks_grow_and_shrink_with_their_content() {
     let (mut size, mut moves) = (1, 0);
     while size < 8 << 20 {
         size += size / 3 + 1;
-        moves += u32::from(!block.resize(&heap, size).unwrap());
-        assert!(block.realloc(&heap, size).unwrap());
+        moves += u32::from(!block.resize(size).unwrap());
+        assert!(block.realloc(size).unwrap());
     }
     assert!(moves < 40, "{moves} times not in place");
     while size > 1 {
         size /= 2;
-        assert!(block.realloc(&heap, size).unwrap());
+        assert!(block.realloc(size).unwrap());
     }
-    block.free(&heap).unwrap();
+    block.free().unwrap();
     heap.verify_all().unwrap();
     heap.trim(0);
     assert_eq!(heap.provider().held_len(), 0);
@@ -188,9 +188,9 @@ fn huge_blocks_move_without_a_copy_and_come_zeroed() {
     let mut block = Filled::zeroed(&heap, layout(2 << 20, 8), 5).unwrap().unwrap();
     let in_the_way: Vec<_> = (0..8).map(|_| filled(&heap, 2 << 20)).collect();
     for size in [4 << 20, 16 << 20, 64 << 20, 3 << 20, 5000, 6 << 20] {
-        assert!(block.realloc(&heap, size).unwrap());
+        assert!(block.realloc(size).unwrap());
     }
-    in_the_way.into_iter().chain([block]).for_each(|block| block.free(&heap).unwrap());
+    in_the_way.into_iter().chain([block]).for_each(|block| block.free().unwrap());
     assert!(heap.provider().moves.load(Ordering::Relaxed) > 0);
     heap.verify_all().unwrap();
     heap.trim(0);
@@ -201,11 +201,11 @@ fn huge_blocks_move_without_a_copy_and_come_zeroed() {
 /// A mixed run that must not break whatever the provider does; gives the calls of `map` it made.
 fn mixed_run(heap: &Heap<Books, Hint<UnknownCpu>, 2>) -> u64 {
     let mut random = Random::new(11);
-    let mut slots: Vec<Option<Filled>> = (0..60).map(|_| None).collect();
+    let mut slots: Vec<Option<Filled<_>>> = (0..60).map(|_| None).collect();
     for _ in 0..6 {
         churn(heap, &mut random, &mut slots, 400, 1 << 20).unwrap();
         heap.verify_all().unwrap();
-        free_all(heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
         heap.trim(0);
         heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0, "something leaked");
@@ -239,9 +239,9 @@ fn a_provider_that_takes_nothing_back_is_asked_for_little() {
     heap.provider().keeps.store(true, Ordering::Relaxed);
     for _ in 0..20 {
         let mut random = Random::new(3);
-        let mut slots: Vec<Option<Filled>> = (0..60).map(|_| None).collect();
+        let mut slots: Vec<Option<Filled<_>>> = (0..60).map(|_| None).collect();
         churn(&heap, &mut random, &mut slots, 1000, 1 << 18).unwrap();
-        free_all(&heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
         assert_eq!(heap.trim(0), 0);
         heap.verify_all().unwrap();
     }
@@ -286,21 +286,21 @@ fn out_of_memory_only_after_the_pressure_hook_said_no() {
     assert_eq!(heap.provider().calls.load(Ordering::Relaxed), 1);
     assert!(heap.alloc(layout(600_000, 8)).is_err());
     assert_eq!(heap.provider().calls.load(Ordering::Relaxed), 2);
-    block.free(&heap).unwrap();
-    filled(&heap, 600_000).free(&heap).unwrap();
+    block.free().unwrap();
+    filled(&heap, 600_000).free().unwrap();
 }
 
 #[test]
 fn several_heaps_keep_to_themselves() {
     let heaps = [heap(), heap(), heap()];
     let mut random = Random::new(5);
-    let mut slots: Vec<Vec<Option<Filled>>> = (0..3).map(|_| (0..50).map(|_| None).collect()).collect();
+    let mut slots: Vec<Vec<Option<Filled<_>>>> = (0..3).map(|_| (0..50).map(|_| None).collect()).collect();
     for round in 0..300 {
         let turn = round % 3;
         churn(&heaps[turn], &mut random, &mut slots[turn], 20, 1 << 14).unwrap();
     }
     for (heap, slots) in heaps.iter().zip(&mut slots) {
-        free_all(heap, slots).unwrap();
+        free_all(slots).unwrap();
         heap.trim(0);
         heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0);
@@ -334,14 +334,14 @@ fn stats_are_exact_at_rest_and_print_as_a_table() {
     let cached: u64 = stats.classes.iter().map(|class| class.cached_count).sum();
     assert_eq!(out, 157 + cached);
     assert!(mapped <= stats.held_len && mapped * 100 >= stats.held_len * 95);
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
     assert!(heap.stats().classes.iter().all(|class| class.live_count == 0));
 }
 
 #[test]
 fn a_foreign_pointer_is_counted_and_ignored() {
     let heap = heap();
-    filled(&heap, 64).free(&heap).unwrap();
+    filled(&heap, 64).free().unwrap();
     let foreign = Memory::new(1 << 16, 4096);
     // SAFETY: not what the contract asks for; the heap promises no more than to look the address up and to leave it alone.
     unsafe { heap.free(NonNull::new(foreign.start()).unwrap(), layout(1 << 16, 8)) };
@@ -353,7 +353,7 @@ fn a_foreign_pointer_is_counted_and_ignored() {
 fn trim_keeps_what_it_is_asked_to_keep() {
     let heap = heap();
     let blocks: Vec<_> = (0..64).map(|_| filled(&heap, 1 << 18)).collect();
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
     heap.trim(1 << 20);
     assert!(heap.stats().free_len >= 1 << 20, "{}", heap.stats());
     heap.trim(0);
@@ -364,14 +364,14 @@ fn trim_keeps_what_it_is_asked_to_keep() {
 fn a_pinned_cache_is_emptied_by_its_own_cpu_when_asked() {
     let heap = Heap::<_, _, 2>::new(Books::default(), Pinned(ThreadCpu));
     play_cpu(1);
-    (0..100).map(|_| filled(&heap, 64)).collect::<Vec<_>>().into_iter().for_each(|block| block.free(&heap).unwrap());
+    (0..100).map(|_| filled(&heap, 64)).collect::<Vec<_>>().into_iter().for_each(|block| block.free().unwrap());
     assert!(heap.stats().cpus[1].cached_count > 0);
     play_cpu(0);
     heap.trim(0);
     assert!(heap.stats().cpus[1].cached_count > 0, "nobody else may take it");
     play_cpu(1);
     // Its next slow path honours the request.
-    filled(&heap, 3000).free(&heap).unwrap();
+    filled(&heap, 3000).free().unwrap();
     let count = |class: usize| heap.stats().classes.iter().find(|stats| stats.block_len == class).unwrap().cached_count;
     assert_eq!(count(64), 0);
     heap.drain_current();
@@ -394,8 +394,8 @@ fn the_cpu_is_asked_once_for_each_operation() {
     let _: Option<usize> = CpuHint::current_cpu(&count);
     let heap = Heap::<_, _, 2>::new(Books::default(), Hint(hint(count)));
     let warm: Vec<_> = (0..4).map(|_| filled(&heap, 64)).collect();
-    warm.into_iter().for_each(|block| block.free(&heap).unwrap());
+    warm.into_iter().for_each(|block| block.free().unwrap());
     let before = asked.load(Ordering::Relaxed);
-    filled(&heap, 64).free(&heap).unwrap();
+    filled(&heap, 64).free().unwrap();
     assert_eq!(asked.load(Ordering::Relaxed) - before, 2);
 }

@@ -78,7 +78,7 @@ unsafe impl<const REGIONS: usize> PageProvider for Watched<REGIONS> {
 fn churn<const REGIONS: usize>(len: usize) -> (usize, usize) {
     let heap = Heap::<_, _, 2>::new(Watched::<REGIONS>::new(len), Hint(UnknownCpu));
     let mut random = Random::new(3);
-    let mut blocks: Vec<Filled> = Vec::new();
+    let mut blocks: Vec<Filled<_>> = Vec::new();
     for round in 0..12 {
         let longest = [len / 4, 300 << 10, 100 << 10, 3000][round % 4];
         loop {
@@ -90,14 +90,14 @@ fn churn<const REGIONS: usize>(len: usize) -> (usize, usize) {
         }
         while blocks.len() > 4 && random.below(100) > 0 {
             for _ in 0..1 + blocks.len() / 20 {
-                blocks.swap_remove(random.below(blocks.len())).free(&heap).unwrap();
+                blocks.swap_remove(random.below(blocks.len())).free().unwrap();
             }
         }
         if round % 3 == 0 {
             heap.trim(0);
         }
     }
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
     heap.trim(0);
     let watched = heap.provider();
     assert_eq!(watched.regions.held_len(), 0);

@@ -19,7 +19,7 @@ fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap()
 }
 
-fn filled<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Filled {
+fn filled<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Filled<'_, Heap<P, C, N>> {
     Filled::new(heap, layout(size, 8), 0x3c).unwrap().expect("memory")
 }
 
@@ -39,21 +39,21 @@ fn a_tiny_block_of_another_cpu_goes_home_and_an_own_one_stays() {
         let mut blocks: Vec<_> = (0..3000).map(|_| filled(heap, 24)).collect();
         let before = cached(2);
         play_cpu(1);
-        filled(heap, 24).free(heap).unwrap();
+        filled(heap, 24).free().unwrap();
         let own = cached(1);
         assert!(own > 0, "its own block stays");
         for block in blocks.drain(..2000) {
-            block.free(heap).unwrap();
+            block.free().unwrap();
         }
         assert_eq!(cached(1), own, "others' blocks do not");
         play_cpu(2);
         let mut most = 0;
         for block in blocks {
-            block.free(heap).unwrap();
+            block.free().unwrap();
             most = most.max(cached(2));
         }
         assert!(most > before, "they stay where they are at home");
-        ballast.free(heap).unwrap();
+        ballast.free().unwrap();
         for cpu in [1, 2] {
             play_cpu(cpu);
             heap.drain_current();
@@ -71,7 +71,7 @@ fn a_tiny_block_of_another_cpu_goes_home_and_an_own_one_stays() {
 fn a_hint_out_of_range_still_means_a_cache() {
     for hint in [None, Some(3), Some(4), Some(7), Some(usize::MAX)] {
         let heap = Heap::<_, _, 4>::new(Books::default(), Hint(move || hint));
-        filled(&heap, 100).free(&heap).unwrap();
+        filled(&heap, 100).free().unwrap();
         let stats = heap.stats();
         assert_eq!(stats.cpus.iter().filter(|cpu| cpu.is_used && cpu.cached_count > 0).count(), 1, "{hint:?}");
     }
@@ -121,7 +121,7 @@ fn a_chunk_that_is_just_being_given_is_waited_for() {
                 while cpu == 1 && !heap.provider().given.load(Ordering::Relaxed) {
                     std::thread::yield_now();
                 }
-                filled(heap, 8).free(heap).unwrap();
+                filled(heap, 8).free().unwrap();
                 heap.drain_current();
             });
         }
@@ -139,7 +139,7 @@ fn memory_behind_a_lock_is_waited_for_before_null() {
     const ROUNDS: usize = 20;
     let heap = Heap::<_, _, 2>::new(Books::with_limit(1 << 20), Hint(ThreadCpu));
     play_cpu(0);
-    filled(&heap, 100).free(&heap).unwrap();
+    filled(&heap, 100).free().unwrap();
     heap.drain_current();
     let size = heap.stats().largest_free_len / 2;
     let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -164,7 +164,7 @@ fn memory_behind_a_lock_is_waited_for_before_null() {
             }
             if let Some(block) = Filled::new(&heap, layout(size, 8), 1).unwrap() {
                 found += 1;
-                block.free(&heap).unwrap();
+                block.free().unwrap();
             }
         }
         done.store(true, Ordering::Relaxed);
@@ -242,17 +242,20 @@ fn what_may_be_used_of_a_block_is_what_it_was_said_to_be() {
     let heap = Heap::<_, _, 2>::new(Books::default(), Hint(UnknownCpu));
     for size in [1, 64, 65, 4000, 5000, 30_000, 33_000, 1_000_001] {
         let block = heap.alloc(layout(size, 8)).unwrap();
-        assert_eq!(heap.usable_len(block.cast(), layout(size, 8)), block.len());
+        // SAFETY: just allocated, with this Layout.
+        assert_eq!(unsafe { heap.usable_len(block.cast(), layout(size, 8)) }, block.len());
         // SAFETY: allocated above with this Layout.
         let grown = unsafe { heap.realloc(block.cast(), layout(size, 8), size + 5000) }.unwrap();
-        assert_eq!(heap.usable_len(grown.cast(), layout(size + 5000, 8)), grown.len());
+        // SAFETY: it is of this Layout now.
+        assert_eq!(unsafe { heap.usable_len(grown.cast(), layout(size + 5000, 8)) }, grown.len());
         // SAFETY: every byte that may be used is ours.
         unsafe { grown.cast::<u8>().write_bytes(0xee, grown.len()) };
         // SAFETY: as above, its last use.
         unsafe { heap.free(grown.cast(), layout(size + 5000, 8)) };
         heap.verify_all().unwrap();
     }
-    assert_eq!(heap.usable_len(NonNull::dangling(), layout(0, 8)), 0);
+    // SAFETY: a block without bytes is anywhere.
+    assert_eq!(unsafe { heap.usable_len(NonNull::dangling(), layout(0, 8)) }, 0);
 }
 
 #[test]
@@ -263,8 +266,8 @@ fn size_zero_is_no_block_to_free_or_to_become() {
     unsafe { heap.free(nothing.cast(), layout(0, 8)) };
     assert_eq!(heap.stats().stray_count, 0);
     let mut block = filled(&heap, 100);
-    assert!(!block.resize(&heap, 0).unwrap(), "it would never be freed");
-    block.free(&heap).unwrap();
+    assert!(!block.resize(0).unwrap(), "it would never be freed");
+    block.free().unwrap();
     // What waits in quarantine counts as in use.
     heap.drain();
     assert!(heap.stats().classes.iter().all(|class| class.live_count == 0));
@@ -276,16 +279,16 @@ fn a_run_takes_a_new_size_by_its_own_length_not_by_its_class() {
     let heap = Heap::<_, _, 2>::new(Books::with_limit(100 << 10), Hint(UnknownCpu));
     let mut blocks: Vec<_> = (0..3).map(|_| filled(&heap, 4000)).collect();
     for block in &mut blocks {
-        assert!(block.realloc(&heap, 8300).unwrap());
+        assert!(block.realloc(8300).unwrap());
     }
     for size in [8500, 9000, 10_000] {
         for block in &mut blocks {
-            block.resize(&heap, size).unwrap();
+            block.resize(size).unwrap();
         }
         blocks.iter().for_each(|block| block.check().unwrap());
         heap.verify_all().unwrap();
     }
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
 }
 
 #[test]
@@ -294,9 +297,9 @@ fn a_block_that_grows_takes_one_of_a_slab_when_there_is_no_run() {
     let fill = |size| std::iter::from_fn(|| Filled::new(&heap, layout(size, 8), 1).unwrap()).collect::<Vec<_>>();
     let mut small = filled(&heap, 100);
     let (mut long, rest) = (fill(5000), fill(64));
-    long.pop().unwrap().free(&heap).unwrap();
-    assert!(small.realloc(&heap, 4900).unwrap());
-    long.into_iter().chain(rest).chain([small]).for_each(|block| block.free(&heap).unwrap());
+    long.pop().unwrap().free().unwrap();
+    assert!(small.realloc(4900).unwrap());
+    long.into_iter().chain(rest).chain([small]).for_each(|block| block.free().unwrap());
     heap.verify_all().unwrap();
 }
 
@@ -310,7 +313,7 @@ fn caches_together_keep_a_share_of_what_is_held() {
                 play_cpu(cpu);
                 for size in [64, 100, 300, 1000, 2000, 4000] {
                     let blocks: Vec<_> = (0..600).map(|_| filled(heap, size + 8 * round)).collect();
-                    blocks.into_iter().for_each(|block| block.free(heap).unwrap());
+                    blocks.into_iter().for_each(|block| block.free().unwrap());
                 }
             }
         }
@@ -319,13 +322,13 @@ fn caches_together_keep_a_share_of_what_is_held() {
         assert!(cached * 7 <= held, "{cached} of {held} in caches\n{stats}");
         assert!(cached * 50 >= held, "{cached} of {held}: caches that keep nothing");
         // The heap shrinks, and with it what a cache may keep.
-        ballast.free(heap).unwrap();
+        ballast.free().unwrap();
         heap.trim(0);
         for cpu in 0..4 {
             play_cpu(cpu);
             for _ in 0..50 {
                 let blocks: Vec<_> = (0..40).map(|_| filled(heap, 4000)).collect();
-                blocks.into_iter().for_each(|block| block.free(heap).unwrap());
+                blocks.into_iter().for_each(|block| block.free().unwrap());
             }
         }
         let stats = heap.stats();
@@ -362,7 +365,7 @@ fn a_request_to_drain_is_honoured_by_frees_as_by_allocations() {
         play_cpu(1);
         let blocks: Vec<_> = (0..400).map(|_| filled(&heap, 100)).collect();
         let other: Vec<_> = (0..400).map(|_| filled(&heap, 300)).collect();
-        blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+        blocks.into_iter().for_each(|block| block.free().unwrap());
         let cached = || heap.stats().classes.iter().find(|class| class.block_len == 112).unwrap().cached_count;
         assert!(cached() > 0);
         play_cpu(0);
@@ -370,19 +373,15 @@ fn a_request_to_drain_is_honoured_by_frees_as_by_allocations() {
         assert!(cached() > 0, "a pinned cache is its CPU's own");
         play_cpu(1);
         if by_free {
-            other.into_iter().for_each(|block| block.free(&heap).unwrap());
+            other.into_iter().for_each(|block| block.free().unwrap());
         } else {
             let more: Vec<_> = (0..400).map(|_| filled(&heap, 700)).collect();
-            more.into_iter().chain(other).for_each(|block| block.free(&heap).unwrap());
+            more.into_iter().chain(other).for_each(|block| block.free().unwrap());
         }
         assert_eq!(cached(), 0);
         // And only once: what is cached afterwards stays.
-        filled(&heap, 100).free(&heap).unwrap();
-        (0..400)
-            .map(|_| filled(&heap, 700))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .for_each(|block| block.free(&heap).unwrap());
+        filled(&heap, 100).free().unwrap();
+        (0..400).map(|_| filled(&heap, 700)).collect::<Vec<_>>().into_iter().for_each(|block| block.free().unwrap());
         assert!(cached() > 0, "drained again without a request");
         heap.drain_current();
         heap.trim(0);
@@ -397,7 +396,7 @@ fn every_number_of_the_statistics_is_right_at_rest() {
     play_cpu(1);
     let blocks: Vec<_> = (0..500).map(|_| filled(&heap, 200)).collect();
     let large = filled(&heap, 100_000);
-    blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+    blocks.into_iter().for_each(|block| block.free().unwrap());
     let stats = heap.stats();
     let (cpu, class) = (stats.cpus[1], stats.classes.iter().find(|class| class.block_len == 224).unwrap());
     assert!(cpu.is_used && !stats.cpus[0].is_used && cpu.cached_count > 0);
@@ -430,7 +429,7 @@ fn every_number_of_the_statistics_is_right_at_rest() {
     assert_eq!(failed.map_count, stats.map_count);
     assert!(failed.failed_map_count > stats.failed_map_count && failed.relief_count > stats.relief_count);
     assert_eq!(failed.map_count + failed.failed_map_count, heap.provider().calls.load(Ordering::Relaxed));
-    large.free(&heap).unwrap();
+    large.free().unwrap();
     heap.provider().keeps.store(true, Ordering::Relaxed);
     assert_eq!(heap.trim(0), 0);
     assert!(failed.refused_unmap_count == 0 && heap.stats().refused_unmap_count > 0);
@@ -447,11 +446,11 @@ fn free_pages_in_several_pieces_are_counted_together() {
     let blocks: Vec<_> = (0..20).map(|_| filled(&heap, 40_000)).collect();
     let mut kept = Vec::new();
     for (index, block) in blocks.into_iter().enumerate() {
-        if index % 2 == 0 { block.free(&heap).unwrap() } else { kept.push(block) }
+        if index % 2 == 0 { block.free().unwrap() } else { kept.push(block) }
     }
     let stats = heap.stats();
     assert!(stats.largest_free_len < stats.free_len);
-    kept.into_iter().for_each(|block| block.free(&heap).unwrap());
+    kept.into_iter().for_each(|block| block.free().unwrap());
 }
 
 /// Says that its pages are zeros, but they are not.
@@ -494,16 +493,16 @@ fn the_battery_sees_damage_missing_zeros_and_missing_memory() {
     };
     let mut block = damaged(50_000);
     assert!(matches!(block.check(), Err(Failure::Damaged { .. })));
-    assert!(matches!(block.realloc(&heap, 60_000), Err(Failure::Damaged { .. })));
-    assert!(matches!(block.free(&heap), Err(Failure::Damaged { .. })));
+    assert!(matches!(block.realloc(60_000), Err(Failure::Damaged { .. })));
+    assert!(matches!(block.free(), Err(Failure::Damaged { .. })));
 
     let heap = Heap::<_, _, 2>::new(Books::with_limit(1 << 20), Hint(UnknownCpu));
     assert!(matches!(layouts(&heap, 8, 4 << 20, false), Err(Failure::OutOfMemory { .. })));
     assert_eq!(layouts(&heap, 8, 4 << 20, true), Ok(()));
     assert_eq!(exhaust(&heap, layout(100, 8), 7), Ok(7));
-    let mut slots: Vec<Option<Filled>> = (0..10).map(|_| None).collect();
+    let mut slots: Vec<Option<Filled<_>>> = (0..10).map(|_| None).collect();
     churn(&heap, &mut Random::new(1), &mut slots, 200, 1000).unwrap();
-    free_all(&heap, &mut slots).unwrap();
+    free_all(&mut slots).unwrap();
     assert!(slots.iter().all(Option::is_none));
     heap.trim(0);
     assert_eq!(heap.provider().held_len(), 0, "the battery gives back what it takes");
@@ -536,7 +535,7 @@ fn chunks_that_come_again_in_another_shape_are_looked_up_afresh() {
     for len in [4 << 20, 8192, 100 << 10, 1 << 20, 16 << 10, 4 << 20, 256 << 10] {
         heap.provider().1.store(len, Ordering::Relaxed);
         let blocks: Vec<_> = (0..100).map(|_| filled(&heap, 24)).collect();
-        blocks.into_iter().for_each(|block| block.free(&heap).unwrap());
+        blocks.into_iter().for_each(|block| block.free().unwrap());
         heap.verify_all().unwrap();
         assert!(heap.stats().cpus[0].cached_count > 0, "own tiny blocks stay in the cache");
         assert!(heap.trim(0) > 0);

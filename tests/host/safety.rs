@@ -25,7 +25,7 @@ fn while_others_work<C: CpuMode + Sync>(mode: C, look: impl Fn(&Heap<Books, C, 3
                 let mut random = Random::new(cpu as u64);
                 for _ in 0..10 {
                     churn(heap, &mut random, &mut slots, STEPS / 10, 3000).unwrap();
-                    free_all(heap, &mut slots).unwrap();
+                    free_all(&mut slots).unwrap();
                     heap.trim(0);
                 }
                 working.fetch_sub(1, Ordering::Release);

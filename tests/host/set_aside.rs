@@ -34,7 +34,7 @@ fn a_reserve_gives_its_blocks_while_others_exhaust_the_heap() {
                         core::iter::from_fn(|| Filled::new(heap, layout(size), cpu as u8).unwrap()).collect();
                     exhausted.wait();
                     freed.wait();
-                    blocks.into_iter().for_each(|block| block.free(heap).unwrap());
+                    blocks.into_iter().for_each(|block| block.free().unwrap());
                     heap.drain_current();
                 });
             }

@@ -60,9 +60,9 @@ fn churn_everywhere<P: PageProvider + Sync, C: CpuMode + Sync>(
     let seed = seed();
     on_threads(threads, |index| {
         let mut random = Random::new(seed + index as u64);
-        let mut slots: Vec<Option<Filled>> = (0..150).map(|_| None).collect();
+        let mut slots: Vec<Option<Filled<_>>> = (0..150).map(|_| None).collect();
         churn(heap, &mut random, &mut slots, STEPS, max_size).unwrap();
-        free_all(heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
     });
     all_back(heap, threads);
 }
@@ -118,7 +118,7 @@ fn handed_over<C: CpuMode + Sync>(
     route: impl Fn(usize, usize) -> usize + Sync,
 ) {
     let seed = seed();
-    let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::sync_channel::<Filled>(64)).unzip();
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::sync_channel::<Filled<_>>(64)).unzip();
     let receivers: Vec<_> = receivers.into_iter().map(std::sync::Mutex::new).collect();
     let sending = AtomicUsize::new(threads);
     on_threads(threads, |index| {
@@ -133,18 +133,18 @@ fn handed_over<C: CpuMode + Sync>(
                 if let Err(mpsc::TrySendError::Full(back)) = target.try_send(held) {
                     block = Some(back);
                 }
-                inbox.try_iter().for_each(|block| block.free(heap).unwrap());
+                inbox.try_iter().for_each(|block| block.free().unwrap());
             }
         }
         // The others may still send.
         sending.fetch_sub(1, Ordering::Relaxed);
         while sending.load(Ordering::Relaxed) > 0 {
-            inbox.try_iter().for_each(|block| block.free(heap).unwrap());
+            inbox.try_iter().for_each(|block| block.free().unwrap());
             std::thread::yield_now();
         }
     });
     for inbox in &receivers {
-        inbox.lock().unwrap().try_iter().for_each(|block| block.free(heap).unwrap());
+        inbox.lock().unwrap().try_iter().for_each(|block| block.free().unwrap());
     }
     drop(senders);
     all_back(heap, threads);
@@ -163,7 +163,7 @@ fn freed_by_the_neighbour_in_pairs_rings_and_all_to_all() {
 fn producer_consumer<C: CpuMode + Sync>(heap: &Heap<Books, C, CPUS>, size: usize) {
     const LIVE: usize = 500;
     const ROUNDS: usize = 200;
-    let (sender, receiver) = mpsc::sync_channel::<Vec<Filled>>(1);
+    let (sender, receiver) = mpsc::sync_channel::<Vec<Filled<_>>>(1);
     let receiver = std::sync::Mutex::new(receiver);
     let sender = std::sync::Mutex::new(Some(sender));
     on_threads(2, |index| {
@@ -176,7 +176,7 @@ fn producer_consumer<C: CpuMode + Sync>(heap: &Heap<Books, C, CPUS>, size: usize
             }
         } else {
             for batch in receiver.lock().unwrap().iter() {
-                batch.into_iter().for_each(|block| block.free(heap).unwrap());
+                batch.into_iter().for_each(|block| block.free().unwrap());
             }
         }
     });
@@ -213,9 +213,9 @@ fn trim_drain_and_stats_while_others_work() {
             return;
         }
         let mut random = Random::new(seed + index as u64);
-        let mut slots: Vec<Option<Filled>> = (0..100).map(|_| None).collect();
+        let mut slots: Vec<Option<Filled<_>>> = (0..100).map(|_| None).collect();
         churn(&heap, &mut random, &mut slots, 2 * STEPS, 1 << 18).unwrap();
-        free_all(&heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
         if running.fetch_sub(1, Ordering::Relaxed) == 1 {
             done.store(true, Ordering::Relaxed);
         }
@@ -233,13 +233,13 @@ fn a_hint_may_call_itself_unknown_until_cpus_are_known() {
     churn_everywhere_keeping(&heap, early);
 }
 
-fn churn_everywhere_keeping<C: CpuMode + Sync>(heap: &Heap<Books, C, CPUS>, early: Filled) {
+fn churn_everywhere_keeping<C: CpuMode + Sync>(heap: &Heap<Books, C, CPUS>, early: Filled<'_, Heap<Books, C, CPUS>>) {
     on_threads(4, |index| {
         let mut random = Random::new(index as u64);
-        let mut slots: Vec<Option<Filled>> = (0..50).map(|_| None).collect();
+        let mut slots: Vec<Option<Filled<_>>> = (0..50).map(|_| None).collect();
         churn(heap, &mut random, &mut slots, 1000, 1 << 14).unwrap();
-        free_all(heap, &mut slots).unwrap();
+        free_all(&mut slots).unwrap();
     });
-    early.free(heap).unwrap();
+    early.free().unwrap();
     all_back(heap, 4);
 }

@@ -151,6 +151,11 @@ impl<S: Source, C: CpuMode + 'static, const CPUS: usize> World<S, C, CPUS> {
         }
     }
 
+    fn usable_len(&self, start: NonNull<u8>, layout: Layout) -> usize {
+        // SAFETY: asked of blocks in use only, each with its Layout.
+        unsafe { self.heap.usable_len(start, layout) }
+    }
+
     /// Checks every invariant.
     fn check_heap(&self) -> Result<(), Violation> {
         // SAFETY: one thread runs a sequence, and contexts that interrupt it have returned where it checks.
@@ -248,7 +253,7 @@ impl<S: Source, C: CpuMode + 'static, const CPUS: usize> World<S, C, CPUS> {
         let global = || {
             // SAFETY: the size is not 0.
             let start = NonNull::new(unsafe { GlobalAlloc::alloc(&self.heap, layout) })?;
-            Some(NonNull::slice_from_raw_parts(start, self.heap.usable_len(start, layout)))
+            Some(NonNull::slice_from_raw_parts(start, self.usable_len(start, layout)))
         };
         let work = || match face {
             Face::Global if layout.size() > 0 => global(),
@@ -266,7 +271,7 @@ impl<S: Source, C: CpuMode + 'static, const CPUS: usize> World<S, C, CPUS> {
 
     fn admit(&self, block: NonNull<[u8]>, layout: Layout) -> Result<Block, String> {
         let (start, len) = (block.cast(), block.len());
-        let usable_len = self.heap.usable_len(start, layout);
+        let usable_len = self.usable_len(start, layout);
         if usable_len != len {
             return Err(format!("{len} bytes may be used at {start:?}, then {usable_len}"));
         }
@@ -312,7 +317,7 @@ impl<S: Source, C: CpuMode + 'static, const CPUS: usize> World<S, C, CPUS> {
         match (done, new) {
             (true, Ok(new)) => {
                 count(&self.in_place);
-                let changed = NonNull::slice_from_raw_parts(block.start, self.heap.usable_len(block.start, new));
+                let changed = NonNull::slice_from_raw_parts(block.start, self.usable_len(block.start, new));
                 self.changed(block, changed, new)
             }
             (true, Err(_)) => Err(format!("{block:?} was resized to {} bytes", size.bytes())),
