@@ -7,7 +7,6 @@
 //! none is asleep for ever and is ended sooner. `SMP_HEAP_TEST_SECONDS` sets another limit.
 //!
 //! The price: the time that the tests beside it take counts too, so the limit is generous; and it works on Linux only.
-#![expect(clippy::std_instead_of_core, reason = "it runs on a host")]
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;

@@ -1,7 +1,7 @@
 //! Every QEMU test: each kernel of the table on each of its machines and CPU counts, then the harness itself.
 //!
 //! `cargo test --test qemu -- cpus=4/boot` runs those whose names contain the text. Kernels are built when the first
-//! one is booted, so that listing needs no toolchain. Two guests run at a time, whatever the host: their CPUs are
+//! one is booted, so that listing needs no toolchain. `-- --loaded` instead runs all of `cargo test` ten times in a row on one busy core. Two guests run at a time, whatever the host: their CPUs are
 //! threads that spin, and a host with more to do than cores makes every one of them wait.
 
 use core::time::Duration;
@@ -15,10 +15,14 @@ use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use smp_heap_qemu::{
-    BareMetal, Boot, Failure, KERNELS, Kernel, Passed, Profile, Soak, TARGET, Table, find_qemu, sizes,
+    BareMetal, Boot, Failure, KERNELS, Kernel, Passed, Profile, Soak, TARGET, Table, find_qemu, loaded, sizes,
 };
 
 fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    if let Some((flag, rest)) = words.split_first().filter(|(flag, _)| flag.starts_with("--loaded")) {
+        return loaded_runs(flag, rest);
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     match trials(arguments.nocapture).and_then(|trials| expect_a_match(&arguments, trials)) {
@@ -26,6 +30,29 @@ fn main() -> ExitCode {
         Err(why) => {
             eprintln!("error: {why}");
             ExitCode::from(2)
+        }
+    }
+}
+
+/// `--loaded`, or `--loaded=3` for three runs instead of ten: `cargo test` with the other words, on one busy core.
+fn loaded_runs(flag: &str, words: &[String]) -> ExitCode {
+    let times = match flag.strip_prefix("--loaded") {
+        Some("") => Some(10),
+        Some(number) => number.strip_prefix('=').and_then(|number| number.parse().ok()).filter(|times| *times > 0),
+        None => None,
+    };
+    let Some(times) = times else {
+        eprintln!("error: `{flag}`: `--loaded` or `--loaded=N`, for N runs of `cargo test`");
+        return ExitCode::from(2);
+    };
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let command: Vec<&str> = [cargo.as_str(), "test"].into_iter().chain(words.iter().map(String::as_str)).collect();
+    match loaded(&command, times) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -155,6 +182,7 @@ fn harness(show: bool) -> Vec<Trial> {
         Trial::test("harness/exact_filter_without_a_match", || refuses(&["--exact", "boot"], None, "matches `boot`")),
         Trial::test("harness/bad_soak", || refuses(&["--list"], Some("1O"), "SMP_HEAP_SOAK=1O is not a number")),
         Trial::test("harness/no_soak", || refuses(&["--list"], Some("0"), "SMP_HEAP_SOAK=0 is not a number")),
+        Trial::test("harness/bad_loaded", || refuses(&["--loaded=1O"], None, "`--loaded=1O`")),
         Trial::test("harness/every_kernel_is_in_the_table", every_kernel_is_in_the_table),
         Trial::test("harness/every_budget_belongs_to_a_row", every_budget_belongs_to_a_row),
     ]
