@@ -59,7 +59,7 @@
 //! provider   the page providers that come with the crate
 //! cpu        the CPU identities that come with the crate
 //! base       trace, size_class, sync                              the seam of all atomics, Layout to class, events
-//! contract   mode, cpu, provider                                  what a kernel implements
+//! contract   mode, cpu, provider, unwind                          what a kernel implements
 //! ```
 //!
 //! # Where it comes from

@@ -82,6 +82,7 @@ mod recording {
 
     use super::Event;
     use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, TryLock};
+    use crate::contract::unwind::never_unwinding;
 
     /// How often a context tries to claim a slot; it loses only to contexts that claim one.
     const CLAIM_TRIES: usize = 16;
@@ -240,8 +241,8 @@ mod recording {
         }
 
         pub(crate) fn record(&self, event: Event) {
-            let time = (self.time)();
-            let Some(cpu) = (self.cpu)().checked_rem(self.rings.len()) else { return };
+            let time = never_unwinding(self.time);
+            let Some(cpu) = never_unwinding(self.cpu).checked_rem(self.rings.len()) else { return };
             let Some(ring) = self.rings.get(cpu) else { return };
             if !ring.push(self.slots_of(cpu), time, event) {
                 ring.dropped.fetch_add(1, Ordering::Relaxed);

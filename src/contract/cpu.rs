@@ -15,7 +15,7 @@
 ///
 /// # Context
 /// Called once in each heap operation, from whatever context calls the heap, NMI included, and before any CPU is
-/// set up. It must not use the heap. Aim at a few instructions.
+/// set up. It must not use the heap. Aim at a few instructions. A panic in it ends the program, since it may not unwind through an allocator.
 pub trait CpuHint {
     /// A number that tends to be the same for the same CPU and different for different ones, small by
     /// preference; `None` if nothing is known yet. Any answer is sound.
@@ -39,6 +39,7 @@ pub trait CpuHint {
 /// From the return of [`pin`](Self::pin) until its guard is dropped:
 /// - what runs on this CPU is only the code that pinned, and contexts that interrupt it and finish before it
 ///   goes on (interrupts, NMIs, exceptions); no other task runs here, and the code does not move to another CPU;
+/// - neither method unwinds, nor does the guard's drop;
 /// - [`index`](Self::index) gives the same number each time, and no other CPU that holds a guard of a pin for the same heap gets that number.
 pub unsafe trait CpuPin {
     /// Ends the pin when dropped.

@@ -3,5 +3,6 @@
 pub(crate) mod cpu;
 mod mode;
 pub(crate) mod provider;
+pub(crate) mod unwind;
 
 pub use mode::CpuMode;

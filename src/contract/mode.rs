@@ -1,6 +1,7 @@
 //! How a cache is taken: the one difference between hint and pin, as a sealed trait.
 
 use super::cpu::{CpuHint, CpuPin, Hint, Pinned};
+use super::unwind::never_unwinding;
 
 mod sealed {
     pub trait Sealed {}
@@ -29,11 +30,11 @@ impl<H: CpuHint> CpuMode for Hint<H> {
 
     #[inline]
     fn enter(&self) -> ((), usize) {
-        ((), self.0.current_cpu().unwrap_or(0))
+        ((), never_unwinding(|| self.0.current_cpu()).unwrap_or(0))
     }
 
     fn may_wait(&self) -> bool {
-        self.0.may_wait()
+        never_unwinding(|| self.0.may_wait())
     }
 }
 

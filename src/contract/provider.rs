@@ -79,7 +79,7 @@ impl PageRun {
 /// - A successful [`map`](Self::map) returns the start of `run.len()` bytes at a multiple of `run.align()` that
 ///   are mapped, readable and writable, that nothing else uses, and that stay so until the same range is given
 ///   to `unmap` (and that returns true), `resize` or `remap`. The pointer's provenance covers the whole run.
-/// - Neither method unwinds into the heap.
+/// - No method unwinds into the heap.
 pub unsafe trait PageProvider {
     /// Bytes in a page: a power of two from 1 KiB to 64 KiB. Runs are multiples of it.
     const PAGE_LEN: usize = 4096;

@@ -13,6 +13,7 @@ use core::marker::PhantomData;
 
 use super::{CpuHint, CpuPin};
 use crate::base::sync::{AtomicBool, Ordering};
+use crate::contract::unwind::never_unwinding;
 
 /// The index of a CPU that is not known: at or above every heap's CPU count.
 pub const NO_INDEX: usize = usize::MAX;
@@ -28,7 +29,7 @@ impl PinnedIndex {
     /// Asks the source. Call it pinned.
     #[inline]
     pub(super) fn read(id: &impl CpuHint) -> Self {
-        Self { index: id.current_cpu().unwrap_or(NO_INDEX), stays_here: PhantomData }
+        Self { index: never_unwinding(|| id.current_cpu()).unwrap_or(NO_INDEX), stays_here: PhantomData }
     }
 
     /// The number.
@@ -52,8 +53,8 @@ impl<I: CpuHint> NeverPreempts<I> {
     ///
     /// # Safety
     /// While code is inside the heap that is given this pin, the kernel neither moves it to another CPU nor runs
-    /// another task on its CPU: interrupt and exception handlers return to the code they interrupted. And `id` never
-    /// gives two CPUs the same number below the heap's CPU count. If either is untrue, two tasks use one cache at once
+    /// another task on its CPU: interrupt and exception handlers return to the code they interrupted, and so do `id` and the
+    /// hooks that the heap calls. And `id` never gives two CPUs the same number below the heap's CPU count. If either is untrue, two tasks use one cache at once
     /// and a block may be handed out twice.
     pub const unsafe fn new(id: I) -> Self {
         Self { id }
@@ -76,7 +77,7 @@ unsafe impl<I: CpuHint> CpuPin for NeverPreempts<I> {
     }
 
     fn may_wait(&self) -> bool {
-        self.id.may_wait()
+        never_unwinding(|| self.id.may_wait())
     }
 }
 
@@ -95,6 +96,7 @@ unsafe impl<I: CpuHint> CpuPin for NeverPreempts<I> {
 /// - The compiler moves no access to memory from behind `disable` to before it, nor from before `enable` to behind it.
 ///   An `asm!` block without `nomem` and `readonly`, a volatile access between compiler fences or an atomic with
 ///   `Acquire` and `Release` ordering does that.
+/// - Neither unwinds.
 pub unsafe trait PreemptionCounter {
     /// From here on the running code keeps its CPU.
     fn disable();
@@ -161,7 +163,7 @@ unsafe impl<C: PreemptionCounter, I: CpuHint> CpuPin for PreemptionPin<C, I> {
     }
 
     fn may_wait(&self) -> bool {
-        self.id.may_wait()
+        never_unwinding(|| self.id.may_wait())
     }
 }
 

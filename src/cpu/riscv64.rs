@@ -77,9 +77,10 @@ impl<I: CpuHint> InterruptsMasked<I> {
     ///
     /// # Safety
     /// The heap is used in S-mode. The kernel switches tasks on interrupts or by its own calls only, not in an exception
-    /// that comes while the heap is at work, and nothing unmasks interrupts in such a handler. `id`, asked while
-    /// interrupts are masked, never gives two CPUs the same number below the heap's CPU count. If any of it is untrue,
-    /// two tasks or CPUs use one cache at once and a block may be handed out twice.
+    /// that comes while the heap is at work, and nothing unmasks interrupts in such a handler, in `id` or in a hook
+    /// that the heap calls. `id`, asked while interrupts are masked, never gives two CPUs the same number below the
+    /// heap's CPU count. If any of it is untrue, two tasks or CPUs use one cache at once and a block may be handed out
+    /// twice.
     pub const unsafe fn new(id: I) -> Self {
         Self { id }
     }

@@ -177,9 +177,9 @@ impl<I: CpuHint> InterruptsMasked<I> {
     ///
     /// # Safety
     /// The kernel switches tasks on interrupts or by its own calls only, not in an NMI or exception that comes while the
-    /// heap is at work, and nothing unmasks interrupts in such a handler. `id`, asked while interrupts are masked, never
-    /// gives two CPUs the same number below the heap's CPU count. If either is untrue, two tasks or CPUs use one cache
-    /// at once and a block may be handed out twice.
+    /// heap is at work, and nothing unmasks interrupts in such a handler, in `id` or in a hook that the heap calls.
+    /// `id`, asked while interrupts are masked, never gives two CPUs the same number below the heap's CPU count. If
+    /// either is untrue, two tasks or CPUs use one cache at once and a block may be handed out twice.
     pub const unsafe fn new(id: I) -> Self {
         Self { id }
     }

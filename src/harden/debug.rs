@@ -29,6 +29,7 @@ use crate::base::sync::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
+use crate::contract::unwind::never_unwinding;
 
 /// Bytes of a frame's words.
 const HEAD_LEN: usize = 56;
@@ -205,7 +206,8 @@ impl<'a> Frame<'a> {
         let mut words = [0; HEAD_LEN / 8];
         for _ in 0..READ_TRIES {
             let seal = self.words[SEAL].load(Acquire);
-            words = core::array::from_fn(|word| self.get(word));
+            // Not the link, which is the heap's below, and not always atomic.
+            words = core::array::from_fn(|word| if word < SEAL { 0 } else { self.get(word) });
             fence(Acquire);
             if self.get(SEAL) == seal {
                 words[SEAL] = seal;
@@ -444,7 +446,7 @@ impl Debugging {
         }
         // SAFETY: `set_hook`, the only writer of what is not null, stored a function of this type.
         let hook = unsafe { core::mem::transmute::<*mut (), fn() -> usize>(hook) };
-        Site::Code(hook())
+        Site::Code(never_unwinding(hook))
     }
 
     /// Keeps a freed block; gives the one that was kept in its place, for good.

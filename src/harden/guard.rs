@@ -211,12 +211,13 @@ impl Place {
     fn explain(&self, addr: usize, page_len: usize) -> Option<Option<FaultKind>> {
         let state = self.state.load(core::sync::atomic::Ordering::Acquire);
         let (start, len) = (self.run.load(Relaxed).addr(), self.run_len.load(Relaxed));
-        let end = start + len;
+        // A place that somebody is writing says anything; distances do not overflow.
+        let is_in = |from: usize, len: usize| addr.wrapping_sub(from) < len;
         match state {
-            LIVE if (start..end).contains(&addr) => Some(None),
-            LIVE if (end..end + page_len).contains(&addr) => Some(Some(FaultKind::Behind)),
-            LIVE if (start.wrapping_sub(page_len)..start).contains(&addr) => Some(Some(FaultKind::InFront)),
-            GONE if (start..end).contains(&addr) => Some(Some(FaultKind::AfterFree)),
+            LIVE if is_in(start, len) => Some(None),
+            LIVE if is_in(start.wrapping_add(len), page_len) => Some(Some(FaultKind::Behind)),
+            LIVE if is_in(start.wrapping_sub(page_len), page_len) => Some(Some(FaultKind::InFront)),
+            GONE if is_in(start, len) => Some(Some(FaultKind::AfterFree)),
             _ => None,
         }
     }

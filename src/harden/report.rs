@@ -6,6 +6,7 @@ use core::ptr::null_mut;
 #[cfg(feature = "debug-heap")]
 use super::debug::BlockInfo;
 use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::contract::unwind::never_unwinding;
 
 /// What a caller did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,7 @@ impl Watch {
         if !hook.is_null() {
             // SAFETY: `set_hook`, the only writer of what is not null, stored a function of this type.
             let hook = unsafe { core::mem::transmute::<*mut (), fn(&Report)>(hook) };
-            hook(&report);
+            never_unwinding(|| hook(&report));
         }
     }
 }
