@@ -1,5 +1,5 @@
-// Where another CPU starts, with its MMU and caches off: x0 is the address of a `Start`, from which it takes the first CPU's
-// translation, a stack, and its number. Calls `other_main(number)`.
+// Where another CPU starts, with its MMU and caches off: x0 is the address of a `Start`, from which it takes the first
+// CPU's translation, a stack, and its number. Calls `other_main(number)`.
 
     .text
     .global start_other

@@ -1,5 +1,5 @@
-//! A kernel that is a UEFI application on aarch64, with the heap as global allocator: on the first CPU while the firmware's boot
-//! services are there, and with all memory on every CPU after it has left them.
+//! A kernel that is a UEFI application on aarch64, with the heap as global allocator: on the first CPU while the
+//! firmware's boot services are there, and with all memory on every CPU after it has left them.
 
 #![no_std]
 #![no_main]
@@ -19,7 +19,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use aarch64_cpu::registers::{MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TPIDR_EL1, TTBR0_EL1, Writeable};
 use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
 use qemu_exit::{AArch64, QEMUExit};
-use smccc::{Hvc, psci};
+use smccc::Hvc;
+use smccc::psci::{LowestAffinityLevel, affinity_info, cpu_on};
 use smp_heap::cpu::aarch64::TpidrEl1Number;
 use smp_heap::{Heap, Hint, RegionProvider};
 use smp_heap_maps::Free;
@@ -66,21 +67,22 @@ fn main() -> Status {
     // SAFETY: nothing of this kernel uses the boot services from here on.
     let map = unsafe { boot::exit_boot_services(None) };
     for range in map.entries() {
-        say!("map {:#x} {:#x} {:?}", range.phys_start, range.page_count << 12, range.ty);
+        say!("map {:#x} {:#x} {}", range.phys_start, range.page_count << 12, range.ty.0);
     }
-    // SAFETY: what the map calls free nobody uses, and the firmware's page tables, which stay in use, map all of it. They
-    // and this stack are in the boot services' memory, which is not counted as free.
+    // SAFETY: what the map calls free nobody uses, and the firmware's page tables, which stay in use, map all of it.
+    // They and this stack are in the boot services' memory, which is not counted as free.
     let added = unsafe { Free::new(Map::new(map.entries())).add_to(HEAP.provider(), 0) };
     say!("heap: {} MiB in {} regions, {} bytes left out", added.bytes >> 20, added.regions, added.left);
     // What was allocated before is still there, and is freed by others.
     assert!(!LEFT.lock().is_empty());
-    let cpus = 1 + (1..).take_while(|number| start(*number)).count();
+    let is_there = |number: &u64| affinity_info::<Hvc>(*number, LowestAffinityLevel::All).is_ok();
+    let cpus = (0..).take_while(is_there).inspect(|number| start(*number)).count();
     work(0);
     while DONE.load(Ordering::Acquire) < cpus + 1 {
         core::hint::spin_loop();
     }
     LEFT.lock().clear();
-    HEAP.verify().expect("a whole heap");
+    assert!(HEAP.verify().expect("a whole heap").is_nothing());
     say!("PASS uefi_aarch64, {cpus} CPUs, {} bytes live", HEAP.stats().live_len());
     AArch64::new().exit_success()
 }
@@ -96,15 +98,18 @@ struct Start {
     number: u64,
 }
 
-/// Starts a CPU; false if there is none of that number.
-fn start(number: u64) -> bool {
+/// Starts a CPU, unless it is this one.
+fn start(number: u64) {
+    if number == TPIDR_EL1.get() {
+        return;
+    }
     let (ttbr0, tcr, mair, sctlr) = (TTBR0_EL1.get(), TCR_EL1.get(), MAIR_EL1.get(), SCTLR_EL1.get());
     let stack_end = vec![0_u128; 8192].leak().as_mut_ptr_range().end;
     let start = Box::leak(Box::new(Start { ttbr0, tcr, mair, sctlr, stack_end, number }));
     // SAFETY: writes one line of the cache to memory, which is where the other CPU reads it.
     unsafe { asm!("dc cvac, {}", "dsb sy", in(reg) &raw const *start) };
     let entry = start_other as unsafe extern "C" fn() as *const ();
-    psci::cpu_on::<Hvc>(number, entry.addr() as u64, (&raw const *start).addr() as u64).is_ok()
+    cpu_on::<Hvc>(number, entry.addr() as u64, (&raw const *start).addr() as u64).expect("a CPU that starts");
 }
 
 #[unsafe(no_mangle)]

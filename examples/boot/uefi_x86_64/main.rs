@@ -1,5 +1,5 @@
-//! A kernel that is a UEFI application, with the heap as global allocator: on every CPU while the firmware's boot services are
-//! there, and on the first one, with all memory, after it has left them.
+//! A kernel that is a UEFI application, with the heap as global allocator: on every CPU while the firmware's boot
+//! services are there, and on the first one, with all memory, after it has left them.
 
 #![no_std]
 #![no_main]
@@ -55,17 +55,17 @@ fn main() -> Status {
     // SAFETY: nothing of this kernel uses the boot services from here on.
     let map = unsafe { boot::exit_boot_services(None) };
     for range in map.entries() {
-        say!("map {:#x} {:#x} {:?}", range.phys_start, range.page_count << 12, range.ty);
+        say!("map {:#x} {:#x} {}", range.phys_start, range.page_count << 12, range.ty.0);
     }
-    // SAFETY: what the map calls free nobody uses, and the firmware's page tables, which stay in use, map all of it. They
-    // and this stack are in the boot services' memory, which is not counted as free.
+    // SAFETY: what the map calls free nobody uses, and the firmware's page tables, which stay in use, map all of it.
+    // They and this stack are in the boot services' memory, which is not counted as free.
     let added = unsafe { Free::new(Map::new(map.entries())).add_to(HEAP.provider(), 0) };
     say!("heap: {} MiB in {} regions, {} bytes left out", added.bytes >> 20, added.regions, added.left);
     // What was allocated before is still there, and is freed now.
     assert!(!LEFT.lock().is_empty());
     work(0);
     LEFT.lock().clear();
-    HEAP.verify().expect("a whole heap");
+    assert!(HEAP.verify().expect("a whole heap").is_nothing());
     say!("PASS uefi_x86_64, {} CPUs, {} bytes live", CPUS.load(Ordering::Acquire), HEAP.stats().live_len());
     exit().exit_success()
 }
