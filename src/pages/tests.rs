@@ -98,8 +98,8 @@ impl Rng {
 
 /// Seeds of a test: from `SEED` if set, else `count` fixed ones. Prints the seed when the test fails.
 fn seeds(count: u64, test: impl Fn(u64)) {
-    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
-        return test(seed);
+    if let Ok(seed) = std::env::var("SEED") {
+        return test(seed.parse().expect("SEED is a number"));
     }
     for seed in 1..=count {
         let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| test(seed)));

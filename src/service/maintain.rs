@@ -58,3 +58,56 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         is_empty
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Hint;
+    use crate::battery::Filled;
+    use crate::contract::cpu::UnknownCpu;
+    use crate::contract::provider::PageRun;
+    use crate::heap::depot::Caller;
+    use crate::slab::list::tests::while_locked;
+    use core::alloc::Layout;
+    use core::ptr::NonNull;
+    use std::vec::Vec;
+
+    /// The host's memory.
+    struct Host;
+
+    // SAFETY: runs come from the host's allocator and are nobody else's.
+    unsafe impl PageProvider for Host {
+        fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+            // SAFETY: a run's length is not 0.
+            NonNull::new(unsafe { std::alloc::alloc(run.layout()) })
+        }
+
+        unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+            // SAFETY: it came from `map` with this layout.
+            unsafe { std::alloc::dealloc(start.as_ptr(), run.layout()) };
+            true
+        }
+    }
+
+    /// Two slabs of the longest class become whole in the last of all bins; one call frees one of them.
+    #[test]
+    fn the_last_bin_is_reached() {
+        let heap: Heap<Host, Hint<UnknownCpu>, 1> = Heap::new(Host, Hint(UnknownCpu));
+        // It brings a chunk.
+        let first = Filled::new(&heap, Layout::new::<u64>(), 1).unwrap().unwrap();
+        let (engine, class) = (&heap.engine, SizeClass::LONGEST);
+        let bins: Vec<_> = engine.bins(class).map(|(_, bin)| bin).collect();
+        let [.., spare, next, last] = &*bins else { return };
+        // Without a cache of its own, and with the other spare bins locked.
+        let caller = Caller { index: usize::MAX, nested: true };
+        let blocks =
+            while_locked(spare, || while_locked(next, || [(); 2].map(|()| engine.obtain_one(class, caller).unwrap())));
+        blocks.into_iter().for_each(|block| engine.give_back(class, block, None, caller));
+        assert_eq!(last.counts(), (0, 2));
+        heap.maintain(usize::MAX);
+        assert_eq!(last.counts(), (0, 1), "the last bin of all");
+        first.free().unwrap();
+        heap.trim(0);
+        heap.verify_all().unwrap();
+    }
+}

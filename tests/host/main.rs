@@ -10,7 +10,10 @@
     reason = "these run on a host, and a failed check ends a test, which is what a test is for"
 )]
 
+mod borders;
 mod common;
+#[cfg(all(feature = "hardened", target_os = "linux"))]
+mod corpus;
 #[cfg(feature = "debug-heap")]
 mod debug_heap;
 mod documents;

@@ -16,10 +16,11 @@ const CPUS: usize = 8;
 const STEPS: usize = 6_000;
 
 /// Prints the seed, so that a failing run can be repeated with `SMP_HEAP_SEED`.
-fn seed() -> u64 {
-    let seed = std::env::var("SMP_HEAP_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
-    });
+pub(crate) fn seed() -> u64 {
+    let seed = match std::env::var("SMP_HEAP_SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|error| panic!("SMP_HEAP_SEED={text}: {error}")),
+        Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64,
+    };
     println!("SMP_HEAP_SEED={seed}");
     seed
 }

@@ -4,7 +4,11 @@
 #[cfg(loom)]
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
-    if let Some(seconds) = std::env::var("MODEL_SECONDS").ok().and_then(|seconds| seconds.parse().ok()) {
+    if let Ok(seconds) = std::env::var("MODEL_SECONDS") {
+        let Ok(seconds) = seconds.parse() else {
+            eprintln!("MODEL_SECONDS={seconds} is not a number");
+            std::process::exit(2);
+        };
         std::thread::spawn(move || {
             std::thread::sleep(core::time::Duration::from_secs(seconds));
             eprintln!("panicked at the end of its time:\nno end after {seconds} s");

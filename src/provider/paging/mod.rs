@@ -130,11 +130,15 @@ impl Stale {
         false
     }
 
+    /// Whether to write `cr3`, which forgets everything but global pages.
+    const fn is_for_all(self) -> bool {
+        self.len / PAGE > FLUSH_PAGES && !self.global
+    }
+
     /// Makes this CPU forget them: page by page, or all of its TLB if they are many. Takes [`invlpg`](tlb::flush) or a write to `cr3`, which
     /// both drop what the CPU remembers of tables, too.
     pub fn flush_here(self) {
-        // A write to `cr3` leaves global pages alone.
-        if self.len / PAGE > FLUSH_PAGES && !self.global {
+        if self.is_for_all() {
             return tlb::flush_all();
         }
         for page in (self.start..self.start + self.len).step_by(PAGE) {

@@ -225,6 +225,12 @@ impl<const GUARDS: bool> Kernel<GUARDS> {
 unsafe impl<const GUARDS: bool> Paging for Kernel<GUARDS> {
     type Mapper = Watched;
     type Frames = Frames;
+    /// Runs with guard pages have global ones.
+    const FLAGS: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE).union(if GUARDS {
+        PageTableFlags::GLOBAL
+    } else {
+        PageTableFlags::NO_EXECUTE
+    });
     const GUARDS: bool = GUARDS;
 
     fn with<R>(&self, work: impl FnOnce(&mut Watched, &mut Frames) -> R) -> R {
@@ -248,6 +254,7 @@ unsafe impl<const GUARDS: bool> Paging for Kernel<GUARDS> {
 
     fn shoot_down(&self, stale: Stale) {
         self.shootdowns.fetch_add(1, Relaxed);
+        assert_eq!(stale.global, GUARDS, "whether the entries were global");
         let mut tables = self.tables.try_lock().expect("the kernel's lock is held");
         let flushed = |page: usize| (stale.start()..stale.start() + stale.len()).contains(&page);
         tables.0.unflushed.retain(|_, (start, _)| !flushed(*start));
@@ -590,6 +597,22 @@ fn one_shootdown_for_a_run_and_one_more_for_each_mib() {
     let moved = count(&|| _ = provider.shift(start, old, new).unwrap());
     assert_eq!(moved, 1, "a move needs no more for long runs");
     assert_eq!(count(&|| _ = provider.take(run(1 << 20, PAGE)).unwrap()), 0, "mapping needs none");
+}
+
+/// A write to `cr3` would leave global pages in the TLB, however many they are.
+#[test]
+fn a_shootdown_tells_whether_entries_are_global() {
+    fn is_told<const GUARDS: bool>() {
+        let provider = provider::<GUARDS>(6000, 0, 1 << 30);
+        let run = run(100 * PAGE, PAGE);
+        let start = provider.take(run).unwrap();
+        assert!(provider.give(start, run) && provider.kernel.shootdowns.load(Relaxed) > 0);
+    }
+    is_told::<false>();
+    is_told::<true>();
+    let stale = |pages, global| Stale { start: WINDOW, len: pages * PAGE, global };
+    assert!(stale(100, false).is_for_all() && !stale(100, true).is_for_all());
+    assert!(!stale(64, false).is_for_all() && !stale(64, true).is_for_all());
 }
 
 #[test]
