@@ -1,0 +1,215 @@
+//! Realistic bugs, one at a time, and the test that notices each: `cargo test --test sabotage`.
+//!
+//! The table's bugs are written into a copy of the tree under `target`, all of them at once, each behind a condition that is true only if the environment names
+//! its number. So one build of each kind of test serves all. First every test of the table passes without a bug; then each bug is switched on alone, and
+//! its test has to fail, or has to be ended by its time limit. `-- --write` writes the table into `docs/verification.md` when all were tried.
+//!
+//! `cargo test --test sabotage -- fits` only checks that every bug's place is still there; the gate does that.
+
+#![expect(clippy::std_instead_of_core, reason = "this runs on a host")]
+
+mod table;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{env, fs};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use table::{BUGS, Bug, Suite};
+
+/// The environment variable that names the bug. Number 0 is none.
+const VARIABLE: &str = "SMP_HEAP_SABOTAGE";
+
+/// What a test that runs too long is ended after, in seconds of processor time: see `tests/watchdog`.
+const SECONDS: &str = "60";
+
+/// How a bug was noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noticed {
+    /// The test failed.
+    Failed,
+    /// The program died: by a signal, most often.
+    Died,
+    /// The test did not end within its time.
+    TimeOut,
+}
+
+impl Noticed {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "fails",
+            Self::Died => "dies",
+            Self::TimeOut => "runs out of time",
+        }
+    }
+}
+
+/// What came of the bugs that were tried, by their places in the table.
+type Outcomes = Arc<Mutex<BTreeMap<usize, Noticed>>>;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Cargo's arguments for a kind of tests.
+fn arguments(suite: Suite) -> &'static [&'static str] {
+    match suite {
+        Suite::Lib => &["--package", "smp-heap", "--lib", "--features", "paging,trace,allocator-api2"],
+        Suite::Host => &["--package", "smp-heap", "--test", "host", "--features", "paging,trace,allocator-api2"],
+        Suite::Level1Host => &["--package", "smp-heap", "--test", "host", "--features", "hardened"],
+        Suite::Level2Host => &["--package", "smp-heap", "--test", "host", "--features", "debug-heap"],
+        Suite::Level3Host => &["--package", "smp-heap", "--test", "host", "--features", "guard-pages"],
+        Suite::Driver => &["--package", "smp-heap-qemu", "--lib"],
+        Suite::Qemu => &["--package", "smp-heap-qemu", "--test", "qemu"],
+        Suite::View => &["--package", "smp-heap-view", "--lib"],
+        Suite::Traces => &["--package", "smp-heap-view", "--test", "traces"],
+    }
+}
+
+/// Cargo in the copy of the tree, with a bug switched on. Whether it succeeded, and what it said.
+fn cargo(suite: Suite, bug: usize, rest: &[&str]) -> Result<(bool, String), Failed> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--quiet"])
+        .args(arguments(suite))
+        // Compiling takes longer than finding.
+        .args(["--config", "profile.dev.debug=0", "--config", "profile.dev.package.smp-heap.opt-level=1"])
+        .arg("--target-dir")
+        .arg(tree::target().join("build"))
+        .args(rest)
+        .current_dir(tree::target().join("tree"))
+        .env(VARIABLE, bug.to_string())
+        .env("SMP_HEAP_TEST_SECONDS", SECONDS)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Ok((output.status.success(), text))
+}
+
+/// Runs one test with a bug switched on.
+fn run(suite: Suite, bug: usize, test: &str) -> Result<(bool, String), Failed> {
+    cargo(suite, bug, &["--", "--exact", test])
+}
+
+/// Makes the copy, and builds each kind of tests that `bugs` name.
+fn prepare() -> Result<(), Failed> {
+    tree::make()?;
+    let mut suites: Vec<Suite> = BUGS.iter().map(|bug| bug.suite).collect();
+    suites.sort_unstable();
+    suites.dedup();
+    for suite in suites {
+        let (built, said) = cargo(suite, 0, &["--no-run"])?;
+        if !built {
+            return Err(format!("the sabotaged tree does not compile:\n{said}").into());
+        }
+    }
+    Ok(())
+}
+
+/// [`prepare`], once.
+fn prepared() -> Result<(), Failed> {
+    static DONE: Mutex<Option<Result<(), String>>> = Mutex::new(None);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let result = done.get_or_insert_with(|| prepare().map_err(|failed| failed.message().unwrap_or("?").to_owned()));
+    result.clone().map_err(Failed::from)
+}
+
+/// Without a bug the test passes, or else noticing means nothing.
+fn passes_without(bug: &Bug) -> Result<(), Failed> {
+    static DONE: Mutex<BTreeMap<(Suite, &str), bool>> = Mutex::new(BTreeMap::new());
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(passed) = done.get(&(bug.suite, bug.test)) {
+        return if *passed { Ok(()) } else { Err(format!("{} fails without a bug", bug.test).into()) };
+    }
+    let (passed, said) = run(bug.suite, 0, bug.test)?;
+    let passed = passed && said.contains("1 passed");
+    done.insert((bug.suite, bug.test), passed);
+    if passed { Ok(()) } else { Err(format!("{} does not pass without a bug:\n{said}", bug.test).into()) }
+}
+
+/// Switches a bug on and sees it noticed.
+fn is_noticed(number: usize, bug: &Bug, outcomes: &Outcomes) -> Result<(), Failed> {
+    prepared()?;
+    passes_without(bug)?;
+    let (passed, said) = run(bug.suite, number, bug.test)?;
+    if passed {
+        return Err(format!("{} did not notice:\n{said}", bug.test).into());
+    }
+    let noticed = if said.contains("one of these hangs") {
+        Noticed::TimeOut
+    } else if said.contains("signal: ") {
+        Noticed::Died
+    } else if said.contains("1 failed") {
+        Noticed::Failed
+    } else {
+        return Err(format!("{} neither passed nor failed:\n{said}", bug.test).into());
+    };
+    let why = said.lines().skip_while(|line| !line.contains("panicked at ")).nth(1).unwrap_or_default();
+    println!("{}: {} {}: {why}", bug.name, bug.test, noticed.word());
+    outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(number, noticed);
+    Ok(())
+}
+
+const BEGIN: &str = "<!-- made by `cargo test --test sabotage -- --write`: -->\n";
+const END: &str = "<!-- end -->\n";
+
+/// The table of the document.
+fn document(outcomes: &BTreeMap<usize, Noticed>) -> String {
+    let (gaps, tried): (Vec<_>, Vec<_>) = (1..).zip(BUGS).partition(|(_, bug)| bug.gap.is_some());
+    let noticed = tried.iter().filter(|(number, _)| outcomes.contains_key(number)).count();
+    let mut text = format!(
+        "{noticed} of {} bugs are noticed, each by the test beside it; {} are gaps.\n\n| layer | bug | noticed by | how |\n|---|---|---|---|\n",
+        BUGS.len(),
+        gaps.len()
+    );
+    for (number, bug) in &tried {
+        let how = outcomes.get(number).map_or("not noticed", |noticed| noticed.word());
+        text += &format!("| {} | {} | `{}` | {how} |\n", bug.layer(), bug.name, bug.test);
+    }
+    for (_, bug) in &gaps {
+        text += &format!("| {} | {} | nothing | {} |\n", bug.layer(), bug.name, bug.gap.unwrap_or_default());
+    }
+    text
+}
+
+/// Writes the table into the document.
+fn write(outcomes: &BTreeMap<usize, Noticed>) -> std::io::Result<()> {
+    let path = root().join("docs/verification.md");
+    let text = fs::read_to_string(&path)?;
+    let Some((before, rest)) = text.split_once(BEGIN) else {
+        return Err(std::io::Error::other("docs/verification.md has no place for the table"));
+    };
+    let after = rest.split_once(END).map_or("", |(_, after)| after);
+    fs::write(path, [before, BEGIN, &document(outcomes), END, after].concat())
+}
+
+fn main() -> ExitCode {
+    let (flags, words): (Vec<String>, Vec<String>) = env::args().partition(|word| word == "--write");
+    let mut arguments = Arguments::from_iter(words);
+    // Two bugs at a time: more would only wait for each other.
+    arguments.test_threads.get_or_insert(2);
+    let outcomes = Outcomes::default();
+    let mut trials = vec![Trial::test("fits", || tree::fits().map_err(Failed::from))];
+    for (number, bug) in (1..).zip(BUGS).filter(|(_, bug)| bug.gap.is_none()) {
+        let outcomes = outcomes.clone();
+        trials.push(Trial::test(format!("{}/{}", bug.layer(), bug.test_name()), move || {
+            is_noticed(number, bug, &outcomes)
+        }));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !flags.is_empty() {
+        let outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if conclusion.num_filtered_out > 0 {
+            eprintln!("error: the table is written when all bugs were tried");
+            return ExitCode::FAILURE;
+        }
+        if let Err(error) = write(&outcomes) {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    conclusion.exit_code()
+}
