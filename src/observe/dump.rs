@@ -162,12 +162,15 @@ impl Lines<'_, '_> {
 
     fn run(&mut self, run: &RunInfo) -> fmt::Result {
         let RunInfo { chunk_addr, offset, len, kind } = *run;
-        let place = format_args!("run chunk={chunk_addr:#x} offset={offset} len={len}");
+        let mut line = |what: fmt::Arguments<'_>| {
+            self.line(format_args!("run chunk={chunk_addr:#x} offset={offset} len={len} kind={what}"))
+        };
         match kind {
-            RunKind::Free => self.line(format_args!("{place} kind=free")),
-            RunKind::Large => self.line(format_args!("{place} kind=large")),
-            RunKind::Slab { class, capacity, out_count } => self
-                .line(format_args!("{place} kind=slab block={} blocks={capacity} out={out_count}", class.block_len())),
+            RunKind::Free => line(format_args!("free")),
+            RunKind::Large => line(format_args!("large")),
+            RunKind::Slab { class, capacity, out_count } => {
+                line(format_args!("slab block={} blocks={capacity} out={out_count}", class.block_len()))
+            }
         }
     }
 }

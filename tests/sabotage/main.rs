@@ -94,27 +94,17 @@ fn run(suite: Suite, bug: usize, test: &str) -> Result<(bool, String), Failed> {
     cargo(suite, bug, &["--", "--exact", test])
 }
 
-/// Makes the copy, and builds each kind of tests that `bugs` name.
-fn prepare() -> Result<(), Failed> {
-    tree::make()?;
-    let mut suites: Vec<Suite> = BUGS.iter().map(|bug| bug.suite).collect();
-    suites.sort_unstable();
-    suites.dedup();
-    for suite in suites {
-        let (built, said) = cargo(suite, 0, &["--no-run"])?;
-        if !built {
-            return Err(format!("the sabotaged tree does not compile:\n{said}").into());
-        }
-    }
-    Ok(())
-}
-
-/// [`prepare`], once.
-fn prepared() -> Result<(), Failed> {
-    static DONE: Mutex<Option<Result<(), String>>> = Mutex::new(None);
+/// Makes the copy, and builds one kind of tests, each once.
+fn prepared(suite: Suite) -> Result<(), Failed> {
+    static DONE: Mutex<BTreeMap<Option<Suite>, Result<(), String>>> = Mutex::new(BTreeMap::new());
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let result = done.get_or_insert_with(|| prepare().map_err(|failed| failed.message().unwrap_or("?").to_owned()));
-    result.clone().map_err(Failed::from)
+    done.entry(None).or_insert_with(tree::make).clone()?;
+    let build = || match cargo(suite, 0, &["--no-run"]) {
+        Ok((true, _)) => Ok(()),
+        Ok((false, said)) => Err(format!("the sabotaged tree does not compile:\n{said}")),
+        Err(failed) => Err(failed.message().unwrap_or("cargo does not run").to_owned()),
+    };
+    Ok(done.entry(Some(suite)).or_insert_with(build).clone()?)
 }
 
 /// Without a bug the test passes, or else noticing means nothing.
@@ -132,7 +122,7 @@ fn passes_without(bug: &Bug) -> Result<(), Failed> {
 
 /// Switches a bug on and sees it noticed.
 fn is_noticed(number: usize, bug: &Bug, outcomes: &Outcomes) -> Result<(), Failed> {
-    prepared()?;
+    prepared(bug.suite)?;
     passes_without(bug)?;
     let (passed, said) = run(bug.suite, number, bug.test)?;
     if passed {

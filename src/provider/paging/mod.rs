@@ -131,7 +131,7 @@ impl Stale {
     }
 
     /// Whether to write `cr3`, which forgets everything but global pages.
-    const fn is_for_all(self) -> bool {
+    fn is_for_all(self) -> bool {
         self.len / PAGE > FLUSH_PAGES && !self.global
     }
 
