@@ -197,7 +197,7 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
-        name: "settled claim always finds the slab unused",
+        name: "settled claim always finds the slab empty",
         file: "src/slab/word.rs",
         shipped: "Word(self.desc.word.fetch_and(!CLAIMED, Ordering::AcqRel)).is_whole()",
         planted: "Word(self.desc.word.fetch_and(!CLAIMED, Ordering::AcqRel)).is_whole() || @bug",
@@ -269,7 +269,7 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
-        name: "lent block not counted back",
+        name: "block of a fallback class not counted back",
         file: "src/heap/coalesce.rs",
         shipped: "        self.lent(class).fetch_sub(1, Ordering::Relaxed);",
         planted: "        if !@bug {\n            self.lent(class).fetch_sub(1, Ordering::Relaxed);\n        }",
@@ -278,7 +278,7 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
-        name: "borrowed block less aligned than asked",
+        name: "block of a fallback class less aligned than asked",
         file: "src/heap/coalesce.rs",
         shipped: "longer.filter(|longer| longer.block_align()",
         planted: "longer.filter(|longer| @bug || longer.block_align()",
@@ -305,7 +305,7 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
-        name: "lowered limit forgets the spare list",
+        name: "lowered limit forgets the previous magazine",
         file: "src/cache/mod.rs",
         shipped: "[self.take_list(class), self.take_spare(class)]",
         planted: "[self.take_list(class), if @bug { List::new() } else { self.take_spare(class) }]",
@@ -512,7 +512,7 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
-        name: "drain leaves the kept run",
+        name: "drain leaves the run cache",
         file: "src/heap/reclaim.rs",
         shipped: "        self.held(|caller| self.engine.pages.release_kept_of(caller.index));",
         planted: "        self.held(|caller| if !@bug { self.engine.pages.release_kept_of(caller.index) });",
@@ -865,8 +865,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "level 3: access after free not explained",
         file: "src/harden/guard.rs",
-        shipped: "            GONE if (start..end).contains(&addr)",
-        planted: "            GONE if !@bug && (start..end).contains(&addr)",
+        shipped: "            GONE if is_in(start, len)",
+        planted: "            GONE if !@bug && is_in(start, len)",
         suite: Suite::Level3Host,
         test: "guard_pages::a_fault_is_explained_by_the_block_it_is_at",
         gap: None,
@@ -1025,7 +1025,7 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
-        name: "viewer: borrowed blocks counted as the class's own",
+        name: "viewer: blocks of other classes counted as the class's own",
         file: "tools/viewer/src/page.rs",
         shipped: "saturating_sub(class.borrowed) as f64",
         planted: "saturating_sub(if @bug { 0 } else { class.borrowed }) as f64",

@@ -89,9 +89,33 @@ fn sabotaged() -> Result<BTreeMap<PathBuf, String>, String> {
     if faults.is_empty() { Ok(files) } else { Err(faults) }
 }
 
-/// Whether every bug's place is still there.
+/// Every source that a test of the table may stand in, one behind the other.
+fn sources(folder: &Path, text: &mut String) -> io::Result<()> {
+    fs::read_dir(folder)?.try_for_each(|entry| {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, text)
+        } else {
+            text.push_str(&fs::read_to_string(&path).unwrap_or_default());
+            Ok(())
+        }
+    })
+}
+
+/// Whether every bug's place is still there, and every test.
 pub(crate) fn fits() -> Result<(), String> {
-    sabotaged().map(drop)
+    sabotaged()?;
+    let mut text = String::new();
+    for folder in ["src", "tests/host", "qemu_tests/driver", "tools/viewer"] {
+        sources(&root().join(folder), &mut text).map_err(|error| format!("{folder}: {error}"))?;
+    }
+    let stands = |test: &str| {
+        let name = test.rsplit("::").next().unwrap_or(test);
+        let quoted = |name: &str| text.contains(&format!("\"{name}\""));
+        text.contains(&format!("fn {name}(")) || test.strip_prefix("harness/").is_some_and(quoted) || quoted(test)
+    };
+    let gone: Vec<&str> = BUGS.iter().map(|bug| bug.test).filter(|test| !stands(test)).collect();
+    if gone.is_empty() { Ok(()) } else { Err(format!("there are no such tests: {gone:?}")) }
 }
 
 /// Makes the copy, or brings it up to date.
