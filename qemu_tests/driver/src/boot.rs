@@ -1,7 +1,7 @@
 //! One run of one kernel: start QEMU, stream its lines, judge how it ended.
 //!
 //! The verdict is strict on purpose. Success takes two things that only a kernel which reached its end can give: exit
-//! code 33 (it wrote 0x10 to the exit device) and a last line `PASS <kernel>`. Everything else is a [`Failure`] whose
+//! code 33 (on x86-64, it wrote 0x10 to the exit device) and a last line `PASS <kernel>`. Everything else is a [`Failure`] whose
 //! variant says what happened.
 
 use core::time::Duration;
@@ -17,7 +17,7 @@ use std::time::Instant;
 use crate::patience::{self, Patience};
 use crate::{Machine, Profile, build, qemu};
 
-/// What a kernel writes to the exit device is `v`; QEMU then leaves with `2 v + 1`.
+/// QEMU's exit codes, the same on all architectures. On x86-64 a kernel that writes `v` to the exit device makes it `2 v + 1`.
 const EXIT_PASS: i32 = 33;
 const EXIT_FAIL: i32 = 35;
 
@@ -38,6 +38,7 @@ pub struct Boot {
     pub(crate) memory_mib: u32,
     pub(crate) args: Vec<String>,
     pub(crate) qemu_args: Vec<String>,
+    pub(crate) counting: bool,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) time_limit: Duration,
     pub(crate) least: Vec<(&'static str, u64)>,
@@ -68,7 +69,7 @@ pub enum Failure {
     /// QEMU did not start, or refused its arguments.
     Emulator(String),
     /// QEMU left with code 0, which no kernel asks for: a reset that `-no-reboot` turned into an exit.
-    TripleFault,
+    Reset,
     /// The guest was still running when its time was over, and was killed; the text says by which measure.
     TimeOut(String),
     /// The kernel reported failure itself: a panic, a failed check, an unexpected exception.
@@ -89,7 +90,7 @@ impl fmt::Display for Failure {
             }
             Self::Build(text) => write!(f, "the test kernels do not build\n{text}"),
             Self::Emulator(text) => write!(f, "QEMU did not run: {text}"),
-            Self::TripleFault => f.write_str("triple fault: the guest reset itself (QEMU left with code 0)"),
+            Self::Reset => f.write_str("the guest reset itself, as by a triple fault (QEMU left with code 0)"),
             Self::TimeOut(why) => write!(f, "time-out: the guest is still running, and {why}"),
             Self::Reported(line) => write!(f, "the kernel reported failure: {line}"),
             Self::WrongExit(what) => write!(f, "wrong exit: QEMU left with {what}"),
@@ -114,6 +115,7 @@ impl Boot {
             memory_mib: 256,
             args: Vec::new(),
             qemu_args: Vec::new(),
+            counting: false,
             initrd: None,
             time_limit: Duration::from_secs(60),
             least: Vec::new(),
@@ -162,6 +164,12 @@ impl Boot {
         self
     }
 
+    /// Whether QEMU counts instructions, and time passes with them: a run is the same each time.
+    pub fn counting(mut self, counting: bool) -> Self {
+        self.counting = counting;
+        self
+    }
+
     /// A file that QEMU loads as the first boot module.
     pub fn initrd(mut self, file: impl Into<PathBuf>) -> Self {
         self.initrd = Some(file.into());
@@ -183,17 +191,17 @@ impl Boot {
 
     /// Threads of QEMU that run the guest's CPUs. Where it counts instructions, that is one for all of them.
     pub(crate) fn threads(&self) -> u32 {
-        if self.qemu_args.iter().any(|arg| arg == "-icount") { 1 } else { self.cpus }
+        if self.counting { 1 } else { self.cpus }
     }
 
-    /// Builds the kernel (once per process and [`Profile`]), boots it and calls `on_line` for each line the guest
+    /// Builds the kernel (once per process, architecture and [`Profile`]), boots it and calls `on_line` for each line the guest
     /// prints, as it comes. The time limit counts from QEMU's start, not from the build's.
     ///
     /// # Errors
     /// Whatever kept the kernel from reaching its end, see [`Failure`].
     pub fn run(&self, mut on_line: impl FnMut(&str)) -> Result<Passed, Failure> {
-        let qemu = qemu::find_qemu()?;
-        let elf = build::kernel_elf(&self.kernel, self.profile)?;
+        let qemu = qemu::find_qemu(self.machine.arch())?;
+        let elf = build::kernel_elf(&self.kernel, self.machine.arch(), self.profile)?;
         let started = Instant::now();
         let mut child = qemu::command(&qemu, &elf, self)
             .spawn()
@@ -281,7 +289,7 @@ impl Boot {
                     .find(|line| ["PANIC ", "EXCEPTION ", "FAIL "].iter().any(|word| line.starts_with(word)));
                 Err(Failure::Reported(why.map_or(last, String::as_str).to_owned()))
             }
-            Some(0) => Err(Failure::TripleFault),
+            Some(0) => Err(Failure::Reset),
             Some(1) if !complaints.is_empty() => Err(Failure::Emulator(complaints.to_owned())),
             Some(code) => Err(Failure::WrongExit(format!("code {code}"))),
             None => Err(Failure::WrongExit(status.to_string())),

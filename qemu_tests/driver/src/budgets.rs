@@ -1,6 +1,6 @@
 //! The table of instruction budgets: what a kernel measured, held against what is committed.
 //!
-//! A kernel prints `MEASURED <instructions> <locked> <held> <name>` for each operation; the table is a text file beside the kernels, a line for
+//! A kernel prints `MEASURED <instructions> <locked> <held> <name>` for each operation; the table is a text file beside the kernels for each architecture, a line for
 //! each mode and operation. One number serves all CPU counts: the most that any of them needs. More than the budget is a failure, and so is an
 //! operation that has no budget. The compiler decides how many instructions a path has, so the table names the one it belongs to; under
 //! another one each number may be exceeded by [`TOLERANCE`] in a hundred and [`SLACK`], except locked instructions, which no compiler adds.
@@ -9,6 +9,8 @@ use core::fmt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use crate::Arch;
+
 /// What another compiler may make worse, in a hundred.
 const TOLERANCE: u32 = 15;
 /// And in instructions.
@@ -16,9 +18,13 @@ const SLACK: u32 = 5;
 /// What the names of operations have in them that one CPU alone cannot do.
 const TWO_CPUS: &str = "of another CPU";
 
-/// Where the table is.
-fn file() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../kernel/budgets.txt")
+/// Where the table of an architecture is.
+fn file(arch: Arch) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(match arch {
+        Arch::X86_64 => "../kernel/budgets.txt",
+        Arch::Aarch64 => "../kernel/budgets-aarch64.txt",
+        Arch::Riscv64 => "../kernel/budgets-riscv64.txt",
+    })
 }
 
 /// One operation's figures.
@@ -51,8 +57,9 @@ impl Table {
     ///
     /// # Errors
     /// What is wrong with the file.
-    pub fn read() -> Result<Self, String> {
-        let text = std::fs::read_to_string(file()).map_err(|error| format!("{}: {error}", file().display()))?;
+    pub fn read(arch: Arch) -> Result<Self, String> {
+        let file = file(arch);
+        let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
         Self::parse(&text)
     }
 
@@ -103,8 +110,8 @@ impl Table {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn write(&self) -> std::io::Result<()> {
-        std::fs::write(file(), self.to_string())
+    pub fn write(&self, arch: Arch) -> std::io::Result<()> {
+        std::fs::write(file(arch), self.to_string())
     }
 
     /// Holds what was measured in one mode, on so many CPUs, against these budgets.

@@ -1,4 +1,4 @@
-//! Building the test kernels by a nested cargo, once per process and profile.
+//! Building the test kernels by a nested cargo, once per process, architecture and profile.
 //!
 //! A kernel is a `[[test]]` without harness of the kernel crate, so that plain cargo builds it; which file each became
 //! is read from cargo's own messages. The profile is passed on the command line, not kept in the workspace's manifest:
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{BareMetal, Failure, TARGET};
+use crate::{Arch, BareMetal, Failure, Needs};
 
 /// With how much optimisation and checking kernels are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,15 +61,16 @@ type Built = Arc<Result<BTreeMap<String, PathBuf>, Failure>>;
 ///
 /// # Errors
 /// [`Failure::Missing`] without a toolchain for the target, [`Failure::Build`] with the compiler's messages.
-pub fn kernel_elf(kernel: &str, profile: Profile) -> Result<PathBuf, Failure> {
-    static DONE: Mutex<BTreeMap<(Profile, String), Built>> = Mutex::new(BTreeMap::new());
+pub fn kernel_elf(kernel: &str, arch: Arch, profile: Profile) -> Result<PathBuf, Failure> {
+    static DONE: Mutex<BTreeMap<(Arch, Profile, String), Built>> = Mutex::new(BTreeMap::new());
     let only = match profile {
         Profile::Checked => "",
         Profile::Fast | Profile::Traced | Profile::Guarded => kernel,
     };
     // Held while building: whoever comes meanwhile needs the same kernels.
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let built = done.entry((profile, only.to_owned())).or_insert_with(|| Arc::new(build(profile, only))).clone();
+    let built =
+        done.entry((arch, profile, only.to_owned())).or_insert_with(|| Arc::new(build(arch, profile, only))).clone();
     drop(done);
     match &*built {
         Err(failure) => Err(failure.clone()),
@@ -80,18 +81,22 @@ pub fn kernel_elf(kernel: &str, profile: Profile) -> Result<PathBuf, Failure> {
     }
 }
 
-fn build(profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Failure> {
+fn build(arch: Arch, profile: Profile, only: &str) -> Result<BTreeMap<String, PathBuf>, Failure> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/Cargo.toml");
-    let toolchain = BareMetal::find(TARGET)?;
+    let toolchain = BareMetal::find(arch.target())?;
     let mut cargo = toolchain.cargo();
     cargo
-        .args(["test", "--no-run", "--quiet", "--target", TARGET])
+        .args(["test", "--no-run", "--quiet", "--target", arch.target()])
         .args(["--message-format", "json-render-diagnostics"])
         .args(["--profile", profile.name()])
         .arg("--manifest-path")
         .arg(manifest);
     for setting in profile.config() {
         cargo.arg("--config").arg(format!("profile.{}.{setting}", profile.name()));
+    }
+    // Kernels over page tables of their own are behind a feature, as there are none for other architectures.
+    if arch.has(Needs::PageTables) {
+        cargo.args(["--features", "paging"]);
     }
     if only.is_empty() {
         cargo.arg("--tests");

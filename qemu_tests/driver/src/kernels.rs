@@ -4,19 +4,24 @@ use core::num::NonZeroU32;
 use core::time::Duration;
 use std::env;
 
-use crate::{Boot, Machine, Profile};
+use crate::{Arch, Boot, Machine, Needs, Profile};
 
 use Machine::{Microvm, Q35};
+use Needs::{Nmi, NmiPastPin, PageTables};
 
 /// How one test kernel is booted.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// The name of its test: that of its file, or file and variant (`storm+pinned`).
     pub name: &'static str,
-    /// The boards it runs on.
+    /// The boards for x86-64 that it runs on.
     pub machines: &'static [Machine],
     /// The CPU counts it runs with.
     pub cpus: &'static [u32],
+    /// Those of them that it runs with on the boards for other architectures too, unless [all rows](Rows::All) are wanted.
+    pub elsewhere: &'static [u32],
+    /// What it needs that not every architecture has.
+    pub needs: Needs,
     /// RAM in MiB.
     pub memory_mib: u32,
     /// How many seconds of processor time it may use on a CPU before it counts as hung: six times what it was seen to use, or more.
@@ -27,8 +32,8 @@ pub struct Kernel {
     pub budgets: Option<&'static str>,
     /// Its command line.
     pub args: &'static [&'static str],
-    /// More arguments of QEMU.
-    pub qemu_args: &'static [&'static str],
+    /// Whether QEMU counts instructions: a run is the same each time.
+    pub counting: bool,
     /// What it has to tell that it did, at least, on every machine and CPU count: kinds of work, and how much of each.
     pub least: Least,
 }
@@ -43,12 +48,14 @@ impl Kernel {
             name,
             machines: &[Microvm],
             cpus: &[1, 2, 4, 8],
+            elsewhere: &[],
+            needs: Needs::Nothing,
             memory_mib: 256,
             seconds: 60,
             profile: Profile::Checked,
             budgets: None,
             args: &[],
-            qemu_args: &[],
+            counting: false,
             least,
         }
     }
@@ -65,8 +72,22 @@ impl Kernel {
             .args(self.args.iter().copied())
             .arg("cpus", cpus)
             .arg("soak", soak.0)
-            .least(self.least)
-            .qemu_args(self.qemu_args.iter().copied())
+            .least(&self.due(machine.arch()))
+            .counting(self.counting)
+    }
+
+    /// What it has to do at least on an architecture: nobody counts NMIs where there are none.
+    fn due(&self, arch: Arch) -> Vec<(&'static str, u64)> {
+        self.least.iter().copied().filter(|(what, _)| *what != "nmis" || arch.has(Nmi)).collect()
+    }
+
+    /// Each machine and CPU count that it is booted with.
+    pub fn rows(&self, which: Rows) -> impl Iterator<Item = (Machine, u32)> {
+        let elsewhere = if which == Rows::All { self.cpus } else { self.elsewhere };
+        let others = [Arch::Aarch64, Arch::Riscv64].into_iter().filter(|arch| arch.has(self.needs));
+        let machines = self.machines.iter().map(|machine| (*machine, self.cpus));
+        let machines = machines.chain(others.map(move |arch| (arch.machine(), elsewhere)));
+        machines.flat_map(|(machine, cpus)| cpus.iter().map(move |cpus| (machine, *cpus)))
     }
 
     /// What is wrong with this row, if it could pass without a kernel that did something.
@@ -76,10 +97,43 @@ impl Kernel {
         match self {
             Self { machines: [], .. } => without("machine"),
             Self { cpus: [], .. } => without("CPU count"),
+            Self { cpus, elsewhere, .. } if !elsewhere.iter().all(|count| cpus.contains(count)) => {
+                without("CPU count that it has elsewhere")
+            }
             _ if self.least.is_empty() || self.least.iter().any(|(_, count)| *count == 0) => {
                 without("work that it has to do at least")
             }
             _ => None,
+        }
+    }
+}
+
+/// Which rows there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// On x86-64 all; on other architectures those that show what is different there.
+    Chosen,
+    /// All on every architecture that has what they need.
+    All,
+}
+
+impl Rows {
+    /// The environment variable that says it.
+    pub const VARIABLE: &'static str = "SMP_HEAP_ROWS";
+
+    /// What the environment says; the chosen ones without it.
+    ///
+    /// # Errors
+    /// If it says something else than `chosen` or `all`.
+    pub fn from_env() -> Result<Self, String> {
+        match env::var(Self::VARIABLE) {
+            Err(env::VarError::NotPresent) => Ok(Self::Chosen),
+            Err(error) => Err(format!("{}: {error}", Self::VARIABLE)),
+            Ok(text) => match text.as_str() {
+                "chosen" => Ok(Self::Chosen),
+                "all" => Ok(Self::All),
+                _ => Err(format!("{}={text} is neither `chosen` nor `all`", Self::VARIABLE)),
+            },
         }
     }
 }
@@ -109,13 +163,10 @@ impl Soak {
     }
 }
 
-/// QEMU counts instructions, one a nanosecond, and time passes with them: a run is the same each time.
-const COUNTING: &[&str] = &["-icount", "shift=0,sleep=off"];
-
 impl Kernel {
     /// The defaults of a kernel that looks at single instructions.
     const fn counting(name: &'static str, least: Least) -> Self {
-        Self { cpus: &[1], seconds: 180, qemu_args: COUNTING, ..Self::new(name, least) }
+        Self { cpus: &[1], seconds: 180, counting: true, ..Self::new(name, least) }
     }
 
     /// The defaults of the kernel that measures, in a mode.
@@ -125,8 +176,8 @@ impl Kernel {
     }
 }
 
-const RAISED: Least = &[("places", 2_000), ("nested_requests", 30_000)];
-const PANICS: Least = &[("places", 5_000), ("panics", 5_000)];
+const RAISED: Least = &[("places", 2_000), ("nested_requests", 20_000)];
+const PANICS: Least = &[("places", 4_000), ("panics", 4_000)];
 const STORM: Least = &[("interrupts", 50), ("interrupts_inside", 3), ("nested_requests", 150)];
 const EVERY_STORM: Least = &[("operations", 100_000), ("migrations", 500), ("interrupts", 200)];
 const GONE: Least = &[("retired", 3), ("served", 15_000)];
@@ -146,63 +197,63 @@ const MIGRATION: Least = &[("blocks", 120_000), ("preemptions", 20)];
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
-    Kernel { machines: &[Microvm, Q35], ..Kernel::new("boot", &[("cpus", 1), ("faults", 1), ("nmis", 1)]) },
-    Kernel::new("tasks", &[("threads", 80), ("preemptions", 17)]),
-    Kernel::new("collections", &[("shared_texts", 12), ("interrupts", 10)]),
-    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint", GONE) },
+    Kernel { elsewhere: &[1, 2, 4, 8], machines: &[Microvm, Q35], ..Kernel::new("boot", &[("cpus", 1), ("faults", 1), ("nmis", 1)]) },
+    Kernel { elsewhere: &[4], ..Kernel::new("tasks", &[("threads", 80), ("preemptions", 17)]) },
+    Kernel { elsewhere: &[4], ..Kernel::new("collections", &[("shared_texts", 12), ("interrupts", 10)]) },
+    Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint", GONE) },
     Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cpus_that_go+pinned", GONE) },
     Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint", ELSEWHERE) },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned", ELSEWHERE) },
+    Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned", ELSEWHERE) },
     Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure", EARLY) },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", EARLY) },
-    Kernel { args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt", RAISED) },
-    Kernel { args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi", RAISED) },
+    Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", EARLY) },
+    Kernel { elsewhere: &[1], args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt", RAISED) },
+    Kernel { needs: Nmi, args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi", RAISED) },
     Kernel { args: &["mode=hint", "raise=panic"], ..Kernel::counting("every_instruction+hint_panic", PANICS) },
-    Kernel { args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt", RAISED) },
-    Kernel { args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi", RAISED) },
+    Kernel { elsewhere: &[1], args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt", RAISED) },
+    Kernel { elsewhere: &[1], needs: Nmi, args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi", RAISED) },
     Kernel { args: &["mode=pinned", "raise=panic"], ..Kernel::counting("every_instruction+pinned_panic", PANICS) },
     Kernel { args: &["mode=masked", "raise=interrupt"], ..Kernel::counting("every_instruction+masked_interrupt", RAISED) },
-    Kernel { args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi", RAISED) },
-    Kernel { args: &["mode=masked", "raise=panic"], ..Kernel::counting("every_instruction+masked_panic", PANICS) },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("every_storm+hint", EVERY_STORM) },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=counted"], ..Kernel::new("every_storm+counted", EVERY_STORM) },
+    Kernel { needs: NmiPastPin, args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi", RAISED) },
+    Kernel { needs: NmiPastPin, args: &["mode=masked", "raise=panic"], ..Kernel::counting("every_instruction+masked_panic", PANICS) },
+    Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("every_storm+hint", EVERY_STORM) },
+    Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=counted"], ..Kernel::new("every_storm+counted", EVERY_STORM) },
     Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("every_storm+masked", EVERY_STORM) },
     Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint", FULL) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned", FULL) },
-    Kernel { cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint", SMALL) },
+    Kernel { elsewhere: &[4], cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint", SMALL) },
     Kernel { cpus: &[1, 2, 4], args: &["mode=pinned", "small"], ..Kernel::new("exhaustion+small_pinned", SMALL) },
     Kernel { args: &["mode=hint"], ..Kernel::new("failing_provider+hint", FAILURES) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned", FAILURES) },
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint", FRESH) },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned", FRESH) },
-    Kernel { seconds: 120, ..Kernel::new("growing", &[("vectors", 9), ("shootdowns", 10)]) },
-    Kernel { cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded", GUARDED) },
-    Kernel { profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price", PRICE) },
+    Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned", FRESH) },
+    Kernel { needs: PageTables, seconds: 120, ..Kernel::new("growing", &[("vectors", 9), ("shootdowns", 10)]) },
+    Kernel { needs: PageTables, cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded", GUARDED) },
+    Kernel { needs: PageTables, profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price", PRICE) },
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint", &[("batteries", 1)]) },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned", &[("batteries", 1)]) },
-    Kernel::new("lying_ids", &[("blocks", 28_000), ("interrupts", 50)]),
+    Kernel { elsewhere: &[4], ..Kernel::new("lying_ids", &[("blocks", 28_000), ("interrupts", 50)]) },
     Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint", MIGRATION) },
-    Kernel { args: &["mode=counted"], ..Kernel::new("migration+counted", MIGRATION) },
-    Kernel { args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint", STORM) },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned", STORM) },
-    Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", STORM) },
-    Kernel { seconds: 180, args: &["mode=hint"], ..Kernel::new("paging+hint", PAGING) },
-    Kernel { seconds: 180, args: &["mode=pinned"], ..Kernel::new("paging+pinned", PAGING) },
+    Kernel { elsewhere: &[4], args: &["mode=counted"], ..Kernel::new("migration+counted", MIGRATION) },
+    Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },
+    Kernel { elsewhere: &[4], needs: Nmi, cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint", STORM) },
+    Kernel { needs: Nmi, cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned", STORM) },
+    Kernel { needs: NmiPastPin, cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", STORM) },
+    Kernel { needs: PageTables, seconds: 180, args: &["mode=hint"], ..Kernel::new("paging+hint", PAGING) },
+    Kernel { needs: PageTables, seconds: 180, args: &["mode=pinned"], ..Kernel::new("paging+pinned", PAGING) },
     Kernel { args: &["mode=hint"], ..Kernel::new("provider_calls_heap+hint", CALLS) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned", CALLS) },
     Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked", CALLS) },
     Kernel { args: &["mode=hint", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_hint", SHOOTDOWNS) },
-    Kernel { args: &["mode=pinned", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_pinned", SHOOTDOWNS) },
-    Kernel { args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
-    Kernel { args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
+    Kernel { elsewhere: &[4], args: &["mode=pinned", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_pinned", SHOOTDOWNS) },
+    Kernel { elsewhere: &[4], args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
+    Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
     Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", STORM) },
-    Kernel { args: &["mode=masked"], ..Kernel::new("timer_storm+masked", STORM) },
+    Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("timer_storm+masked", STORM) },
     // So much that some of it lies above 4 GiB. The host has to back only what is written to.
-    Kernel { memory_mib: 3584, ..Kernel::new("zones", &[("blocks", 300)]) },
+    Kernel { needs: PageTables, memory_mib: 3584, ..Kernel::new("zones", &[("blocks", 300)]) },
 ];
 
 #[cfg(test)]

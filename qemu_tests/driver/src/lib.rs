@@ -21,6 +21,7 @@
 //! that leaves half-way through cannot look like success.
 #![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
+mod arch;
 mod boot;
 mod budgets;
 mod build;
@@ -31,11 +32,12 @@ mod qemu;
 mod size;
 mod toolchain;
 
+pub use arch::{Arch, Needs};
 pub use boot::{Boot, Failure, Passed, Work};
 pub use budgets::{Figures, Table};
 pub use build::{Profile, kernel_elf};
-pub use kernels::{KERNELS, Kernel, Least, Soak};
+pub use kernels::{KERNELS, Kernel, Least, Rows, Soak};
 pub use loaded::loaded;
 pub use qemu::{Machine, find_qemu};
 pub use size::sizes;
-pub use toolchain::{BareMetal, TARGET};
+pub use toolchain::BareMetal;

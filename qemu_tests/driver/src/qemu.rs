@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fmt};
 
-use crate::{Boot, Failure};
+use crate::{Arch, Boot, Failure};
 
 /// The board that QEMU emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,10 @@ pub enum Machine {
     Microvm,
     /// A PC as kernels meet it: PCI Express, more firmware, holes in the memory map.
     Q35,
+    /// The board of virtual devices for aarch64: GICv3, and a call for the debugger that ends a run.
+    VirtAarch64,
+    /// That for riscv64, over OpenSBI.
+    VirtRiscv64,
 }
 
 impl Machine {
@@ -27,14 +31,37 @@ impl Machine {
         match self {
             Self::Microvm => "microvm",
             Self::Q35 => "q35",
+            Self::VirtAarch64 | Self::VirtRiscv64 => "virt",
         }
     }
 
-    /// Options of `-machine`: the kernel finds its CPUs in the ACPI tables.
-    fn options(self) -> &'static str {
+    /// The architecture of its processor.
+    #[must_use]
+    pub fn arch(self) -> Arch {
         match self {
-            Self::Microvm => "microvm,acpi=on",
-            Self::Q35 => "q35",
+            Self::Microvm | Self::Q35 => Arch::X86_64,
+            Self::VirtAarch64 => Arch::Aarch64,
+            Self::VirtRiscv64 => Arch::Riscv64,
+        }
+    }
+
+    /// The board, its processor, and the device by which a kernel ends a run with an exit code.
+    fn options(self) -> &'static [&'static str] {
+        const EXIT: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
+        match self {
+            // A kernel finds its CPUs in the ACPI tables.
+            Self::Microvm => &["-machine", "microvm,acpi=on", "-cpu", "max", "-device", EXIT],
+            Self::Q35 => &["-machine", "q35", "-cpu", "max", "-device", EXIT],
+            // A count of the timer is a nanosecond.
+            Self::VirtAarch64 => &[
+                "-machine",
+                "virt,gic-version=3",
+                "-cpu",
+                "max,cntfrq=1000000000",
+                "-semihosting-config",
+                "enable=on,target=native",
+            ],
+            Self::VirtRiscv64 => &["-machine", "virt", "-cpu", "rv64"],
         }
     }
 }
@@ -45,14 +72,13 @@ impl fmt::Display for Machine {
     }
 }
 
-const PROGRAM: &str = "qemu-system-x86_64";
-
-/// Looks for QEMU in `PATH`.
+/// Looks for the QEMU of an architecture in `PATH`.
 ///
 /// # Errors
 /// [`Failure::Missing`] with the command that installs it.
-pub fn find_qemu() -> Result<PathBuf, Failure> {
-    in_path(PROGRAM).next().ok_or_else(|| Failure::Missing(format!("{PROGRAM} is not in PATH")))
+pub fn find_qemu(arch: Arch) -> Result<PathBuf, Failure> {
+    let program = arch.program();
+    in_path(program).next().ok_or_else(|| Failure::Missing(format!("{program} is not in PATH")))
 }
 
 /// Every file called `program` in the directories of `PATH`, in their order.
@@ -68,20 +94,21 @@ pub(crate) fn command(qemu: &Path, elf: &Path, boot: &Boot) -> Command {
     let mut command = Command::new(qemu);
     let threads = if boot.threads() > 1 { "multi" } else { "single" };
     command
-        .args(["-machine", boot.machine.options()])
+        .args(boot.machine.options())
         .args(["-accel", &format!("tcg,thread={threads}")])
-        .args(["-cpu", "max"])
         .args(["-smp", &boot.cpus.to_string()])
         .args(["-m", &format!("{}M", boot.memory_mib)])
         .args(["-nodefaults", "-no-user-config", "-no-reboot"])
         .args(["-display", "none", "-serial", "stdio"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
         .args([OsStr::new("-kernel"), elf.as_os_str()]);
     if !boot.args.is_empty() {
         command.args(["-append", &boot.args.join(" ")]);
     }
     if let Some(initrd) = &boot.initrd {
         command.args([OsStr::new("-initrd"), initrd.as_os_str()]);
+    }
+    if boot.counting {
+        command.args(boot.machine.arch().counting());
     }
     command.args(&boot.qemu_args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use object::{Object as _, ObjectSymbol as _, SymbolKind};
 
-use crate::{Failure, Profile, kernel_elf};
+use crate::{Arch, Failure, Profile, kernel_elf};
 
 /// The kernel that is looked at: one heap, as `#[global_allocator]`, for eight CPUs.
 const KERNEL: &str = "collections";
@@ -17,8 +17,8 @@ const KERNEL: &str = "collections";
 ///
 /// # Errors
 /// As for [`kernel_elf`]; [`Failure::Build`] if its file has no symbols that say so.
-pub fn sizes() -> Result<[(&'static str, u32); 2], Failure> {
-    let elf = kernel_elf(KERNEL, Profile::Fast)?;
+pub fn sizes(arch: Arch) -> Result<[(&'static str, u32); 2], Failure> {
+    let elf = kernel_elf(KERNEL, arch, Profile::Fast)?;
     measured(&elf).map_err(|why| Failure::Build(format!("{}: {why}", elf.display())))
 }
 

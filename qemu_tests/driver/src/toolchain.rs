@@ -13,12 +13,10 @@ use std::process::Command;
 
 use crate::{Failure, qemu::in_path};
 
-/// The target that the test kernels are built for.
-pub const TARGET: &str = "x86_64-unknown-none";
-
 /// A toolchain that can build for a bare-metal target.
 #[derive(Clone, Debug)]
 pub struct BareMetal {
+    target: String,
     cargo: PathBuf,
     rustc: PathBuf,
     route: Route,
@@ -52,13 +50,13 @@ impl BareMetal {
         let candidates: Vec<Candidate> = candidates().collect();
         for candidate in &candidates {
             if candidate.has_target(target) {
-                return Ok(candidate.take(Route::Installed));
+                return Ok(candidate.take(target, Route::Installed));
             }
         }
         for candidate in &candidates {
             let why = match candidate.why_not_from_source() {
                 None => match candidate.linker(&candidates) {
-                    Some(linker) => return Ok(candidate.take(Route::FromSource(linker))),
+                    Some(linker) => return Ok(candidate.take(target, Route::FromSource(linker))),
                     None => "has the library sources but no linker (rust-lld or ld.lld)".to_owned(),
                 },
                 Some(why) => why,
@@ -102,7 +100,8 @@ impl BareMetal {
                 Linker::Own => {}
                 Linker::RustLld(dir) => in_front.push(dir.clone()),
                 Linker::System => {
-                    command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", "ld.lld");
+                    let target = self.target.to_uppercase().replace('-', "_");
+                    command.env(format!("CARGO_TARGET_{target}_LINKER"), "ld.lld");
                 }
             }
         }
@@ -203,8 +202,13 @@ impl Candidate {
             .or_else(|| in_path("ld.lld").next().map(|_| Linker::System))
     }
 
-    fn take(&self, route: Route) -> BareMetal {
-        BareMetal { cargo: self.cargo().unwrap_or_else(|| "cargo".into()), rustc: self.rustc.clone(), route }
+    fn take(&self, target: &str, route: Route) -> BareMetal {
+        BareMetal {
+            target: target.to_owned(),
+            cargo: self.cargo().unwrap_or_else(|| "cargo".into()),
+            rustc: self.rustc.clone(),
+            route,
+        }
     }
 }
 

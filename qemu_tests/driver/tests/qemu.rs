@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use smp_heap_qemu::{
-    BareMetal, Boot, Failure, KERNELS, Kernel, Passed, Profile, Soak, TARGET, Table, find_qemu, loaded, sizes,
+    Arch, BareMetal, Boot, Failure, KERNELS, Kernel, Passed, Profile, Rows, Soak, Table, find_qemu, loaded, sizes,
 };
 
 fn main() -> ExitCode {
@@ -62,18 +62,18 @@ fn trials(show: bool) -> Result<Vec<Trial>, String> {
     if let Some(fault) = KERNELS.iter().find_map(Kernel::fault) {
         return Err(fault);
     }
-    let soak = Soak::from_env()?;
+    let (soak, rows) = (Soak::from_env()?, Rows::from_env()?);
     let mut trials = Vec::new();
     for kernel in KERNELS {
-        for &machine in kernel.machines {
-            for &cpus in kernel.cpus {
-                let name = format!("x86_64/{machine}/cpus={cpus}/{}", kernel.name);
-                let boot = kernel.boot(machine, cpus, soak);
-                trials.push(Trial::test(name, move || match kernel.budgets {
-                    Some(mode) => keeps_budgets(&boot, mode, cpus, show),
+        for (machine, cpus) in kernel.rows(rows) {
+            let arch = machine.arch();
+            let boot = kernel.boot(machine, cpus, soak);
+            trials.push(Trial::test(format!("{arch}/{machine}/cpus={cpus}/{}", kernel.name), move || {
+                match kernel.budgets {
+                    Some(mode) => keeps_budgets(arch, &boot, mode, cpus, show),
                     None => passes(&boot, show).map(drop),
-                }));
-            }
+                }
+            }));
         }
     }
     trials.push(Trial::test("x86_64/size", keeps_sizes));
@@ -112,19 +112,19 @@ fn passes(boot: &Boot, show: bool) -> Result<Passed, Failed> {
 }
 
 /// Boots a kernel that measures, and holds what it says against the table.
-fn keeps_budgets(boot: &Boot, mode: &str, cpus: u32, show: bool) -> Result<(), Failed> {
-    let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
+fn keeps_budgets(arch: Arch, boot: &Boot, mode: &str, cpus: u32, show: bool) -> Result<(), Failed> {
+    let toolchain = BareMetal::find(arch.target()).map_err(|failure| failure.to_string())?;
     let mut measured = Table::new(toolchain.version());
     measured.add(mode, &passes(boot, show)?.output);
-    Ok(Table::read()?.judge(&measured, mode, cpus)?)
+    Ok(Table::read(arch)?.judge(&measured, mode, cpus)?)
 }
 
 /// Holds the heap's bytes in a release kernel against the table.
 fn keeps_sizes() -> Result<(), Failed> {
-    let toolchain = BareMetal::find(TARGET).map_err(|failure| failure.to_string())?;
+    let toolchain = BareMetal::find(Arch::X86_64.target()).map_err(|failure| failure.to_string())?;
     let mut measured = Table::new(toolchain.version());
-    measured.add_sizes(&sizes().map_err(|failure| failure.to_string())?);
-    Ok(Table::read()?.judge(&measured, "size", 1)?)
+    measured.add_sizes(&sizes(Arch::X86_64).map_err(|failure| failure.to_string())?);
+    Ok(Table::read(Arch::X86_64)?.judge(&measured, "size", 1)?)
 }
 
 /// A test of the harness, of that name: boots the kernel that misbehaves and looks at how that was judged.
@@ -145,16 +145,26 @@ fn judged(name: &str, mode: &'static str, boot: Boot, show: bool, right: fn(&Fai
 
 fn harness(show: bool) -> Vec<Trial> {
     let boot = || Boot::new("misbehave").cpus(2);
+    let elsewhere = |arch: Arch| boot().machine(arch.machine());
+    let asleep = |arch: Arch| elsewhere(arch).time_limit(Duration::from_secs(3));
     vec![
-        judged("reset", "reset", boot(), show, |f| *f == Failure::TripleFault),
+        judged("reset", "reset", boot(), show, |f| *f == Failure::Reset),
         judged("hang", "hang", boot().time_limit(Duration::from_secs(3)), show, |f| times_out(f, "used 3 s")),
         judged("sleep", "sleep", boot().time_limit(Duration::from_secs(3)), show, |f| times_out(f, "asleep")),
         judged("panic", "panic", boot(), show, |f| reports(f, "PANIC cpu 0")),
         judged("exception", "exception", boot(), show, |f| reports(f, "EXCEPTION cpu 0: page fault")),
-        judged("stack_overflow", "stack_overflow", boot(), show, |f| reports(f, "a stack ran over")),
+        judged("stack_overflow", "stack_overflow", boot(), show, overran),
         judged("exit_code", "exit_code", boot(), show, |f| *f == Failure::WrongExit("code 65".to_owned())),
         judged("silent_exit", "silent_exit", boot(), show, |f| *f == Failure::NoPassLine),
         judged("late_output", "late_output", boot(), show, |f| *f == Failure::NoPassLine),
+        judged("aarch64_reset", "reset", elsewhere(Arch::Aarch64), show, |f| *f == Failure::Reset),
+        judged("aarch64_sleep", "sleep", asleep(Arch::Aarch64), show, |f| times_out(f, "asleep")),
+        judged("aarch64_exception", "exception", elsewhere(Arch::Aarch64), show, |f| reports(f, "cpu 0: page fault")),
+        judged("aarch64_stack_overflow", "stack_overflow", elsewhere(Arch::Aarch64), show, overran),
+        judged("riscv64_reset", "reset", elsewhere(Arch::Riscv64), show, |f| *f == Failure::Reset),
+        judged("riscv64_sleep", "sleep", asleep(Arch::Riscv64), show, |f| times_out(f, "asleep")),
+        judged("riscv64_exception", "exception", elsewhere(Arch::Riscv64), show, |f| reports(f, "cpu 0: page fault")),
+        judged("riscv64_stack_overflow", "stack_overflow", elsewhere(Arch::Riscv64), show, overran),
         judged("early_return", "early_return", boot(), show, |f| reports(f, "of no work")),
         judged("no_rounds", "rounds", boot().arg("rounds", 0), show, |f| reports(f, "0 rounds")),
         judged("unknown_word", "pass", boot().args(["smal"]), show, |f| reports(f, "`smal`")),
@@ -180,8 +190,13 @@ fn harness(show: bool) -> Vec<Trial> {
             refuses(&["shotdown"], None, "no QEMU test matches `shotdown`")
         }),
         Trial::test("harness/exact_filter_without_a_match", || refuses(&["--exact", "boot"], None, "matches `boot`")),
-        Trial::test("harness/bad_soak", || refuses(&["--list"], Some("1O"), "SMP_HEAP_SOAK=1O is not a number")),
-        Trial::test("harness/no_soak", || refuses(&["--list"], Some("0"), "SMP_HEAP_SOAK=0 is not a number")),
+        Trial::test("harness/bad_rows", || refuses(&["--list"], Some((Rows::VARIABLE, "al")), "SMP_HEAP_ROWS=al is")),
+        Trial::test("harness/bad_soak", || {
+            refuses(&["--list"], Some((Soak::VARIABLE, "1O")), "SMP_HEAP_SOAK=1O is not a number")
+        }),
+        Trial::test("harness/no_soak", || {
+            refuses(&["--list"], Some((Soak::VARIABLE, "0")), "SMP_HEAP_SOAK=0 is not a number")
+        }),
         Trial::test("harness/bad_loaded", || refuses(&["--loaded=1O"], None, "`--loaded=1O`")),
         Trial::test("harness/every_kernel_is_in_the_table", every_kernel_is_in_the_table),
         Trial::test("harness/every_budget_belongs_to_a_row", every_budget_belongs_to_a_row),
@@ -192,6 +207,10 @@ fn reports(failure: &Failure, what: &str) -> bool {
     matches!(failure, Failure::Reported(why) if why.contains(what))
 }
 
+fn overran(failure: &Failure) -> bool {
+    reports(failure, "a stack ran over")
+}
+
 fn times_out(failure: &Failure, what: &str) -> bool {
     matches!(failure, Failure::TimeOut(why) if why.contains(what))
 }
@@ -200,16 +219,16 @@ fn too_little(failure: &Failure, what: &str) -> bool {
     matches!(failure, Failure::TooLittle(why) if why.starts_with(what))
 }
 
-/// Runs this very test program with arguments, or a soak factor, that it has to refuse before it boots anything.
-fn refuses(arguments: &[&str], soak: Option<&str>, why: &str) -> Result<(), Failed> {
+/// Runs this very test program with arguments, or a variable, that it has to refuse before it boots anything.
+fn refuses(arguments: &[&str], variable: Option<(&str, &str)>, why: &str) -> Result<(), Failed> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(arguments).env_remove(Soak::VARIABLE).envs(soak.map(|soak| (Soak::VARIABLE, soak)));
+    command.args(arguments).env_remove(Soak::VARIABLE).env_remove(Rows::VARIABLE).envs(variable);
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.code() == Some(2) && said.contains(why) {
         Ok(())
     } else {
-        Err(format!("{arguments:?} with the soak factor {soak:?} ended with {}:\n{said}", output.status).into())
+        Err(format!("{arguments:?} with {variable:?} ended with {}:\n{said}", output.status).into())
     }
 }
 
@@ -227,7 +246,7 @@ fn without(missing: &str, with_qemu: bool) -> Result<(), Failed> {
     let mut command = Command::new(env::current_exe()?);
     command.args(["--exact", "x86_64/microvm/cpus=1/boot"]).env("PATH", &directory);
     if with_qemu {
-        symlink(find_qemu().map_err(|failure| failure.to_string())?, directory.join("qemu-system-x86_64"))?;
+        symlink(find_qemu(Arch::X86_64).map_err(|failure| failure.to_string())?, directory.join("qemu-system-x86_64"))?;
         let compiler = directory.join("rustc");
         let script = "#!/bin/sh\ncase $1 in --version) echo 'rustc 1.99.0' ;; *) echo /nonexistent ;; esac\n";
         std::fs::write(&compiler, script)?;
@@ -265,7 +284,7 @@ fn every_kernel_is_in_the_table() -> Result<(), Failed> {
 
 /// A budget that no row measures holds nothing.
 fn every_budget_belongs_to_a_row() -> Result<(), Failed> {
-    let budgets = Table::read()?;
+    let budgets = Table::read(Arch::X86_64)?;
     let measured: BTreeSet<&str> = KERNELS.iter().filter_map(|kernel| kernel.budgets).chain(["size"]).collect();
     let budgeted = budgets.modes();
     if budgeted == measured {

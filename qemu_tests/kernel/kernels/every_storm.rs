@@ -63,7 +63,9 @@ kernel! {
         give(boot.largest_region());
         TURNS.store(boot.number("turns", 50), Relaxed);
         timer::set_handler(|_| storm::strike());
-        nmi::set_handler(|_| storm::strike());
+        if nmi::EXISTS {
+            nmi::set_handler(|_| storm::strike());
+        }
         interrupts::set_handler(STRIKE, |_| storm::strike());
         let rounds = boot.rounds(1);
         for _ in 0..rounds {
@@ -94,7 +96,7 @@ fn work(thread: usize) {
     let more = |turn| turn < TURNS.load(Relaxed) || sched::counts().migrations < WANTED.load(Relaxed);
     for turn in (0..).take_while(|turn| more(*turn)) {
         REFUSED.fetch_add(storm::try_work(STEPS), Relaxed);
-        if (thread + turn) % 2 == 0 {
+        if nmi::EXISTS && (thread + turn) % 2 == 0 {
             nmi::broadcast();
         } else {
             ipi::send_all_but_self(STRIKE);

@@ -198,19 +198,34 @@ kernel! {
 /// The instrument, on code that is known.
 fn is_exact() {
     let word = 0_u64;
-    let pointer = &raw const word;
-    let known = measure(|| {
-        // SAFETY: changes a number of this function's.
-        unsafe {
-            core::arch::asm!("nop", "lock inc qword ptr [{0}]", "xchg {1}, {1}", "xchg [{0}], {1}", "nop",
-                in(reg) pointer, inout(reg) 0_u64 => _);
-        }
-    });
+    let known = measure(|| five_instructions(&raw const word));
     let empty = measure(|| ());
     println!("an empty call: {empty:?}; with five instructions, two of them locked: {known:?}");
     assert_eq!(known.locked, 2, "locked instructions are not seen");
     assert!((5..=12).contains(&(known.instructions - empty.instructions)), "instructions are not counted");
     empty.report("an empty call");
+}
+
+/// Two of them lock memory: the word, which is changed.
+fn five_instructions(word: *const u64) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: changes a number of the caller's.
+    unsafe {
+        core::arch::asm!("nop", "lock inc qword ptr [{0}]", "xchg {1}, {1}", "xchg [{0}], {1}", "nop",
+            in(reg) word, inout(reg) 0_u64 => _);
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above. The last one belongs to the second pair.
+    unsafe {
+        core::arch::asm!("ldaxr {1}, [{0}]", "stlxr {2:w}, {1}, [{0}]", "ldxr {1}, [{0}]", "stxr {2:w}, {1}, [{0}]", "cbnz {2:w}, .-8",
+            in(reg) word, out(reg) _, out(reg) _);
+    }
+    #[cfg(target_arch = "riscv64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("nop", "amoadd.d {1}, {1}, ({0})", "lr.d {1}, ({0})", "sc.d {2}, {1}, ({0})", "bnez {2}, .-8",
+            in(reg) word, inout(reg) 1_u64 => _, out(reg) _);
+    }
 }
 
 /// Every CPU uses its cache, and leaves blocks for the others.

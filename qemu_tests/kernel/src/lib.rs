@@ -32,6 +32,8 @@
 pub mod abandon;
 pub mod arch;
 mod boot;
+#[cfg(not(target_arch = "x86_64"))]
+mod breakpoints;
 mod clock;
 pub mod console;
 #[cfg(not(target_arch = "x86_64"))]
@@ -45,6 +47,7 @@ mod page_tables;
 pub mod sched;
 pub mod smp;
 mod start;
+pub mod step;
 pub mod sync;
 pub mod test;
 #[cfg(not(target_arch = "x86_64"))]
@@ -52,8 +55,6 @@ mod ticker;
 pub mod time;
 pub mod timer;
 
-#[cfg(target_arch = "x86_64")]
-pub use arch::step;
 pub use arch::{Context, cpu, interrupts, ipi, nmi};
 pub use boot::{Boot, Hooks, Kernel, Region};
 pub use fault::Fault;

@@ -37,6 +37,10 @@ macro_rules! symbol {
     };
 }
 
+/// Where code is mapped once more, writable and not executable: so much higher.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const CODE_ALIAS: usize = 128 << 30;
+
 /// Where the kernel's image lies.
 pub(crate) fn image() -> Range<usize> {
     symbol!(kernel_start)..symbol!(kernel_end)

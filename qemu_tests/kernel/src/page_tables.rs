@@ -6,7 +6,7 @@ use page_table_multiarch::aarch64::A64PageTable as PageTable;
 use page_table_multiarch::riscv::Sv39PageTable as PageTable;
 use page_table_multiarch::{MappingFlags as Flags, PageSize, PagingHandler, PagingResult};
 
-use crate::memory::{self, PAGE, Ram, Rights, Stacks};
+use crate::memory::{self, CODE_ALIAS, PAGE, Ram, Rights, Stacks};
 use crate::{Region, sync::Lock, test};
 
 /// The RAM while tables are made of it.
@@ -46,6 +46,10 @@ pub(crate) fn build(
         };
         let size = if page.large { PageSize::Size2M } else { PageSize::Size4K };
         done(map.map(page.start.into(), page.start.into(), size, flags));
+        if page.rights == Rights::Code {
+            let alias = page.start + CODE_ALIAS;
+            done(map.map(alias.into(), page.start.into(), size, Flags::READ | Flags::WRITE));
+        }
     });
     for device in devices {
         for page in (device.start & !(PAGE - 1)..device.end()).step_by(PAGE) {

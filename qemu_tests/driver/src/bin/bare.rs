@@ -6,12 +6,12 @@
 use std::env;
 use std::process::ExitCode;
 
-use smp_heap_qemu::{BareMetal, TARGET};
+use smp_heap_qemu::{Arch, BareMetal};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let asked = arguments.iter().skip_while(|argument| *argument != "--target").nth(1);
-    let target = asked.map_or(TARGET, String::as_str);
+    let target = asked.map_or(Arch::X86_64.target(), String::as_str);
     let toolchain = match BareMetal::find(target) {
         Ok(toolchain) => toolchain,
         Err(failure) => {

@@ -7,7 +7,7 @@ mod report;
 use std::{fmt, fs, io, io::IsTerminal, path::PathBuf, time::Duration};
 
 use clap::Parser;
-use smp_heap_qemu::{Boot, Failure, Profile};
+use smp_heap_qemu::{Arch, Boot, Failure, Profile};
 use smp_heap_view::{Dump, map_text, overview, pack, page, parse, parse_trace};
 
 use progress::Progress;
@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Where the page with the pictures (heap.html) and the guests' own words (*.log) go.
     #[arg(long, value_name = "DIR", default_value = "target/demo")]
     out: PathBuf,
+    /// The processor architecture of the emulated machine.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
     /// Instead of all that: records what the heap is asked for by one kind of work on two CPUs (json, deflate, index, search,
     /// wasm), into WORK.events.gz, for `cargo view --replay`.
     #[arg(long, value_name = "WORK")]
@@ -89,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     fs::create_dir_all(&options.out).map_err(file_error(&options.out))?;
     if let Some(work) = &options.record {
         let path = options.out.join(format!("{work}.events.gz"));
-        let lines = record_events(work)?;
+        let lines = record_events(work, options.arch)?;
         return fs::write(&path, pack(&lines)).map_err(file_error(&path)).map(|()| println!("{}", path.display()));
     }
     let phases = phases(options.cpus);
@@ -134,12 +137,13 @@ fn dumps(log: &str) -> Result<Vec<Dump>, Error> {
 }
 
 /// The heap's events while two CPUs do one kind of work once.
-fn record_events(work: &str) -> Result<String, Error> {
+fn record_events(work: &str, arch: Arch) -> Result<String, Error> {
     let (kernel, _) = HEAPS[0];
     let mut lines = String::new();
     let mut last = Vec::new();
     let outcome = Boot::new(kernel)
         .profile(Profile::Traced)
+        .machine(arch.machine())
         .cpus(2)
         .memory_mib(MEMORY_MIB)
         .arg("phases", 2)
@@ -178,6 +182,7 @@ fn record(
     let list: Vec<String> = phases.iter().map(u32::to_string).collect();
     let outcome = Boot::new(kernel)
         .profile(Profile::Fast)
+        .machine(options.arch.machine())
         // Never fewer than two: see the head of `bin/demo.rs`.
         .cpus(options.cpus.max(2))
         .memory_mib(MEMORY_MIB)
@@ -199,7 +204,7 @@ fn record(
     progress.finish();
     let result = match outcome {
         Err(failure) => {
-            let speaks = matches!(failure, Failure::Reported(_) | Failure::TimeOut(_) | Failure::TripleFault);
+            let speaks = matches!(failure, Failure::Reported(_) | Failure::TimeOut(_) | Failure::Reset);
             let lines: Vec<&str> = log.lines().collect();
             let last = lines.iter().rev().take(if speaks { 12 } else { 0 }).rev();
             Err(Error::Guest { kernel, failure, last: last.map(|line| (*line).to_owned()).collect() })

@@ -15,15 +15,13 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as imp;
 
-#[cfg(target_arch = "x86_64")]
-pub use imp::step;
-pub(crate) use imp::{AREA, call_timed, fault_address, new_thread, set_up_cpu, switch_threads};
+pub(crate) use imp::{AREA, call_timed, fault_address, new_thread, prepare_steps, set_up_cpu, switch_threads};
 pub use imp::{
     Context, Exit, cpu, cycles, enable_and_halt, exit, interrupts, ipi, nmi, reset, serial_write, start_timer, stop,
     stop_timer, vector,
 };
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use imp::{clear_deadline, set_deadline};
+pub(crate) use imp::{clear_deadline, code, code_has_changed, set_deadline};
 
 pub use crate::memory::STACK_LEN;
 pub use crate::start::{MAX_CPUS, cpu_count, kernel};

@@ -237,6 +237,20 @@ probe_instruction:
 probe_faulted:
     ret
 
+    // void step_call(void (*work)(void *), void *argument): a breakpoint begins the steps.
+    .section .text.step, "ax"
+    .global step_call, step_called, step_returned
+step_call:
+    stp x29, x30, [sp, #-16]!
+    mov x2, x0
+    mov x0, x1
+    brk #0
+step_called:
+    blr x2
+step_returned:
+    ldp x29, x30, [sp], #16
+    ret
+
     // void timed_call(void (*work)(void *), void *argument, uint64_t count): starts the timer before the call, and stops it behind it.
     .section .text.timed, "ax"
     .global timed_call, timed_end

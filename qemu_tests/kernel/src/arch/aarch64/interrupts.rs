@@ -8,7 +8,7 @@ use core::arch::asm;
 use aarch64_cpu::registers::{DAIF, ESR_EL1, FAR_EL1, Readable, VBAR_EL1, Writeable};
 
 use super::{exit, gic, vector};
-use crate::{console, cpu, fault, handlers, println, sched, start, ticker};
+use crate::{breakpoints, console, cpu, fault, handlers, println, sched, start, ticker};
 
 pub use crate::handlers::{Handler, set_handler};
 
@@ -23,6 +23,7 @@ pub(super) const OTHER: u64 = 5;
 /// Exception classes.
 pub(super) const SVC: u64 = 0x15;
 const DATA_ABORT: u64 = 0x25;
+const BREAKPOINT: u64 = 0x3c;
 
 /// IRQs are masked, in a saved or live mask.
 const MASKED: u64 = 1 << 7;
@@ -152,11 +153,12 @@ fn exception(context: &mut Context) {
     match ESR_EL1.read(ESR_EL1::EC) {
         DATA_ABORT if fault::recover(context) => {}
         DATA_ABORT => unexpected(context, "page fault"),
+        BREAKPOINT if breakpoints::stepped(context) => {}
+        BREAKPOINT => unexpected(context, "breakpoint"),
         0 => unexpected(context, "invalid instruction"),
         0x21 => unexpected(context, "page fault of the code"),
         0x22 => unexpected(context, "unaligned code"),
         0x26 => unexpected(context, "unaligned stack"),
-        0x3c => unexpected(context, "breakpoint"),
         _ => unexpected(context, "exception"),
     }
 }

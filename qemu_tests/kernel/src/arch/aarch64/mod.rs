@@ -3,6 +3,7 @@
 //! Everything runs with the MMU and the caches on, from before the first line of Rust: without them, atomic instructions
 //! are not guaranteed to work.
 
+pub(crate) mod code;
 pub mod cpu;
 mod entry;
 mod gic;
@@ -22,6 +23,7 @@ use crate::device_tree::Tree;
 use crate::memory::{Ram, Stacks};
 use crate::{clock, page_tables, start, start::MAX_CPUS, sync::Once, test, ticker, time, timer::Raise};
 
+pub(crate) use crate::breakpoints::prepare_steps;
 pub use crate::ticker::{start_timer, stop_timer};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
@@ -153,6 +155,16 @@ pub fn cycles() -> u64 {
 /// The address of the last page fault.
 pub(crate) fn fault_address() -> usize {
     FAR_EL1.get() as usize
+}
+
+/// Code at `address` was changed, through another address.
+pub(crate) fn code_has_changed(address: usize) {
+    let alias = address + crate::memory::CODE_ALIAS;
+    // SAFETY: writes the change back as far as code is fetched from, and has it fetched anew.
+    unsafe {
+        asm!("dc cvau, {}", "dsb ish", "ic ivau, {}", "dsb ish", "isb", in(reg) alias, in(reg) address,
+            options(nostack, preserves_flags));
+    }
 }
 
 /// Sleeps until an interrupt comes. With interrupts off when called, none is missed in between.

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use riscv::register::{sie, sstatus, stval, stvec};
 
 use super::{exit, vector};
-use crate::{console, cpu, fault, handlers, println, sched, start, start::MAX_CPUS, ticker};
+use crate::{breakpoints, console, cpu, fault, handlers, println, sched, start, start::MAX_CPUS, ticker};
 
 pub use crate::handlers::{Handler, set_handler};
 
@@ -18,6 +18,7 @@ pub use crate::handlers::{Handler, set_handler};
 const INTERRUPT: usize = 1 << 63;
 const SOFTWARE: usize = INTERRUPT | 1;
 const TIMER: usize = INTERRUPT | 5;
+const BREAKPOINT: usize = 3;
 const LOAD_FAULT: usize = 13;
 /// No processor's.
 pub(super) const YIELDED: usize = INTERRUPT | 63;
@@ -57,6 +58,22 @@ impl Context {
     #[must_use]
     pub fn pc(&self) -> u64 {
         self.pc
+    }
+
+    /// The register of that number, but for `tp`.
+    pub(super) fn x(&self, number: u32) -> u64 {
+        let place = |first: u32| (number - first) as usize;
+        match number {
+            1 => self.ra,
+            2 => self.sp,
+            3 => self.gp,
+            5..=7 => self.t[place(5)],
+            8 | 9 => self.s[place(8)],
+            10..=17 => self.a[place(10)],
+            18..=27 => self.s2[place(18)],
+            28..=31 => self.t3[place(28)],
+            _ => 0,
+        }
     }
 
     /// Goes on somewhere else.
@@ -143,6 +160,7 @@ extern "C" fn interrupt_dispatch(context: *mut Context, cause: usize) -> *mut Co
     match cause {
         SOFTWARE => software(registers),
         LOAD_FAULT if fault::recover(registers) => {}
+        BREAKPOINT if breakpoints::stepped(registers) => {}
         _ => unexpected(registers, cause, ""),
     }
     context

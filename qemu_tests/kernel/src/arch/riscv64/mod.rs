@@ -1,5 +1,6 @@
 //! QEMU's `virt` board for riscv64: S-mode over a firmware with the SBI's timer, IPI, and hart state management.
 
+pub(crate) mod code;
 pub mod cpu;
 mod entry;
 pub mod interrupts;
@@ -13,6 +14,7 @@ use crate::device_tree::Tree;
 use crate::memory::{PAGE, Ram, Stacks};
 use crate::{Region, clock, page_tables, start, start::MAX_CPUS, sync::Once, test, ticker, timer::Raise};
 
+pub(crate) use crate::breakpoints::prepare_steps;
 pub use crate::ticker::{start_timer, stop_timer};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
@@ -133,6 +135,11 @@ pub(crate) fn fault_address() -> usize {
     stval::read()
 }
 
+/// Code was changed, through another address.
+pub(crate) fn code_has_changed(_: usize) {
+    riscv::asm::fence_i();
+}
+
 /// Sleeps until an interrupt comes. With interrupts off when called, none is missed in between.
 pub fn enable_and_halt() {
     // A masked interrupt that is there ends the sleep too.
@@ -206,10 +213,11 @@ pub(crate) fn clear_deadline() {
 }
 
 unsafe extern "C" {
-    fn timed_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, deadline: u64);
+    fn timed_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u64);
 }
 
-/// Calls `work(argument)` with the timer set to raise something once, about `count` counts after the call begins.
+/// Calls `work(argument)` with the timer set to raise something once, after about `count` instructions of the call or a few more, where the
+/// emulator counts instructions as the driver has it.
 ///
 /// # Safety
 /// As for `work`.
@@ -219,11 +227,8 @@ pub(crate) unsafe fn call_timed(work: unsafe extern "C" fn(*mut u8), argument: *
         Raise::Nmi => no_nmi(),
     }
     // SAFETY: as the caller promises.
-    unsafe { timed_call(work, argument, time::read64() + u64::from(count)) };
+    unsafe { timed_call(work, argument, count.into()) };
     ticker::stand_for_nothing();
-    clear_deadline();
-    // SAFETY: `timed_call` left it masked; the deadline was taken back.
-    unsafe { riscv::register::sie::set_stimer() };
 }
 
 /// Interrupts from one CPU to others.

@@ -9,7 +9,7 @@ pub mod cpu;
 mod entry;
 pub mod interrupts;
 mod pvh;
-pub mod step;
+mod step;
 mod tables;
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,7 @@ pub(crate) use apic::call_timed;
 pub use apic::{start_timer, stop_timer};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
+pub(crate) use step::prepare_steps;
 
 /// Where the other CPUs begin; a page below 1 MiB that no firmware table lies in.
 const TRAMPOLINE_PAGE: usize = 0x8000;
