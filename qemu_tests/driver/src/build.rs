@@ -5,11 +5,11 @@
 //! the kernels want optimisation *with* checks, host tests want quick builds, and neither should have to agree.
 
 use core::fmt::Write as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Arch, BareMetal, Failure, Needs};
+use crate::{Arch, BareMetal, Failure, KERNELS, Kernel, Needs, Rows};
 
 /// With how much optimisation and checking kernels are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ type Built = Arc<Result<BTreeMap<String, PathBuf>, Failure>>;
 
 /// The ELF file of `kernel`, built first if this process has not done so yet.
 ///
-/// The checked profile builds all kernels at once, because a test run wants most of them; the fast one builds the
+/// The checked profile builds at once all kernels that have rows, because a test run wants most of them; the fast one builds the
 /// asked one alone.
 ///
 /// # Errors
@@ -98,8 +98,12 @@ fn build(arch: Arch, profile: Profile, only: &str) -> Result<BTreeMap<String, Pa
     if arch.has(Needs::PageTables) {
         cargo.args(["--features", "paging"]);
     }
-    if only.is_empty() {
+    if only.is_empty() && arch == Arch::X86_64 {
         cargo.arg("--tests");
+    } else if only.is_empty() {
+        for kernel in booted(arch) {
+            cargo.args(["--test", kernel]);
+        }
     } else {
         cargo.args(["--test", only]);
         // The demonstration's kernels are behind a feature, as the tests can do without what they need.
@@ -118,6 +122,15 @@ fn build(arch: Arch, profile: Profile, only: &str) -> Result<BTreeMap<String, Pa
         return Err(Failure::Build(text));
     }
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(executable).collect())
+}
+
+/// The kernels that have rows on an architecture, and the one that the tests of the harness boot.
+fn booted(arch: Arch) -> BTreeSet<&'static str> {
+    // What the environment says wrong, the test program has refused.
+    let rows = Rows::from_env().unwrap_or(Rows::All);
+    let has_rows = |kernel: &&Kernel| kernel.rows(rows).any(|(machine, _)| machine.arch() == arch);
+    let checked = KERNELS.iter().filter(|kernel| kernel.profile == Profile::Checked);
+    checked.filter(has_rows).map(Kernel::file).chain(["misbehave"]).collect()
 }
 
 /// Name and file of the kernel that one message of cargo is about, if it is about one.

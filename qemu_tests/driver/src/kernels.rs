@@ -60,10 +60,14 @@ impl Kernel {
         }
     }
 
+    /// The name of its file.
+    pub(crate) fn file(&self) -> &'static str {
+        self.name.split_once('+').map_or(self.name, |(file, _)| file)
+    }
+
     /// The boot of this kernel on one machine with so many CPUs.
     pub fn boot(&self, machine: Machine, cpus: u32, soak: Soak) -> Boot {
-        let file = self.name.split_once('+').map_or(self.name, |(file, _)| file);
-        Boot::new(file)
+        Boot::new(self.file())
             .profile(self.profile)
             .machine(machine)
             .cpus(cpus)
