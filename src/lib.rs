@@ -49,7 +49,7 @@
 //! models     what the model checker runs, under `cfg(loom)` only
 //! battery    checks that a kernel runs over its own heap
 //! observe    dump, stats, verify                                  numbers, the same as lines for tools, every invariant checked
-//! api        guarded, leaks, debug_header, reserve, mod           alloc, resize, remap, free, GlobalAlloc, allocator-api2
+//! api        c, allocator, guarded, leaks, debug_header, reserve, mod   alloc, resize, remap, free, GlobalAlloc, Allocator, malloc
 //! service    maintain, overhead                                   work for idle times, CPUs that go, a bound for provision
 //! heap       large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans, gate, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
 //! cache      mod, owned_pages                                     one CPU's bounded lists
@@ -75,7 +75,7 @@
 //! | leftovers of a thread are found by others by chance | surplus goes back to its slab in batches; caches can be drained |
 //! | memory is never given back | whole slabs go to the page heap, empty chunks to the provider |
 //! | `PageAllocator`: map, unmap, realloc | [`PageProvider`]: `map`, `unmap`, `resize`, `remap`, called with nothing of the heap locked |
-//! | `alloc`, `resize`, `remap`, `free` of the `Allocator` vtable | the same four as methods, [`GlobalAlloc`](core::alloc::GlobalAlloc), and with a feature `allocator_api2::alloc::Allocator` |
+//! | `alloc`, `resize`, `remap`, `free` of the `Allocator` vtable | the same four as methods, [`GlobalAlloc`](core::alloc::GlobalAlloc), and with features the `Allocator`s of `core` and of `allocator-api2` |
 //! | null or false | [`AllocError`], `None`, false; never a panic |
 //!
 //! # Words
@@ -119,10 +119,13 @@
 //!   are reported and ignored (`docs/hardening.md`).
 //! - `debug-heap`: also red zones, poison, a quarantine, and the site and age of each block; reports of leaks by site.
 //! - `guard-pages`: also one allocation in N on pages of its own beside unmapped ones.
-//! - `allocator-api2`: `allocator_api2::alloc::Allocator` for `&Heap`.
+//! - `allocator-api2-02`, `allocator-api2-04`: `Allocator` of that version of the crate `allocator-api2` for `&Heap`; hashbrown uses 0.2.
+//! - `nightly`: `core::alloc::Allocator` for `&Heap`. On other compilers it does nothing, with a warning.
+//! - `c-heap`: `malloc`, `free` and their like: see [`export_c_heap`].
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
 #![no_std]
+#![cfg_attr(has_allocator, feature(allocator_api))]
 
 #[cfg(any(test, loom, simulated))]
 extern crate std;

@@ -3,6 +3,10 @@
 //! The four are those of Zig's `Allocator`: `resize` never moves, `remap` may move without copying, and both may say no. `realloc` tries
 //! them in that order before it copies. Sizes and alignments are checked once, here; below, a request is a size class or a run.
 
+#[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04", has_allocator))]
+mod allocator;
+#[cfg(feature = "c-heap")]
+mod c;
 #[cfg(feature = "debug-heap")]
 mod debug_header;
 #[cfg(feature = "guard-pages")]
@@ -634,60 +638,4 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
 #[inline]
 fn or_null(start: Option<NonNull<u8>>) -> *mut u8 {
     start.map_or(core::ptr::null_mut(), NonNull::as_ptr)
-}
-
-#[cfg(feature = "allocator-api2")]
-mod allocator_api2_face {
-    use super::{CpuMode, Heap, Layout, NonNull, PageProvider};
-    use allocator_api2::alloc::{AllocError, Allocator};
-
-    impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-        /// `realloc` where the alignment may change too.
-        ///
-        /// # Safety
-        /// As for [`realloc`](Heap::realloc).
-        unsafe fn change(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-            if old.align() == new.align() {
-                // SAFETY: the contract is the same.
-                return unsafe { self.realloc(start, old, new.size()) }.map_err(|_| AllocError);
-            }
-            let block = self.allocate(new)?;
-            let count = old.size().min(new.size());
-            self.count_copied(old.size(), count);
-            // SAFETY: both blocks are at least that long, and the new one is nobody else's, so they do not overlap.
-            unsafe { start.copy_to_nonoverlapping(block.cast(), count) };
-            // SAFETY: the contract is the same, and the content has moved.
-            unsafe { self.free(start, old) };
-            Ok(block)
-        }
-    }
-
-    // SAFETY: blocks stay valid until freed, wherever the reference to the heap goes: the heap is borrowed, and its memory is the provider's. Copies of
-    // the reference are the same heap.
-    unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> Allocator for &Heap<P, C, CPUS> {
-        fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-            self.alloc(layout).map_err(|_| AllocError)
-        }
-
-        fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-            let block = self.alloc_zeroed(layout).map_err(|_| AllocError)?;
-            // The whole slice must be zero here, not only what was asked for.
-            Ok(NonNull::slice_from_raw_parts(block.cast(), layout.size()))
-        }
-
-        unsafe fn deallocate(&self, start: NonNull<u8>, layout: Layout) {
-            // SAFETY: by the contract of `Allocator` the block is ours, of a Layout that fits it, and unused.
-            unsafe { self.free(start, layout) };
-        }
-
-        unsafe fn grow(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-            // SAFETY: the contract is the same.
-            unsafe { self.change(start, old, new) }
-        }
-
-        unsafe fn shrink(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-            // SAFETY: the contract is the same.
-            unsafe { self.change(start, old, new) }
-        }
-    }
 }

@@ -339,6 +339,12 @@ impl Guards {
         self.find(block.addr().get()).is_some()
     }
 
+    /// The Layout of the guarded block in use that starts there.
+    #[cfg(feature = "c-heap")]
+    pub(crate) fn layout_of(&self, block: NonNull<u8>) -> Option<Layout> {
+        self.find(block.addr().get()).map(Place::layout)
+    }
+
     /// Whether a guarded block that was freed started there, and no other one took its place.
     pub(crate) fn is_gone(&self, block: NonNull<u8>) -> bool {
         self.places.iter().any(|place| place.is(GONE, block.addr().get()))

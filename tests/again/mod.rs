@@ -6,7 +6,9 @@ use std::process::{Command, ExitCode};
 pub(crate) fn with_cfg(cfg: &str, test: &str) -> ExitCode {
     let mut command = Command::new(env!("CARGO"));
     command
-        .args(["test", "--quiet", "--release", "--package", "smp-heap", "--test", test, "--target-dir"])
+        .args(["test", "--quiet", "--release", "--package", "smp-heap", "--test", test])
+        .args(if cfg == "loom" { &["--features", "model-checker"][..] } else { &[] })
+        .arg("--target-dir")
         .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name(cfg))
         .arg("--")
         .args(std::env::args_os().skip(1))

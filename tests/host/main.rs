@@ -10,7 +10,10 @@
     reason = "these run on a host, and a failed check ends a test, which is what a test is for"
 )]
 
+mod allocators;
 mod borders;
+#[cfg(target_os = "linux")]
+mod c_heap;
 mod common;
 #[cfg(all(feature = "hardened", target_os = "linux"))]
 mod corpus;
@@ -25,6 +28,7 @@ mod guard_pages;
 #[cfg(feature = "hardened")]
 mod hardening;
 mod layers;
+mod manifest;
 // With frames every length is another one, and a quarantine keeps what is freed.
 #[cfg(not(feature = "debug-heap"))]
 mod memory;

@@ -19,8 +19,19 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use table::{PLANTS, Plant};
 
 /// What a copy of the tree needs.
-const PARTS: [&str; 10] =
-    ["Cargo.toml", "Cargo.lock", "README.md", "docs", "examples", "src", "tests", "memory_maps", "qemu_tests", "tools"];
+const PARTS: [&str; 11] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "build.rs",
+    "README.md",
+    "docs",
+    "examples",
+    "src",
+    "tests",
+    "memory_maps",
+    "qemu_tests",
+    "tools",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -53,7 +64,7 @@ fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
             "--config",
             "profile.dev.package.smp-heap.debug=0",
         ])
-        .arg("--target-dir")
+        .args(["--features", "model-checker", "--target-dir"])
         .arg(target().join("build"))
         .args(arguments)
         .current_dir(tree)

@@ -67,8 +67,9 @@ fn watch(limit: Duration) {
         let threads: Vec<u32> = threads().filter(|thread| !own.contains(thread)).collect();
         seen.retain(|thread, _| threads.contains(thread));
         threads.iter().for_each(|thread| _ = seen.entry(*thread).or_insert((now, used)));
-        if seen.is_empty() || used.saturating_sub(awake.1) >= asleep / 100 {
-            awake = (now, used);
+        let used_by_all = used_by_all();
+        if seen.is_empty() || used_by_all.saturating_sub(awake.1) >= asleep / 100 {
+            awake = (now, used_by_all);
         }
         if now - awake.0 >= asleep {
             end("sleeps for ever", seen.keys());
@@ -90,6 +91,30 @@ fn used() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_ascii_whitespace();
     TICK * fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).sum()
+}
+
+/// Processor time of this program, of those that it started and waits for, a compiler say, and of those that they started; also of those that have ended.
+fn used_by_all() -> Duration {
+    let programs: Vec<_> = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(times).collect();
+    let (mut own, mut all) = (Vec::from([process::id()]), 0);
+    while let Some(parent) = own.pop() {
+        for (number, started_by, ticks) in &programs {
+            all += if *number == parent { *ticks } else { 0 };
+            if *started_by == parent {
+                own.push(*number);
+            }
+        }
+    }
+    TICK * all
+}
+
+/// A program's number, that of the program that started it, and the ticks that it and the children that ended have used.
+fn times(program: fs::DirEntry) -> Option<(u32, u32, u32)> {
+    let number = program.file_name().to_str()?.parse().ok()?;
+    let stat = fs::read_to_string(program.path().join("stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<u32>().ok()).sum();
+    Some((number, fields.get(1)?.parse().ok()?, ticks))
 }
 
 /// Has these threads write their names, and ends the program.
