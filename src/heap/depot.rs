@@ -19,7 +19,7 @@
 use core::ptr::NonNull;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
-use crate::base::sync::{AtomicBool, AtomicU64, AtomicUsize, InHand, Level, Ordering};
+use crate::base::sync::{AtomicU64, AtomicUsize, InHand, Level, Ordering};
 use crate::base::trace::{Event, Hook, Kind};
 use crate::cache::{Counts, CpuCache, Raise, Tally};
 use crate::harden::Damage;
@@ -113,8 +113,6 @@ pub(crate) struct Engine<const CPUS: usize> {
     used_caches: AtomicUsize,
     /// Caches of CPUs that have gone.
     gone_caches: AtomicUsize,
-    /// The provider last gave as much as the heap wished for.
-    ample: AtomicBool,
     /// Frees of what this heap never gave.
     stray_count: AtomicU64,
     pub(crate) trace: Hook,
@@ -172,7 +170,6 @@ impl<const CPUS: usize> Engine<CPUS> {
             slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),
             gone_caches: AtomicUsize::new(0),
-            ample: AtomicBool::new(false),
             stray_count: AtomicU64::new(0),
             trace: Hook::new(),
             #[cfg(feature = "hardened")]
@@ -373,7 +370,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// What a new slab of the class needs.
     pub(crate) fn slab_want(&self, class: SizeClass) -> Want {
-        let held_len = self.pages.held_len();
+        let held_len = self.pages.worked_len();
         let granules = [(TINY_HEAP_LEN, MIN_SLAB_LEN), (SMALL_HEAP_LEN, 1024)].into_iter();
         let granule =
             granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
@@ -551,7 +548,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
         let slab_len = self.slab_want(slab.class()).len.max(Chunk::run_len(slab.desc()));
-        (self.pages.held_len() / RESERVE_SHARE / self.used_count() / slab_len.max(1)).max(1) as u32
+        (self.pages.worked_len() / RESERVE_SHARE / self.used_count() / slab_len.max(1)).max(1) as u32
     }
 
     /// Counts a free of what this heap never gave; nothing else happens to it.
@@ -576,19 +573,17 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     pub(crate) fn is_ample(&self) -> bool {
-        self.ample.load(Ordering::Relaxed)
+        self.pages.is_ample()
     }
 
     /// Notes whether the provider last gave what the heap wished for.
     pub(crate) fn set_ample(&self, ample: bool) {
-        if self.is_ample() != ample {
-            self.ample.store(ample, Ordering::Relaxed);
-        }
+        self.pages.set_ample(ample);
     }
 
     /// What one cache may hold, in bytes.
     fn budget(&self) -> usize {
-        let (held_len, used_count) = (self.pages.held_len(), self.used_count());
+        let (held_len, used_count) = (self.pages.worked_len(), self.used_count());
         let share = share_of(held_len, CACHED_SHARES) / used_count;
         let ample = self.is_ample() && held_len >= LARGER_HEAP_LEN;
         if ample { share.max(AMPLE_CACHE_LEN.min(held_len / 2 / used_count)) } else { share }
@@ -710,6 +705,9 @@ mod tests {
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed; it goes when the engine goes.
             unsafe { engine.pages.add_chunk(memory, run, nothing, 0, false, &step) }.unwrap();
+            // All of it was used once, or sizes would follow what is used.
+            let all = engine.pages.alloc_any(engine.pages.free_len(), 1, Use::Large, &step).unwrap();
+            engine.pages.free(all.desc);
             Self { engine, memory, run }
         }
 

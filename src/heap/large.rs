@@ -175,7 +175,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn alloc_alone(&self, layout: Layout) -> Option<NonNull<[u8]>> {
         let block = self.alloc_run(layout, Use::Large)?.block;
         let desc = self.run_of(block.cast())?;
-        let inside = Chunk::of(desc).descs_of(desc).skip(1).filter(|desc| desc.kind() != Kind::Tail);
+        let inside = Chunk::of(desc).descs_of(desc).skip(1).take(desc.len().saturating_sub(2));
         inside.for_each(|desc| desc.set(Kind::Inside, 0, false));
         Some(block)
     }

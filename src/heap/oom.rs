@@ -140,10 +140,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// [`reclaim`](Self::reclaim); and chunks that are then free as a whole may be had again in another length.
     fn reclaim_then_grow<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
         let found = self.reclaim(seek);
-        if found.is_none() && self.return_chunks(0, caller) > 0 {
-            return self.grow(seek, false, caller).ok().flatten();
+        if found.is_some() {
+            return found;
         }
-        found
+        let want = seek.want();
+        if self.engine.pages.largest_free() >= want.least_len.saturating_add(want.align) {
+            // Freed meanwhile: a chunk that would be given back for nothing.
+            let found = seek.attempt(Depth::Thorough);
+            if found.is_some() {
+                return found;
+            }
+        }
+        if self.return_chunks(0, caller) > 0 { self.grow(seek, false, caller).ok().flatten() } else { None }
     }
 
     /// The pressure hook, unlocked, and a search after each time that it helped.

@@ -68,13 +68,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Drains like [`drain`](Self::drain) first. Chunks go back whole, so a chunk with a single block in use stays. With nothing locked while the provider
     /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as long as the heap is large.
     pub fn trim(&self, keep: usize) -> usize {
-        self.drain();
-        self.engine.release_whole(&|work| self.step(work));
         let caller = self.caller();
         self.offer_orphans(caller);
-        let mut len = self.return_chunks(keep, caller);
-        // The provider may have used the heap meanwhile.
-        while self.engine.pages.drain_deferred(&|work| self.step(work)) {
+        let mut len = 0;
+        // Until a round gives nothing: the provider may use the heap meanwhile.
+        loop {
+            self.drain();
+            self.engine.release_whole(&|work| self.step(work));
             match self.return_chunks(keep, caller) {
                 0 => break,
                 more => len += more,

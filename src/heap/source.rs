@@ -121,13 +121,15 @@ impl<P: PageProvider> Source<P> {
         wish: usize,
         wait: bool,
     ) -> Option<(NonNull<u8>, PageRun)> {
-        let preferred = provider.prefer(need).len();
+        let mut preferred = provider.prefer(need).len();
         let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
-        let mut len = if wish == 0 { 0 } else { wish.max(preferred) };
+        let mut len = wish.max(preferred);
         while let Some(run) = longer(len) {
             if let Some(start) = self.map_inside(provider, run, wait) {
                 return Some((start, run));
             }
+            // What is preferred may be another length by now.
+            preferred = provider.prefer(need).len();
             let shorter = run.len().next_power_of_two() / 2;
             len = if (shorter..run.len()).contains(&preferred) { preferred } else { shorter };
         }

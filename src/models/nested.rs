@@ -33,6 +33,8 @@ models! {
 /// Each region's length. There are so many that a nested context finds one that is not on its way into the heap or out of it.
 const LEN: usize = 64 << 10;
 const REGIONS: usize = 4;
+/// Regions that touch would be one.
+const GAP_LEN: usize = 1024;
 /// The class of the interrupted work and of its handlers.
 const SIZE: usize = 100;
 
@@ -120,14 +122,14 @@ struct Scene<P, C: 'static> {
 
 impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
     fn new(mode: C) -> Self {
-        Self { heap: Place::new(), memory: memory(LEN * REGIONS), mode }
+        Self { heap: Place::new(), memory: memory((LEN + GAP_LEN) * REGIONS), mode }
     }
 
     fn renew(&self) -> &'static Any<P, C> {
         reset();
         let heap = self.heap.fill(Heap::new(P::with(RegionProvider::new()), self.mode));
         for region in 0..REGIONS {
-            let start = self.memory.as_ptr().wrapping_add(region * LEN);
+            let start = self.memory.as_ptr().wrapping_add(region * (LEN + GAP_LEN));
             // SAFETY: leaked memory of that length, which only this heap uses until the next one is made.
             unsafe { heap.provider().regions().add_region(start, LEN) }.unwrap();
         }

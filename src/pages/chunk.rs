@@ -19,7 +19,7 @@
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 
 use super::desc::{Kind, MAX_LEN, PageDesc};
-use crate::base::sync::{AtomicPtr, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU32, Ordering};
 use crate::contract::provider::PageRun;
 use crate::harden::{Key, KeyCell};
 
@@ -30,6 +30,9 @@ const GRANULES: [(usize, u32); 2] = [(16 << 10, UNIT_SHIFT), (256 << 10, 10)];
 /// Granule of all longer chunks, as a shift.
 pub(crate) const COARSE_SHIFT: u32 = 12;
 
+/// Granules that the mark of what was used moves by at least.
+const TOUCH_STEP: usize = 64;
+
 const HEADER_LEN: usize = size_of::<Chunk>();
 const DESC_LEN: usize = size_of::<PageDesc>();
 
@@ -39,14 +42,17 @@ const DESC_LEN: usize = size_of::<PageDesc>();
 pub(crate) struct Chunk {
     /// First granule; with the provenance of the whole run.
     start: NonNull<u8>,
-    /// What the provider gave: not `start` where its run was less aligned than the granule.
-    base: NonNull<u8>,
+    /// What the provider gave.
     run: PageRun,
     /// Granules, at least one; the table behind this header has as many descriptors.
     count: u32,
+    /// What lies from this granule on was never used; written under the pool's lock.
+    touched: AtomicU32,
     /// Granule length as a shift.
     shift: u16,
     pool: u16,
+    /// Bytes between what the provider gave and `start`, where its run was less aligned than the granule.
+    skip: u16,
     /// Links of the one list of its pool that the chunk is in; written under the pool's lock.
     pub(crate) next: AtomicPtr<Chunk>,
     pub(crate) prev: AtomicPtr<Chunk>,
@@ -70,7 +76,12 @@ impl<'a> Descs<'a> {
     /// Those around a descriptor.
     #[inline]
     pub(crate) fn around(desc: &'a PageDesc) -> Self {
-        let chunk = Chunk::of(desc);
+        Self::of(Chunk::of(desc))
+    }
+
+    /// Those of a chunk.
+    #[inline]
+    pub(crate) fn of(chunk: &'a Chunk) -> Self {
         Self { chunk, count: chunk.count(), shift: chunk.shift() }
     }
 
@@ -99,8 +110,17 @@ impl<'a> Descs<'a> {
         }
         // SAFETY: `index` is less than the chunk's count, and the table has as many descriptors inside the run.
         let desc = unsafe { self.chunk.table().add(index) };
-        // SAFETY: initialised by `create`, shared by reference only, alive as long as the header.
+        // SAFETY: in the run and aligned (`create`), shared by reference only, alive as long as the header; every value of its fields is valid, and none is read
+        // before a run that begins or ends here, or a slab, wrote it.
         Some(unsafe { desc.as_ref() })
+    }
+
+    /// The same for a granule that a run is about to begin at.
+    #[inline]
+    pub(crate) fn begin(&self, index: usize) -> Option<&'a PageDesc> {
+        let desc = self.get(index)?;
+        desc.set_index(index);
+        Some(desc)
     }
 
     /// Length of a run of `len` granules in units.
@@ -111,9 +131,8 @@ impl<'a> Descs<'a> {
 }
 
 impl Chunk {
-    /// Writes header and descriptors at the end of a run, as one run of kind `Leaving` over all granules: nobody
-    /// knows it yet. `None` if there is no room for one granule. Takes time in proportion to the run's length;
-    /// nothing is locked.
+    /// Writes the header at the end of a run, and one run of kind `Leaving` over all granules: nobody
+    /// knows it yet. `None` if there is no room for one granule. Takes the same time at any length, but with `hardened`; nothing is locked.
     ///
     /// # Safety
     /// `base` is the start of `run` as the provider gave it, used by nobody else, and if `zeroed` all zeros; it
@@ -133,7 +152,7 @@ impl Chunk {
         let header = unsafe { start.add((count as usize) << shift) }.cast::<Chunk>();
         // SAFETY: as above; the header ends inside the run.
         let table = unsafe { header.add(1) }.cast::<PageDesc>();
-        for index in 0..count {
+        for index in 0..if cfg!(feature = "hardened") { count } else { 1 } {
             // SAFETY: `index < count`, and `count` descriptors fit behind the header (sum above).
             let desc = unsafe { table.add(index as usize) };
             // SAFETY: in the run, which the caller owns, and aligned: the header is at a multiple of the granule
@@ -142,11 +161,12 @@ impl Chunk {
         }
         let chunk = Chunk {
             start,
-            base,
             run,
             count,
+            touched: AtomicU32::new(0),
             shift: u16::try_from(shift).ok()?,
             pool,
+            skip: u16::try_from(skip).ok()?,
             next: AtomicPtr::new(core::ptr::null_mut()),
             prev: AtomicPtr::new(core::ptr::null_mut()),
             key: KeyCell::new(),
@@ -164,8 +184,8 @@ impl Chunk {
     pub(crate) fn of(desc: &PageDesc) -> &Chunk {
         let addr = core::ptr::from_ref(desc).addr() - desc.index() * DESC_LEN - HEADER_LEN;
         let header = with_exposed_provenance::<Chunk>(addr);
-        // SAFETY: `PageDesc`s are made by `create` alone, as element `index` of the table that stands right behind
-        // its header, and `create` exposed the run's provenance. The header lives as long as its descriptors.
+        // SAFETY: a `PageDesc` that a run begins at is element `index` of the table that stands right behind its header (`begin`), and `create` exposed the
+        // run's provenance. The header lives as long as its descriptors.
         unsafe { &*header }
     }
 
@@ -198,13 +218,34 @@ impl Chunk {
 
     /// What the provider gave: where it starts, and the run.
     pub(crate) fn given(&self) -> (NonNull<u8>, PageRun) {
-        (self.base, self.run)
+        // SAFETY: `start` is so many bytes behind the run's start (`create`).
+        (unsafe { self.start.sub(usize::from(self.skip)) }, self.run)
     }
 
     /// Granules.
     #[inline]
     pub(crate) fn count(&self) -> usize {
         self.count as usize
+    }
+
+    /// What lies from this granule on was never used.
+    #[inline]
+    pub(crate) fn touched(&self) -> usize {
+        self.touched.load(Ordering::Relaxed) as usize
+    }
+
+    /// Granules up to `end` are used from now on, and some more, so that this is seldom; gives the bytes that the mark moves by.
+    #[expect(clippy::cast_possible_truncation, reason = "at most `count`")]
+    pub(crate) fn touch(&self, end: usize) -> usize {
+        let old = self.touched();
+        let new = end.max(old.saturating_add(TOUCH_STEP)).min(self.count());
+        self.touched.store(new as u32, Ordering::Relaxed);
+        (new - old) << self.shift()
+    }
+
+    /// Bytes that were never used.
+    pub(crate) fn untouched_len(&self) -> usize {
+        (self.count() - self.touched()) << self.shift()
     }
 
     /// Granule length as a shift.
@@ -239,7 +280,7 @@ impl Chunk {
     /// The descriptor of a granule; `None` behind the last one.
     #[inline]
     pub(crate) fn desc(&self, index: usize) -> Option<&PageDesc> {
-        Descs { chunk: self, count: self.count(), shift: self.shift() }.get(index)
+        Descs::of(self).get(index)
     }
 
     /// The descriptor of granule 0, with the provenance of the whole chunk.

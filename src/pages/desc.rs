@@ -8,8 +8,12 @@
 //! - `word`: by read-modify-write by anybody while the run is a slab (see `slab`); unused otherwise.
 //! - `next`, `prev`: whoever holds the list that the run is in (the pool's lock, the bin's lock), or the one
 //!   context that owns the run while it is in none.
-//! - `tag`: whoever owns the run: its pool's lock for free runs, its bin's lock for a linked slab, its only owner
+//! - `tag` and `index`: whoever owns the run: its pool's lock for free runs, its bin's lock for a linked slab, its only owner
 //!   otherwise.
+//!
+//! *A descriptor is written when a run begins or ends there, and in slabs, and not before*: so the first use of a region costs the same at any length, and
+//! a long block has two. What lies between is as the provider's memory was, and nobody reads it. With `hardened` any address may be asked for, so there all are written
+//! when the chunk is made. Price: a store each time a run is cut.
 
 use crate::base::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -61,8 +65,8 @@ pub(crate) struct PageDesc {
     pub(crate) prev: AtomicPtr<PageDesc>,
     /// Kind, zeroed flag and length in one word, so that a reader sees all of one moment.
     tag: AtomicU32,
-    /// Position in the chunk's table; never changes.
-    index: u32,
+    /// Position in the chunk's table, known from when a run first began here on.
+    index: AtomicU32,
 }
 
 const _: () = assert!(size_of::<PageDesc>() == 32, "two descriptors fill a cache line");
@@ -108,14 +112,21 @@ impl PageDesc {
             next: AtomicPtr::new(core::ptr::null_mut()),
             prev: AtomicPtr::new(core::ptr::null_mut()),
             tag: AtomicU32::new(0),
-            index,
+            index: AtomicU32::new(index),
         }
     }
 
-    /// Position in the chunk's table.
+    /// Position in the chunk's table, where a run begins, and in slabs.
     #[inline]
     pub(crate) fn index(&self) -> usize {
-        self.index as usize
+        self.index.load(Ordering::Relaxed) as usize
+    }
+
+    /// Says so, when a run is about to begin here.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a chunk has at most MAX_LEN granules")]
+    pub(crate) fn set_index(&self, index: usize) {
+        self.index.store(index as u32, Ordering::Relaxed);
     }
 
     #[inline]

@@ -11,9 +11,11 @@
 //! - *Shards with try-lock.* One lock over all runs becomes the whole heap's limit as soon as several CPUs use
 //!   large blocks. A request starts at its own shard and moves on when that one is busy. Price: memory free in one
 //!   shard is looked for by others only after their own; so the number of shards follows the bytes held, one below
-//!   16 MiB and one more for each further 16 MiB, and a lap over all of them comes before new pages.
+//!   16 MiB and one more for each further 16 MiB, as many as chunks at most, and a lap over all of them comes before new pages. A region that is one
+//!   chunk has one lock.
 //! - *Slabs and large blocks in different chunks.* Slabs live long and are small; between large blocks they would
-//!   keep those from merging. Price: one more chunk; heaps below 16 MiB mix them when one pool is out.
+//!   keep those from merging. Price: one more chunk. Heaps below 16 MiB, of one chunk, or whose provider gave less than wished for mix them when one
+//!   pool is out.
 //! - *Nothing is ever waited for but within a bound*, and not at all if the caller does not allow it: a free that
 //!   cannot have its pool's lock leaves the run on the pool's lock-free stack.
 //! - *Nothing here calls the provider.* The heap above asks for pages and gives them in (`add_chunk`, `add_table`,
@@ -56,13 +58,17 @@ use chunk_map::{Change, ChunkMap, Entry};
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use desc::Tag;
 use kept::Kept;
-use pool::{Open, Pool, Request, check};
+use pool::{Open, Pool, Request, Told, check};
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
 const SHARD_LEN: usize = 16 << 20;
+/// What is held is thought to be used up to this length.
+const FIRST_LEN: usize = 1 << 20;
 /// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
 /// With 64, a fit behind 500 shorter runs of its bin is found.
 const ROUND_LIMIT: usize = 64;
+/// A shard's pool for large blocks.
+const LARGE: usize = 1;
 /// Kept runs that an allocation frees before it is refused.
 const KEPT_LIMIT: usize = 4;
 /// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
@@ -82,10 +88,19 @@ pub(crate) struct Pages<const N: usize> {
     held_len: Level,
     /// Bytes of it that are no granules: tables of the map, descriptors, what a chunk's granules leave over; P8.
     own_len: AtomicUsize,
-    /// Some pool may have two empty chunks or more.
-    surplus: AtomicBool,
+    told: Told,
     /// Chunks that ever began to leave: what a [`ChunkHints`] is checked against.
     removals: AtomicUsize,
+    /// Chunks that are here.
+    chunk_count: AtomicUsize,
+    /// Shards that requests are spread over; 0 means one.
+    active: AtomicUsize,
+    /// One more than the highest shard that ever had a chunk.
+    used_shards: AtomicUsize,
+    /// Requests stay with the chunks of their own kind.
+    parted: AtomicBool,
+    /// The provider last gave as much as the heap wished for.
+    ample: AtomicBool,
     /// Each shard's pools: slabs, large.
     shards: [[Pool; 2]; N],
     /// Each CPU's kept run.
@@ -134,8 +149,13 @@ impl<const N: usize> Pages<N> {
             map: ChunkMap::new(),
             held_len: Level::new(),
             own_len: AtomicUsize::new(0),
-            surplus: AtomicBool::new(false),
+            told: Told::new(),
             removals: AtomicUsize::new(0),
+            chunk_count: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            used_shards: AtomicUsize::new(0),
+            parted: AtomicBool::new(false),
+            ample: AtomicBool::new(false),
             shards: [const { [const { Pool::new() }; 2] }; N],
             kept: [const { Kept::new() }; N],
         }
@@ -145,6 +165,13 @@ impl<const N: usize> Pages<N> {
     #[inline]
     pub(crate) fn held_len(&self) -> usize {
         self.held_len.get()
+    }
+
+    /// Bytes that the provider has given and that were used at some time: what the sizes of caches, slabs and reserves follow, so that a long region spends no more on them
+    /// than a heap that grew to what is used of it. At first up to [`FIRST_LEN`].
+    pub(crate) fn worked_len(&self) -> usize {
+        let held_len = self.held_len();
+        held_len.saturating_sub(self.told.untouched_len.load(Relaxed)).max(held_len.min(FIRST_LEN))
     }
 
     /// The most bytes that the provider had given at once.
@@ -167,10 +194,40 @@ impl<const N: usize> Pages<N> {
         self.pools().any(Pool::is_busy)
     }
 
-    /// Shards that are in use.
+    /// Shards that requests are spread over.
     #[inline]
     fn active(&self) -> usize {
-        (self.held_len() / SHARD_LEN + 1).min(N)
+        self.active.load(Relaxed).max(1)
+    }
+
+    pub(crate) fn is_ample(&self) -> bool {
+        self.ample.load(Relaxed)
+    }
+
+    /// Notes whether the provider last gave what the heap wished for.
+    pub(crate) fn set_ample(&self, ample: bool) {
+        if self.is_ample() != ample {
+            self.ample.store(ample, Relaxed);
+            self.tune();
+        }
+    }
+
+    /// Spreads requests over as many shards as what is held, and the number of chunks, is worth; and parts the kinds if there is enough of both. A guess, if
+    /// others change that meanwhile.
+    fn tune(&self) {
+        let (held_len, chunk_count) = (self.held_len(), self.chunk_count.load(Relaxed));
+        self.active.store(active_for(held_len, N).min(chunk_count), Relaxed);
+        self.parted.store(held_len >= SHARD_LEN && chunk_count > 1 && self.is_ample(), Relaxed);
+    }
+
+    /// A chunk came, or one went.
+    fn count_chunk(&self, came: bool) {
+        if came {
+            self.chunk_count.fetch_add(1, Relaxed);
+        } else {
+            self.chunk_count.fetch_sub(1, Relaxed);
+        }
+        self.tune();
     }
 
     /// About the longest free run, in bytes; pools whose lock is taken are left out.
@@ -182,17 +239,16 @@ impl<const N: usize> Pages<N> {
     /// the other kind's. `None` also if it has nothing, or no run is so long.
     #[inline(always)]
     fn open_near(&self, len: usize, use_: Use, shard: usize) -> Option<Open<'_>> {
-        let held_len = self.held_len();
-        if len.wrapping_sub(1) >= MAX_RUN_LEN || use_ == Use::Grown && held_len > SHARD_LEN {
+        if len.wrapping_sub(1) >= MAX_RUN_LEN || use_ == Use::Grown && self.held_len() > SHARD_LEN {
             return None;
         }
-        let is_active = shard <= held_len / SHARD_LEN && shard < N;
-        let shard = if is_active { shard } else { shard.checked_rem(self.active()).unwrap_or(0) };
+        let active = self.active.load(Relaxed);
+        let shard = if shard < active { shard } else { shard.checked_rem(active).unwrap_or(0) };
         let [slabs, large] = self.shards.get(shard)?;
         let (own, other) = if use_ == Use::Slab { (slabs, large) } else { (large, slabs) };
         if own.may_have(len) {
             self.open(own, false)
-        } else if held_len < SHARD_LEN && other.may_have(len) {
+        } else if !self.parted.load(Relaxed) && other.may_have(len) {
             self.open(other, false)
         } else {
             None
@@ -253,7 +309,8 @@ impl<const N: usize> Pages<N> {
             return Err(Refused::Empty);
         };
         let active = self.active();
-        let (own, mixes) = (kind_index(use_), held_len < SHARD_LEN);
+        // Who may not wait cannot ask the provider either, as a rule.
+        let (own, mixes) = (kind_index(use_), !wait || !self.parted.load(Relaxed));
         let mut busy = false;
         for (kind, waits, on) in
             [(own, false, true), (1 - own, false, mixes), (own, true, wait), (1 - own, true, wait && mixes)]
@@ -296,8 +353,9 @@ impl<const N: usize> Pages<N> {
 
     fn lap(&self, want: &Request, kind: usize, shard: usize, active: usize, wait: bool) -> Result<Run<'_>, Refused> {
         let mut refused = Refused::Empty;
-        let (before, from) = self.shards.split_at(shard.checked_rem(active).unwrap_or(0));
-        let (from, before) = (from.iter().take(active - before.len()), before.iter());
+        let (before, from) = self.shards.split_at(shard.checked_rem(active).unwrap_or(0).min(N));
+        let (from, before) =
+            (from.iter().take(self.used_shards.load(Relaxed).saturating_sub(before.len())), before.iter());
         let pools = from.chain(before).filter_map(|shard| shard.get(kind));
         for pool in pools.filter(|pool| pool.may_have(want.len)) {
             match self.hold(pool, wait, |open| open.alloc(want)) {
@@ -318,7 +376,7 @@ impl<const N: usize> Pages<N> {
     /// Opens a pool: see there.
     #[inline(always)]
     fn open<'a>(&'a self, pool: &'a Pool, wait: bool) -> Option<Open<'a>> {
-        pool.open(&self.surplus, wait)
+        pool.open(&self.told, wait)
     }
 
     /// Frees a run; given its first descriptor, which the caller owns and uses no more. If the pool's lock is taken
@@ -370,7 +428,7 @@ impl<const N: usize> Pages<N> {
     #[inline(always)]
     fn release_to<'a>(&self, open: &Open<'a>, desc: &'a PageDesc, tag: Tag) {
         if open.release(Descs::around(desc), desc, tag) {
-            self.surplus.store(true, Relaxed);
+            self.told.surplus.store(true, Relaxed);
         }
     }
 
@@ -484,9 +542,14 @@ impl<const N: usize> Pages<N> {
         zeroed: bool,
         step: Step<'_>,
     ) -> Result<Option<Run<'_>>, AddError> {
-        let active = ((self.held_len() + run.len()) / SHARD_LEN + 1).min(N);
+        let active = active_for(self.held_len() + run.len(), N).min(self.chunk_count.load(Relaxed) + 1);
         let shard = shard.checked_rem(active).unwrap_or(0);
-        let Ok(pool) = u16::try_from(2 * shard + kind_index(want.use_)) else { return Err(AddError::TooSmall) };
+        // An only chunk serves both kinds, and slabs can better do with the longer way.
+        let kind = if self.chunk_count.load(Relaxed) == 0 { LARGE } else { kind_index(want.use_) };
+        // Not where a lock is held that this context may have interrupted, or it brings a chunk for each request.
+        let is_busy = |kind: usize| self.pools().nth(2 * shard + kind).is_some_and(Pool::is_busy);
+        let kind = if is_busy(kind) && !is_busy(LARGE - kind) { LARGE - kind } else { kind };
+        let Ok(pool) = u16::try_from(2 * shard + kind) else { return Err(AddError::TooSmall) };
         // SAFETY: passed on to the caller.
         let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
         let Some(chunk) = chunk else { return Err(AddError::TooSmall) };
@@ -512,6 +575,10 @@ impl<const N: usize> Pages<N> {
             if entered.is_ok() {
                 self.held_len.add(run.len());
                 self.own_len.fetch_add(chunk.own_len(), Relaxed);
+                self.used_shards.fetch_max(shard + 1, Relaxed);
+                chunk.touch(rest.index());
+                self.told.untouched_len.fetch_add(chunk.untouched_len(), Relaxed);
+                self.count_chunk(true);
                 self.release(rest, rest.tag());
             }
         });
@@ -522,7 +589,7 @@ impl<const N: usize> Pages<N> {
     /// Takes a wholly free chunk out, if at least `keep` bytes of free runs remain (as far as can be told while
     /// others allocate): first from pools that have more than one. At most one hold a pool and lap.
     pub(crate) fn take_empty(&self, keep: usize) -> Option<EmptyChunk> {
-        self.surplus.store(false, Relaxed);
+        self.told.surplus.store(false, Relaxed);
         for least in [2, 1] {
             let has = |pool: &Pool| pool.empty_count() >= least;
             for pool in self.pools().filter(|pool| has(pool) || pool.has_deferred()) {
@@ -539,6 +606,8 @@ impl<const N: usize> Pages<N> {
 
     fn leave(&self, chunk: &Chunk) -> EmptyChunk {
         self.removals.fetch_add(1, Relaxed);
+        self.count_chunk(false);
+        self.told.untouched_len.fetch_sub(chunk.untouched_len(), Relaxed);
         let entry = entry_of(chunk);
         self.map.change(&entry, Change::Leave);
         self.own_len.fetch_sub(chunk.own_len(), Relaxed);
@@ -562,6 +631,8 @@ impl<const N: usize> Pages<N> {
         let chunk: Option<&Chunk> = unsafe { Chunk::from_link(chunk.entry.value().cast()) };
         let Some(chunk) = chunk else { return };
         self.own_len.fetch_add(chunk.own_len(), Relaxed);
+        self.told.untouched_len.fetch_add(chunk.untouched_len(), Relaxed);
+        self.count_chunk(true);
         if let Some(head) = chunk.desc(0) {
             self.release(head, head.tag());
         }
@@ -571,7 +642,7 @@ impl<const N: usize> Pages<N> {
     /// called: the moment to call it. One load.
     #[inline]
     pub(crate) fn has_surplus(&self) -> bool {
-        self.surplus.load(Relaxed)
+        self.told.surplus.load(Relaxed)
     }
 
     /// Frees what CPUs keep, and deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Each hold is a step
@@ -713,6 +784,7 @@ impl<const N: usize> Pages<N> {
         self.drain_deferred(&|work| work(true));
         let mut held_len = self.map.outside_len();
         let mut own_len = self.map.tables_len();
+        let mut untouched_len = 0;
         for (index, pool) in self.pools().enumerate() {
             let Some(open) = self.open(pool, true) else {
                 return check(6, false, pool);
@@ -720,9 +792,12 @@ impl<const N: usize> Pages<N> {
             self.verify_pool(index, &open)?;
             held_len += pool.held_len();
             own_len += open.chunks().map(Chunk::own_len).sum::<usize>();
+            untouched_len += open.chunks().map(Chunk::untouched_len).sum::<usize>();
         }
         check(8, held_len == self.held_len(), &raw const self.held_len)?;
-        check(8, own_len == self.own_len(), &raw const self.own_len)
+        check(8, own_len == self.own_len(), &raw const self.own_len)?;
+        let told_len = &self.told.untouched_len;
+        check(8, untouched_len == told_len.load(Relaxed), told_len)
     }
 
     /// The pool that a chunk belongs to.
@@ -746,10 +821,15 @@ fn opened_for<'a>(run: &PageDesc, pool: &Pool, open: Option<Open<'a>>) -> Option
     open
 }
 
+/// Shards that so many bytes are worth, of `limit` at most.
+fn active_for(held_len: usize, limit: usize) -> usize {
+    (held_len / SHARD_LEN + 1).min(limit)
+}
+
 /// The pool of a shard that a use belongs to.
 #[inline]
 fn kind_index(use_: Use) -> usize {
-    usize::from(use_ != Use::Slab)
+    if use_ == Use::Slab { 0 } else { LARGE }
 }
 
 fn entry_of(chunk: &Chunk) -> Entry {
@@ -757,14 +837,15 @@ fn entry_of(chunk: &Chunk) -> Entry {
     Entry::chunk(chunk.addr(), header)
 }
 
-/// Finishes a run that its pool has marked at both ends: the granules in the middle of a slab lead to its first one.
+/// Finishes a run that its pool has marked at both ends: the further granules of a slab lead to its first one.
 /// Needs no lock, as the run is the caller's.
 #[inline]
 pub(crate) fn hand_out(desc: &PageDesc) -> Run<'_> {
     let (chunk, len) = (Chunk::of(desc), desc.len());
     if desc.kind() == Kind::Slab {
-        for distance in 1..len.saturating_sub(1) {
-            if let Some(rest) = chunk.desc(desc.index() + distance) {
+        let descs = Descs::of(chunk);
+        for distance in 1..len {
+            if let Some(rest) = descs.begin(desc.index() + distance) {
                 rest.set(Kind::SlabRest, distance, false);
             }
         }

@@ -67,7 +67,8 @@ struct Place<'a> {
 /// - P6: `free_len` is the bytes in free runs, `held_len` the bytes in the chunks' provider runs,
 ///   `chunk_count` and `empty_count` the chunks in both lists and in `empty`.
 /// - P7: the map leads from the chunk's first and last byte to it (checked by `Pages::verify`, as
-/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables, its `own_len` over what of them is no granule).
+/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables, its `own_len` over what of them is no granule,
+///   its `untouched_len` over what of chunks lies behind the mark that no used run ever passed).
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -82,9 +83,25 @@ pub(crate) struct Pool {
     bins: Bins,
 }
 
+/// What all pools tell of.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Some pool may have two empty chunks or more.
+    pub(crate) surplus: AtomicBool,
+    /// Bytes in chunks that were never used.
+    pub(crate) untouched_len: AtomicUsize,
+}
+
+impl Told {
+    pub(crate) const fn new() -> Self {
+        Self { surplus: AtomicBool::new(false), untouched_len: AtomicUsize::new(0) }
+    }
+}
+
 /// A pool whose lock is held.
 pub(crate) struct Open<'a> {
     pool: &'a Pool,
+    told: &'a Told,
 }
 
 impl Drop for Open<'_> {
@@ -167,7 +184,7 @@ pub(crate) fn split_new(chunk: &Chunk, want: Want, len: usize) -> Option<&PageDe
     if len == 0 || len == count {
         return Some(head);
     }
-    let (rest, zeroed) = (chunk.desc(len)?, head.is_zeroed());
+    let (rest, zeroed) = (Descs::of(chunk).begin(len)?, head.is_zeroed());
     rest.set(Kind::Leaving, count - len, zeroed);
     mark_used(Descs::around(head), head, if want.use_ == Use::Slab { Kind::Slab } else { Kind::Large }, len, zeroed);
     Some(rest)
@@ -195,14 +212,14 @@ impl Pool {
     }
 
     /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to [`DRAIN_LIMIT`] deferred
-    /// runs. Sets `surplus` when that makes a chunk empty beside another one.
+    /// runs. Tells of a surplus when that makes a chunk empty beside another one.
     #[inline(always)]
-    pub(crate) fn open(&self, surplus: &AtomicBool, wait: bool) -> Option<Open<'_>> {
+    pub(crate) fn open<'a>(&'a self, told: &'a Told, wait: bool) -> Option<Open<'a>> {
         if !(self.lock.try_take() || wait && self.lock.take_bounded()) {
             return None;
         }
-        let open = Open { pool: self };
-        open.settle(surplus);
+        let open = Open { pool: self, told };
+        open.settle();
         Some(open)
     }
 
@@ -334,11 +351,12 @@ impl<'a> Open<'a> {
     fn take(&self, place: &Place<'a>, kind: Kind) -> &'a PageDesc {
         let Place { chunk, run, skip, len } = *place;
         let (first, all, zeroed) = (run.index(), run.len(), run.is_zeroed());
-        let head = match chunk.desc(first + skip) {
+        let descs = Descs::around(run);
+        let head = match descs.get(first + skip) {
             Some(head) if skip > 0 => head,
             _ => {
                 let bin = bins::index(units(chunk, all));
-                self.take_start(Descs::around(run), (run, run.tag(), bin), len, kind);
+                self.take_start(descs, (run, run.tag(), bin), len, kind);
                 return run;
             }
         };
@@ -346,9 +364,11 @@ impl<'a> Open<'a> {
         if all == chunk.count() {
             self.note_used(chunk);
         }
+        head.set_index(first + skip);
+        self.note_touched(descs, first + skip + len);
         self.bin(chunk, first, skip, zeroed);
         self.bin(chunk, first + skip + len, all - skip - len, zeroed);
-        mark_used(Descs::around(head), head, kind, len, zeroed);
+        mark_used(descs, head, kind, len, zeroed);
         head
     }
 
@@ -367,9 +387,11 @@ impl<'a> Open<'a> {
     #[inline(always)]
     fn shorten(&self, descs: Descs<'a>, (run, tag, bin): (&'a PageDesc, Tag, usize), len: usize) {
         sub(&self.pool.free_len, len << descs.shift());
+        self.note_touched(descs, run.index() + len);
         let rest = tag.len().wrapping_sub(len);
         match descs.get(run.index() + len) {
             Some(head) if rest > 0 => {
+                head.set_index(run.index() + len);
                 mark_free(descs, head, rest, tag.is_zeroed());
                 self.pool.bins.replace(run, bin, head, bins::index(descs.units(rest)));
             }
@@ -377,11 +399,24 @@ impl<'a> Open<'a> {
         }
     }
 
+    /// Granules up to `end` are used from now on.
+    #[inline(always)]
+    fn note_touched(&self, descs: Descs<'_>, end: usize) {
+        if end > descs.chunk().touched() {
+            self.touch(descs.chunk(), end);
+        }
+    }
+
+    #[cold]
+    fn touch(&self, chunk: &Chunk, end: usize) {
+        self.told.untouched_len.fetch_sub(chunk.touch(end), Relaxed);
+    }
+
     /// Frees some deferred runs, if any wait.
     #[inline(always)]
-    fn settle(&self, surplus: &AtomicBool) {
+    fn settle(&self) {
         if self.pool.has_deferred() {
-            self.drain(surplus);
+            self.drain();
         }
     }
 
@@ -461,7 +496,7 @@ impl<'a> Open<'a> {
     /// Makes a used run shorter, to `len` granules, of which there are fewer than before but some. False: unchanged.
     #[inline(never)]
     pub(crate) fn shrink(&self, descs: Descs<'a>, run: &'a PageDesc, old: usize, len: usize) -> bool {
-        let Some(rest) = descs.get(run.index() + len) else { return false };
+        let Some(rest) = descs.begin(run.index() + len) else { return false };
         mark_used(descs, run, Kind::Large, len, false);
         mark_used(descs, rest, Kind::Large, old - len, false);
         self.release(descs, rest, rest.tag());
@@ -500,10 +535,10 @@ impl<'a> Open<'a> {
 
     /// Frees up to [`DRAIN_LIMIT`] deferred runs.
     #[cold]
-    fn drain(&self, surplus: &AtomicBool) {
+    fn drain(&self) {
         for run in core::iter::from_fn(|| self.pop_deferred()).take(DRAIN_LIMIT) {
             if self.release(Descs::around(run), run, run.tag()) {
-                surplus.store(true, Relaxed);
+                self.told.surplus.store(true, Relaxed);
             }
         }
     }
@@ -527,8 +562,9 @@ impl<'a> Open<'a> {
         if len == 0 {
             return;
         }
-        let Some(head) = chunk.desc(first) else { return };
-        mark_free(Descs::around(head), head, len, zeroed);
+        let descs = Descs::of(chunk);
+        let Some(head) = descs.begin(first) else { return };
+        mark_free(descs, head, len, zeroed);
         self.pool.bins.insert(head, bins::index(units(chunk, len)));
         add(&self.pool.free_len, len << chunk.shift());
     }

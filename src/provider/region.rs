@@ -2,16 +2,20 @@
 //!
 //! Each region is a `linked_list_allocator` heap of its own, behind a `spin` mutex of its own. Decisions, and what
 //! pays for each:
+//! - *Regions that touch are one*, in whatever order they come, also while runs of them are out: a block may lie across what a memory map lists as two entries.
+//!   Price: adding a region below one that is in use moves that one's holes to a new list, a step for each.
+//! - *The heap is asked to take the longest piece that there is* ([`prefer`](PageProvider::prefer)), mostly a whole region, which it then cuts by itself. Price: who
+//!   asks this provider for runs beside the heap must do so first.
+//! - *Slots beyond the built-in ones lie in the memory handed over*, a page for a dozen; such a page goes back to its region when joined regions have made it needless. So a long
+//!   memory map needs no const parameter.
 //! - *First fit over a sorted list of holes.* It needs no memory beside the regions and merges whatever comes
 //!   back, so everything returned makes the region whole again. Price: time in proportion to the number of holes,
-//!   under the region's lock. [`prefer`](PageProvider::prefer) therefore asks the heap to take chunks of at least a
-//!   thirty-second of the region, which leaves room for some thirty holes; only a heap that insists on smaller runs can
-//!   make more.
+//!   under the region's lock; as the heap takes whole regions, these are few.
 //! - *A lock is never waited for, only tried*, at most [`SPIN_LIMIT`] times in one call: the holder may be the very
 //!   context that the caller interrupted. Price: when a holder is interrupted or preempted for longer than that, `map`
 //!   answers `None` and `unmap` false though nothing is wrong. A kernel that wants neither masks interrupts (or
 //!   preemption) around its use of the heap; with several regions the others go on serving.
-//! - *Only whole pages of [`PAGE_LEN`](PageProvider::PAGE_LEN) bytes at multiples of it are used.* Every hole is then a
+//! - *Only whole pages of [`PAGE_LEN`](PageProvider::PAGE_LEN) bytes at multiples of it are used*, and neither the first page of the address space nor the last one. Every hole is then a
 //!   multiple of a page too, so no rest is ever too short for the list to remember, whatever the alignment. Price: up to
 //!   a page less one byte at either end of a region, which could not have served a run anyway.
 //! - *Free memory is written to*: a hole keeps its length and its successor in its first two words. Pages do not
@@ -22,32 +26,31 @@
 //! space. A run given back twice is the one mistake that is not always found; like any breach of
 //! [`unmap`](PageProvider::unmap)'s contract it is the caller's.
 
+use core::alloc::Layout;
 use core::error::Error;
 use core::fmt;
+use core::mem;
 use core::ptr::NonNull;
 
 use linked_list_allocator::Heap;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::{PageProvider, PageRun};
-use crate::base::sync::{AtomicUsize, Ordering, SPIN_LIMIT, TryLock, spin_loop};
+use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, SPIN_LIMIT, TryLock, spin_loop};
 
 /// Small, so that a region of 4 KiB at an odd address still has three pages.
 const PAGE_LEN: usize = 1024;
 
-/// How often one who adds a region waits, within the spin limit, for another one to be done: it has time.
+/// How often one who adds a region waits, within the spin limit, for others to be done: it has time.
 const ADD_TRIES: u32 = 64;
 
-/// Up to this length an untouched region is preferred whole: small heaps are one chunk.
-const WHOLE_LIMIT: usize = 256 << 10;
+/// Slots in a page of them.
+const TABLE_SLOTS: usize = (PAGE_LEN - size_of::<usize>()) / size_of::<Slot>();
 
-/// Larger regions are cut into chunks no shorter than this,
-const CHUNK_MIN_LEN: usize = 64 << 10;
+/// No run is preferred that is longer than this: the most that one chunk of the heap holds.
+const LONGEST: usize = 1 << 38;
 
-/// and no more than about this many of them.
-const CHUNK_COUNT: usize = 32;
-
-/// Page runs from up to `REGIONS` regions of memory that the kernel hands over, at any time.
+/// Page runs from regions of memory that the kernel hands over, at any time. The first `REGIONS` that do not touch need no memory for their slots.
 ///
 /// Starts empty (every `map` is refused) and is meant for a `static`:
 ///
@@ -62,22 +65,36 @@ const CHUNK_COUNT: usize = 32;
 /// Every method may be called from any context on any CPU, by several at once and by one that interrupted another; none
 /// waits longer than a bound. The memory is physically contiguous where the region is.
 pub struct RegionProvider<const REGIONS: usize> {
-    /// Held while a region is added.
+    /// Held while a region is added: only its holder changes which slots there are, and which are empty.
     adding: TryLock,
-    /// The first `count` of `slots` are in use, for good. Raised, after its slot was filled, by the holder of `adding`.
-    count: AtomicUsize,
-    slots: [Region; REGIONS],
+    first: [Slot; REGIONS],
+    /// The table that was added last.
+    more: AtomicPtr<Table>,
+    /// Contexts that are looking at tables.
+    readers: AtomicUsize,
+    held_len: AtomicUsize,
 }
 
-/// One region. `start` and `end` are written once, before `count` lets anybody see the slot.
-struct Region {
-    /// The first page's address.
+/// One region; an empty one if its end is 0. All but the list is written by the holder of the list's lock.
+struct Slot {
     start: AtomicUsize,
-    /// The address behind the last page.
     end: AtomicUsize,
-    /// Bytes mapped. Written by the holder of `heap`'s lock.
-    held_len: AtomicUsize,
-    heap: SpinMutex<Heap>,
+    free_len: AtomicUsize,
+    list: SpinMutex<Heap>,
+}
+
+/// A page of slots, taken from a region.
+struct Table {
+    next: *mut Table,
+    slots: [Slot; TABLE_SLOTS],
+}
+
+const _: () = assert!(size_of::<Table>() <= PAGE_LEN && align_of::<Table>() <= PAGE_LEN, "a table is a page");
+
+/// A free piece of memory on its way from one list to another, written at its start.
+struct Piece {
+    next: Option<NonNull<Piece>>,
+    len: usize,
 }
 
 /// What became of one look at one region.
@@ -91,17 +108,13 @@ enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegionError {
-    /// The start is null.
-    Null,
-    /// The region would reach the end of the address space, or is longer than `isize::MAX` bytes.
+    /// The region does not fit into the address space, or is longer than `isize::MAX` bytes.
     Wraps,
-    /// The region has not one whole page of 1024 bytes at a multiple of 1024.
+    /// The region has not one whole page of 1024 bytes at a multiple of 1024, beside the first and the last one of the address space.
     TooSmall,
     /// The region shares a page with one that was added before, or is that one.
     Overlaps,
-    /// All slots are taken; raise the provider's const parameter.
-    Full,
-    /// Another context is adding a region and did not finish within the bound. Try again, but not from a context that
+    /// Another context is adding a region, or is in one that touches, and did not finish within the bound. Try again, but not from a context that
     /// may have interrupted it.
     Busy,
 }
@@ -109,12 +122,10 @@ pub enum RegionError {
 impl fmt::Display for RegionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Null => "the region starts at the null address",
             Self::Wraps => "the region does not fit into the address space",
             Self::TooSmall => "the region has no whole aligned page of 1024 bytes",
             Self::Overlaps => "the region overlaps one that was added before",
-            Self::Full => "the provider has no slot left for another region",
-            Self::Busy => "another context is adding a region",
+            Self::Busy => "another context is adding a region, or is in one that touches",
         })
     }
 }
@@ -124,12 +135,19 @@ impl Error for RegionError {}
 impl<const REGIONS: usize> RegionProvider<REGIONS> {
     /// A provider without any memory.
     pub const fn new() -> Self {
-        Self { adding: TryLock::new(), count: AtomicUsize::new(0), slots: [const { Region::new() }; REGIONS] }
+        Self {
+            adding: TryLock::new(),
+            first: [const { Slot::new() }; REGIONS],
+            more: AtomicPtr::new(core::ptr::null_mut()),
+            readers: AtomicUsize::new(0),
+            held_len: AtomicUsize::new(0),
+        }
     }
 
-    /// Hands a region of memory over to the provider, which uses its whole 1024-byte pages and writes to them at once.
+    /// Hands a region of memory over to the provider, which uses its whole 1024-byte pages and writes to them at once. A region that touches one that was
+    /// added before becomes one with it.
     ///
-    /// May be called before the provider's first use and at any time after it.
+    /// May be called before the provider's first use and at any time after it. The first page of the address space is left out, and so is the last one.
     ///
     /// # Errors
     /// See [`RegionError`]. The provider goes on as before and the region stays the caller's.
@@ -137,52 +155,70 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
     /// # Safety
     /// The `len` bytes from `start` on are mapped, readable and writable, `start`'s provenance covers them, and nothing
     /// but this provider uses them, from this call on until the provider and every run it gave are used no more.
-    /// (For a provider in a `static` that is: for ever.) If the answer is an error, nothing is asked.
+    /// (For a provider in a `static` that is: for ever.) Where the region touches another one, either one's pointer may be used for both: they are parts of one allocation, or
+    /// of none that the language knows, as what a boot loader's map lists. If the answer is an error, nothing is asked.
     pub unsafe fn add_region(&self, start: *mut u8, len: usize) -> Result<(), RegionError> {
-        if start.is_null() {
-            return Err(RegionError::Null);
-        }
         if isize::try_from(len).is_err() {
             return Err(RegionError::Wraps);
         }
-        let end = start.addr().checked_add(len).ok_or(RegionError::Wraps)?;
-        let pages = Span::of_pages(start.addr(), end).ok_or(RegionError::TooSmall)?;
-
+        let last = match len {
+            0 => return Err(RegionError::TooSmall),
+            _ => start.addr().checked_add(len - 1).ok_or(RegionError::Wraps)?,
+        };
+        let pages = Span::of_pages(start.addr(), last).ok_or(RegionError::TooSmall)?;
         let adding = (0..ADD_TRIES).find_map(|_| self.adding.lock_bounded());
         let _adding = adding.ok_or(RegionError::Busy)?;
-        if self.regions().any(|region| region.pages().overlaps(pages)) {
+        if self.find(|slot| slot.span().overlaps(pages).then_some(())).is_some() {
             return Err(RegionError::Overlaps);
         }
-        let count = self.count.load(Ordering::Relaxed);
-        let region = self.slots.get(count).ok_or(RegionError::Full)?;
-        // Nobody looks into a slot at or above `count`, so this lock is open.
-        let mut heap = region.heap.try_lock().ok_or(RegionError::Busy)?;
-        // SAFETY: The heap is still the empty one: a slot is filled only here, under `adding`, and never again since
-        // `count` then passes it. `pages` lies inside the caller's bytes, which nothing else uses: the caller says
-        // so, and no other region of ours has a page of it. Its start is a multiple of a page and its length at
-        // least one, so that the list's first node fits, aligned.
-        unsafe { heap.init(start.with_addr(pages.start), pages.len()) };
-        drop(heap);
-        region.start.store(pages.start, Ordering::Relaxed);
-        region.end.store(pages.end, Ordering::Relaxed);
-        self.count.store(count + 1, Ordering::Release);
+        // SAFETY: `pages` lies inside the caller's bytes, which nothing else uses: the caller says so, and no other region of ours has a page of it.
+        unsafe { self.add(start.with_addr(pages.start), pages) }?;
+        self.drop_tables();
         Ok(())
     }
 
-    /// How many regions were added.
+    /// How many regions there are, those that touch being one. While one is added, a guess.
     pub fn region_count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        let mut count = 0;
+        self.for_each(|slot| count += usize::from(slot.span().len() > 0));
+        count
     }
 
-    /// Bytes in mapped runs. While others map and unmap, a sum of moments.
+    /// Bytes in mapped runs.
     pub fn held_len(&self) -> usize {
-        self.regions().map(Region::held_len).sum()
+        self.held_len.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are not mapped, in whole pages, not necessarily in one piece. While others map and unmap, a sum of
-    /// moments.
+    /// Bytes that are not mapped, in whole pages, not necessarily in one piece. While others map and unmap, a sum of moments.
     pub fn free_len(&self) -> usize {
-        self.regions().map(Region::free_len).sum()
+        let mut len = 0;
+        self.for_each(|slot| len += slot.free_len());
+        len
+    }
+
+    /// The first success of `look` over all slots, empty ones too. What is kept of it is used by the holder of `adding` only: tables come and go.
+    fn find<'a, R>(&'a self, mut look: impl FnMut(&'a Slot) -> Option<R>) -> Option<R> {
+        let found = self.first.iter().find_map(&mut look);
+        if found.is_some() || self.more.load(Ordering::Relaxed).is_null() {
+            return found;
+        }
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        let mut next = self.more.load(Ordering::SeqCst);
+        let mut found = None;
+        // SAFETY: null, or written by `add_table`; not given back while this context is counted in `readers`, or the caller holds `adding`.
+        while let Some(table) = unsafe { next.as_ref() }.filter(|_| found.is_none()) {
+            found = table.slots.iter().find_map(&mut look);
+            next = table.next;
+        }
+        self.readers.fetch_sub(1, Ordering::Release);
+        found
+    }
+
+    fn for_each(&self, mut show: impl FnMut(&Slot)) {
+        self.find(|slot| {
+            show(slot);
+            None::<()>
+        });
     }
 
     /// `map`, with how often to look again at locks that are held, and what to do between two looks.
@@ -193,12 +229,17 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         let mut patience = 0;
         for _ in 0..2 {
             let mut busy = false;
-            for region in self.regions() {
-                match region.take(run, &mut patience, relax) {
-                    Answer::Run(start) => return Some(start),
-                    Answer::Refused => {}
-                    Answer::Busy => busy = true,
+            let found = self.find(|slot| match slot.take(run, &mut patience, relax) {
+                Answer::Run(start) => Some(start),
+                Answer::Refused => None,
+                Answer::Busy => {
+                    busy = true;
+                    None
                 }
+            });
+            if let Some(start) = found {
+                self.held_len.fetch_add(run.len(), Ordering::Relaxed);
+                return Some(start);
             }
             if !busy || looks == 0 {
                 return None;
@@ -208,8 +249,138 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         None
     }
 
-    fn regions(&self) -> impl Iterator<Item = &Region> {
-        self.slots.iter().take(self.region_count())
+    /// `unmap`, with what to do between two looks at a lock that is held.
+    ///
+    /// # Safety
+    /// As for `unmap`.
+    unsafe fn unmap_with(&self, start: NonNull<u8>, run: PageRun, relax: &mut impl FnMut()) -> bool {
+        let Some(run) = own(run) else { return false };
+        let addr = start.addr().get();
+        let taken = self.find(|slot| {
+            if !slot.span().contains(addr, run) {
+                return None;
+            }
+            let mut list = slot.lock(&mut { SPIN_LIMIT }, relax)?;
+            // Looked at again: the region may have been joined with another one meanwhile.
+            let is_out = slot.span().contains(addr, run) && list.used() >= run.len();
+            is_out.then(|| {
+                // SAFETY: this list, or one that is part of it now, gave these bytes and has not had them back (the caller's promise).
+                unsafe { put(&mut list, addr, run.len()) };
+                slot.note(&list);
+            })
+        });
+        if taken.is_some() {
+            self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
+        }
+        taken.is_some()
+    }
+
+    /// Takes in memory whose pages are those of `pages`, joined with what touches it. The caller holds `adding`. An error changes nothing.
+    ///
+    /// # Safety
+    /// It may be read and written through the pointer, and is nobody else's and part of no region; a region that touches it is as `add_region` says.
+    unsafe fn add(&self, start: *mut u8, pages: Span) -> Result<(), RegionError> {
+        let lower = self.find(|slot| (slot.span().end == pages.start).then_some(slot));
+        let upper = self.find(|slot| (slot.span().start == pages.end).then_some(slot));
+        // SAFETY: as many bytes may be used through this pointer, the first ones of them are ours to write, and there is at least one page.
+        let fresh = |len| unsafe { Heap::new(start, len) };
+        // The list that the sum gets, and what is free of it, but for the new pages.
+        let (slot, mut list, len, mut free) = match (lower, upper) {
+            (None, None) => {
+                self.enter(fresh(pages.len()), pages);
+                return Ok(());
+            }
+            (None, Some(upper)) => {
+                let mut list = upper.lock_long().ok_or(RegionError::Busy)?;
+                let (len, free) = (pages.len() + list.size(), drain(&mut list));
+                *list = fresh(len);
+                (upper, list, len, free)
+            }
+            (Some(lower), upper) => {
+                let mut list = lower.lock_long().ok_or(RegionError::Busy)?;
+                let mut rest = match upper {
+                    Some(upper) => Some(upper.lock_long().ok_or(RegionError::Busy)?),
+                    None => None,
+                };
+                let mut len = pages.len();
+                let mut free = drain(&mut list);
+                if let (Some(upper), Some(rest)) = (upper, &mut rest) {
+                    len += rest.size();
+                    free = chain(drain(rest), free);
+                    **rest = Heap::empty();
+                    upper.set(rest, Span::NONE);
+                }
+                // SAFETY: the region goes on with what is added; `add_region`'s contract is that its pointer may be used for that.
+                unsafe { list.extend(len) };
+                (lower, list, len, free)
+            }
+        };
+        // All that was added is one hole, some of which is in use; so the hole is taken, and what is free is put back.
+        let _ = list.allocate_first_fit(layout(len));
+        // SAFETY: in the region, in no hole, and nobody's.
+        unsafe { put(&mut list, pages.start, pages.len()) };
+        while let Some(piece) = free {
+            // SAFETY: `drain` wrote it.
+            let Piece { next, len } = unsafe { piece.read() };
+            free = next;
+            // SAFETY: taken out of a list of what is this region now.
+            unsafe { put(&mut list, piece.addr().get(), len) };
+        }
+        let span = Span::of(&list);
+        slot.set(&list, span);
+        Ok(())
+    }
+
+    /// Puts the list of a region, all of which is free, into an empty slot, in a new table if there is none; the table is a page of that region. The caller holds `adding`.
+    fn enter(&self, mut list: Heap, span: Span) {
+        let empty =
+            self.find(|slot| if slot.span().len() == 0 { slot.lock_long().map(|guard| (slot, guard)) } else { None });
+        if let Some((slot, mut place)) = empty {
+            *place = list;
+            return slot.set(&place, span);
+        }
+        let Ok(page) = list.allocate_first_fit(layout(PAGE_LEN)) else { return };
+        let table = page.cast::<Table>();
+        let slots = [const { Slot::new() }; TABLE_SLOTS];
+        let [first, ..] = &slots;
+        first.set(&list, span);
+        *first.list.lock() = list;
+        // SAFETY: a page, ours, aligned to its length.
+        unsafe { table.write(Table { next: self.more.load(Ordering::Relaxed), slots }) };
+        self.more.store(table.as_ptr(), Ordering::SeqCst);
+    }
+
+    /// Moves what is in the last table to empty slots elsewhere, and gives the table's page to the region that it came from, as long as that works. The caller holds `adding`.
+    fn drop_tables(&self) {
+        while self.drop_table().is_some() {}
+    }
+
+    /// `None`: the last table stays, as it is needed, or somebody is in the way.
+    fn drop_table(&self) -> Option<()> {
+        let last = NonNull::new(self.more.load(Ordering::Relaxed))?;
+        // SAFETY: `enter` wrote it; only the holder of `adding` gives it back.
+        let table = unsafe { last.as_ref() };
+        let is_own = |slot: &Slot| table.slots.iter().any(|own| core::ptr::eq(own, slot));
+        for own in table.slots.iter().filter(|slot| slot.span().len() > 0) {
+            let empty = self.find(|slot| (slot.span().len() == 0 && !is_own(slot)).then_some(slot))?;
+            let (mut from, mut to) = (own.lock_long()?, empty.lock_long()?);
+            *to = mem::replace(&mut *from, Heap::empty());
+            empty.set(&to, own.span());
+            own.set(&from, Span::NONE);
+        }
+        let page = last.addr().get();
+        let home = self.find(|slot| (slot.span().start <= page && page < slot.span().end).then_some(slot))?;
+        let mut list = home.lock_long()?;
+        // A reader that counts itself after this finds the table no more; one that did before is seen.
+        self.more.store(table.next, Ordering::SeqCst);
+        if self.readers.load(Ordering::SeqCst) != 0 {
+            self.more.store(last.as_ptr(), Ordering::SeqCst);
+            return None;
+        }
+        // SAFETY: the page was taken out of this region's list, and nobody uses it any more.
+        unsafe { put(&mut list, page, PAGE_LEN) };
+        home.note(&list);
+        Some(())
     }
 }
 
@@ -230,9 +401,9 @@ impl<const REGIONS: usize> fmt::Debug for RegionProvider<REGIONS> {
 }
 
 // SAFETY: A run comes from the hole list of a region, which gives none of its bytes twice before they come back. It
-// lies inside the region, whose bytes the adder left to this provider, with the provenance of the pointer that the
+// lies inside the region, whose bytes the adder left to this provider, with the provenance of a pointer that an
 // adder gave, and so stays mapped and writable. Its start and its length are at least what was asked, since `own`
-// rounds upward only. Nothing here unwinds: the list panics on bad frees alone, and `give_back` refuses what lies
+// rounds upward only. Nothing here unwinds: the list panics on bad frees alone, and `unmap_with` refuses what lies
 // outside the region or exceeds what is out; the rest is the caller's promise.
 unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
     const PAGE_LEN: usize = PAGE_LEN;
@@ -247,36 +418,23 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
     }
 
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        let Some(run) = own(run) else { return false };
-        let Some(region) = self.regions().find(|region| region.pages().contains(start.addr().get(), run)) else {
-            return false;
-        };
-        // SAFETY: The run lies in this region. That it is mapped is what our caller promises.
-        unsafe { region.give_back(start, run, &mut spin_loop) }
+        // SAFETY: the contract is the same.
+        unsafe { self.unmap_with(start, run, &mut spin_loop) }
     }
 
-    /// Whole small regions while they are untouched; else at least 64 KiB and a thirty-second of the region, so that
-    /// its list of holes stays short; never more than the region has left, never less than `run`.
+    /// The longest run that there is at that alignment, up to 256 GiB; never less than `run`. Regions whose lock stays held are left out.
     fn prefer(&self, run: PageRun) -> PageRun {
-        // The region that `map` would come to first.
-        let Some(region) = self.regions().find(|region| region.free_len() >= run.len() && region.pages().serves(run))
-        else {
-            return run;
-        };
-        let pages = region.pages();
-        let len = if pages.len() <= WHOLE_LIMIT && region.held_len() == 0 {
-            pages.room(run.align())
-        } else {
-            // What is left may lie behind padding in front of a multiple of the alignment.
-            let left = region.free_len().saturating_sub(run.align() - PAGE_LEN);
-            (pages.len() / CHUNK_COUNT).next_power_of_two().max(CHUNK_MIN_LEN).min(left)
-        };
-        PageRun::new(len.max(run.len()), run.align(), PAGE_LEN).unwrap_or(run)
+        let longest = own(run).and_then(|run| {
+            let mut longest = 0;
+            self.for_each(|slot| longest = slot.room(run, longest).max(longest));
+            PageRun::new(longest, run.align(), PAGE_LEN)
+        });
+        longest.filter(|longest| longest.len() > run.len()).unwrap_or(run)
     }
 
-    /// Whether some region's lock is held.
+    /// Whether some region's lock is held, or one is being added.
     fn is_busy(&self) -> bool {
-        self.slots.iter().any(|slot| slot.heap.is_locked())
+        self.adding.is_held() || self.find(|slot| slot.list.is_locked().then_some(())).is_some()
     }
 }
 
@@ -286,35 +444,60 @@ fn own(run: PageRun) -> Option<PageRun> {
     PageRun::new(run.len(), run.align(), PAGE_LEN)
 }
 
-impl Region {
+/// So many bytes, a multiple of a page, as the lists know them.
+fn layout(len: usize) -> Layout {
+    // SAFETY: a page's length is a power of two, and what is part of a region does not exceed `isize::MAX`, rounded up to it.
+    unsafe { Layout::from_size_align_unchecked(len, PAGE_LEN) }
+}
+
+/// Puts memory back into a region's list, by the pointer that the region came with: another one may be good for the run alone, and a merged hole is wider.
+///
+/// # Safety
+/// The bytes are the region's, and in no hole; nobody uses them.
+unsafe fn put(heap: &mut Heap, addr: usize, len: usize) {
+    if let Some(start) = NonNull::new(heap.bottom().with_addr(addr)) {
+        // SAFETY: the contract is the same; the length is a multiple of a page.
+        unsafe { heap.deallocate(start, layout(len)) };
+    }
+}
+
+impl Slot {
     const fn new() -> Self {
         Self {
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
-            held_len: AtomicUsize::new(0),
-            heap: SpinMutex::new(Heap::empty()),
+            free_len: AtomicUsize::new(0),
+            list: SpinMutex::new(Heap::empty()),
         }
     }
 
-    fn pages(&self) -> Span {
+    fn span(&self) -> Span {
         Span { start: self.start.load(Ordering::Relaxed), end: self.end.load(Ordering::Relaxed) }
     }
 
-    fn held_len(&self) -> usize {
-        self.held_len.load(Ordering::Relaxed)
-    }
-
     fn free_len(&self) -> usize {
-        self.pages().len().saturating_sub(self.held_len())
+        self.free_len.load(Ordering::Relaxed)
     }
 
-    /// The region's list, looking again at a lock that is held as often as there is patience left.
+    /// Notes what the list, which is locked, has free.
+    fn note(&self, list: &Heap) {
+        self.free_len.store(list.free(), Ordering::Relaxed);
+    }
+
+    /// Notes also where its region lies.
+    fn set(&self, list: &Heap, span: Span) {
+        self.start.store(span.start, Ordering::Relaxed);
+        self.end.store(span.end, Ordering::Relaxed);
+        self.note(list);
+    }
+
+    /// The list, looking again at a lock that is held as often as there is patience left.
     fn lock(&self, patience: &mut u32, relax: &mut impl FnMut()) -> Option<SpinMutexGuard<'_, Heap>> {
         loop {
             // Looks before it writes, so that a busy lock's cache line stays shared.
-            if !self.heap.is_locked() {
-                if let Some(heap) = self.heap.try_lock() {
-                    return Some(heap);
+            if !self.list.is_locked() {
+                if let Some(list) = self.list.try_lock() {
+                    return Some(list);
                 }
             }
             *patience = patience.checked_sub(1)?;
@@ -322,42 +505,85 @@ impl Region {
         }
     }
 
+    /// The same for one who adds a region.
+    fn lock_long(&self) -> Option<SpinMutexGuard<'_, Heap>> {
+        (0..ADD_TRIES).find_map(|_| self.lock(&mut { SPIN_LIMIT }, &mut spin_loop))
+    }
+
+    fn may_have(&self, run: PageRun) -> bool {
+        self.free_len() >= run.len() && self.span().serves(run)
+    }
+
     fn take(&self, run: PageRun, patience: &mut u32, relax: &mut impl FnMut()) -> Answer {
-        if self.free_len() < run.len() || !self.pages().serves(run) {
+        if !self.may_have(run) {
             return Answer::Refused;
         }
-        let Some(mut heap) = self.lock(patience, relax) else {
-            return Answer::Busy;
-        };
-        let Ok(start) = heap.allocate_first_fit(run.layout()) else {
+        let Some(mut list) = self.lock(patience, relax) else { return Answer::Busy };
+        // Looked at again: it may be another region's by now.
+        if !self.may_have(run) {
             return Answer::Refused;
-        };
-        self.held_len.store(heap.used(), Ordering::Relaxed);
+        }
+        let Ok(start) = list.allocate_first_fit(run.layout()) else { return Answer::Refused };
+        self.note(&list);
         Answer::Run(start)
     }
 
-    /// Puts a run back into the list. False: it could not, and nothing changed.
-    ///
-    /// # Safety
-    /// This region's `take` gave the run, it was not given back since, and nobody uses it any more unless the answer
-    /// is false.
-    unsafe fn give_back(&self, start: NonNull<u8>, run: PageRun, relax: &mut impl FnMut()) -> bool {
-        let Some(mut heap) = self.lock(&mut { SPIN_LIMIT }, relax) else {
-            return false;
-        };
-        // The run's memory, by the pointer that the region came with: the caller's may be good for the run alone, and
-        // a merged hole is wider.
-        let Some(start) = NonNull::new(heap.bottom().with_addr(start.addr().get())) else {
-            return false;
-        };
-        if heap.used() < run.len() {
-            return false;
+    /// The length of the longest run of that alignment if it is longer than `run` and `least`; else less, or 0.
+    fn room(&self, run: PageRun, least: usize) -> usize {
+        let free_len = self.free_len().min(LONGEST);
+        let (mut short, mut long) = (least.max(run.len()) / PAGE_LEN, free_len / PAGE_LEN + 1);
+        if long <= short + 1 {
+            return 0;
         }
-        // SAFETY: This list gave these bytes for this very layout and has not had them back (our contract).
-        unsafe { heap.deallocate(start, run.layout()) };
-        self.held_len.store(heap.used(), Ordering::Relaxed);
-        true
+        let Some(mut list) = self.lock(&mut { SPIN_LIMIT / 8 }, &mut spin_loop) else { return 0 };
+        let mut fits = |pages: usize| {
+            let run = PageRun::new(pages * PAGE_LEN, run.align(), PAGE_LEN).filter(|run| self.may_have(*run));
+            let Some(start) = run.and_then(|run| list.allocate_first_fit(run.layout()).ok()) else { return false };
+            // SAFETY: just taken.
+            unsafe { put(&mut list, start.addr().get(), pages * PAGE_LEN) };
+            true
+        };
+        // The whole of what is free is mostly one piece.
+        if fits(long - 1) {
+            return (long - 1) * PAGE_LEN;
+        }
+        while long > short + 1 {
+            let middle = short + (long - short) / 2;
+            if fits(middle) { short = middle } else { long = middle }
+        }
+        short * PAGE_LEN
     }
+}
+
+/// Takes everything out of a region's list: in pieces, of which each hole has no more than a power of two has bits.
+fn drain(heap: &mut Heap) -> Option<NonNull<Piece>> {
+    let mut pieces = None;
+    let mut pages = (heap.free() / PAGE_LEN + 1).next_power_of_two();
+    while pages > 0 {
+        match heap.allocate_first_fit(layout(pages * PAGE_LEN)) {
+            Ok(start) if heap.used() <= heap.size() => {
+                let piece = start.cast::<Piece>();
+                // SAFETY: just taken, and a page or more.
+                unsafe { piece.write(Piece { next: pieces, len: pages * PAGE_LEN }) };
+                pieces = Some(piece);
+            }
+            _ => pages /= 2,
+        }
+    }
+    pieces
+}
+
+/// Both chains in one.
+fn chain(first: Option<NonNull<Piece>>, second: Option<NonNull<Piece>>) -> Option<NonNull<Piece>> {
+    let Some(head) = first else { return second };
+    let mut last = head;
+    // SAFETY: `drain` wrote each.
+    while let Some(next) = unsafe { last.as_ref() }.next {
+        last = next;
+    }
+    // SAFETY: as above.
+    unsafe { last.as_mut() }.next = second;
+    first
 }
 
 /// A range of addresses, of whole pages.
@@ -368,10 +594,21 @@ struct Span {
 }
 
 impl Span {
-    /// The whole pages between two addresses; `None` if there are none.
-    fn of_pages(start: usize, end: usize) -> Option<Self> {
-        let pages = Self { start: align_up(start, PAGE_LEN)?, end: end & !(PAGE_LEN - 1) };
-        (pages.start < pages.end).then_some(pages)
+    /// The whole pages from an address to the last byte, without the first page of the address space and the last one; `None` if there are none.
+    fn of_pages(start: usize, last: usize) -> Option<Self> {
+        let start = align_up(start.max(PAGE_LEN), PAGE_LEN)?;
+        let end = last.checked_add(1).unwrap_or(usize::MAX - (PAGE_LEN - 1)) & !(PAGE_LEN - 1);
+        let end = end.min(usize::MAX - (PAGE_LEN - 1));
+        (start < end).then_some(Self { start, end })
+    }
+
+    /// No pages, and nothing's neighbour.
+    const NONE: Self = Self { start: 0, end: 0 };
+
+    /// A region's.
+    fn of(heap: &Heap) -> Self {
+        let start = heap.bottom().addr();
+        Self { start, end: start + heap.size() }
     }
 
     fn len(self) -> usize {
@@ -575,8 +812,96 @@ mod tests {
         assert_eq!(provider.prefer(run(5000, 1)), run(5000, 1));
         // SAFETY: Not a run of the provider, which is what the test shows to be refused; nothing is touched.
         assert!(!unsafe { provider.unmap(NonNull::dangling(), run(1, 1)) });
-        let area = Area::new(0, 4096);
-        assert_eq!(area.add_to(&RegionProvider::<0>::new()), Err(RegionError::Full));
+    }
+
+    /// Also at the ends of the address space, of which nothing is touched here.
+    #[test]
+    fn the_first_and_the_last_page_are_left_out() {
+        let last = usize::MAX - (KIB - 1);
+        assert_eq!(Span::of_pages(0, KIB - 1), None);
+        assert_eq!(Span::of_pages(0, 9 * KIB - 1), Some(Span { start: KIB, end: 9 * KIB }));
+        assert_eq!(Span::of_pages(last, usize::MAX), None);
+        assert_eq!(Span::of_pages(last - 4 * KIB, usize::MAX), Some(Span { start: last - 4 * KIB, end: last }));
+        let provider = RegionProvider::<1>::new();
+        for start in [0, last] {
+            // SAFETY: refused before it is touched.
+            let added = unsafe { provider.add_region(core::ptr::without_provenance_mut(start), KIB) };
+            assert_eq!(added, Err(RegionError::TooSmall));
+        }
+    }
+
+    /// Pieces of one area, in random orders, while runs of those that are there are out.
+    #[test]
+    fn regions_that_touch_are_one_in_any_order() {
+        const PIECE_LEN: usize = 8 * KIB;
+        for seed in 1..60 {
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
+            let count = 2 + random(&mut state) % 99;
+            let area = Area::new(KIB, count * PIECE_LEN);
+            let provider = RegionProvider::<1>::new();
+            let mut left: Vec<usize> = (0..count).collect();
+            let mut held: Vec<Mapped> = Vec::new();
+            while !left.is_empty() {
+                let at = left.swap_remove(random(&mut state) % left.len()) * PIECE_LEN;
+                // SAFETY: a piece of the area, once.
+                unsafe { provider.add_region(area.start().wrapping_add(at), PIECE_LEN) }.unwrap();
+                let len = KIB + random(&mut state) % (12 * KIB);
+                held.extend(Mapped::map(&provider, run(len, 1), left.len() as u64));
+                if random(&mut state) % 2 == 0 && !held.is_empty() {
+                    held.swap_remove(random(&mut state) % held.len()).unmap(&provider);
+                }
+            }
+            assert_eq!(provider.region_count(), 1, "seed {seed}");
+            let sum: usize = held.iter().map(|mapped| mapped.run.len()).sum();
+            assert_eq!((provider.held_len(), provider.free_len()), (sum, count * PIECE_LEN - sum), "seed {seed}");
+            held.into_iter().for_each(|mapped| mapped.unmap(&provider));
+            Mapped::map(&provider, run(count * PIECE_LEN, 1), 1).unwrap().unmap(&provider);
+        }
+    }
+
+    /// While somebody looks there, or is in a region that is to move, the page stays.
+    #[test]
+    fn a_table_is_not_given_back_while_it_is_looked_at() {
+        let area = Area::new(0, 12 * KIB);
+        let provider = RegionProvider::<1>::new();
+        // SAFETY: parts of the area, once each.
+        let add = |start: usize, len: usize| unsafe {
+            provider.add_region(area.start().wrapping_add(start * KIB), len * KIB)
+        };
+        add(0, 4).unwrap();
+        add(8, 4).unwrap();
+        assert_eq!((provider.region_count(), provider.free_len()), (2, 7 * KIB));
+        provider.readers.fetch_add(1, Ordering::Relaxed);
+        add(4, 2).unwrap();
+        add(6, 2).unwrap();
+        assert_eq!((provider.region_count(), provider.free_len()), (1, 11 * KIB));
+        provider.readers.fetch_sub(1, Ordering::Relaxed);
+        provider.drop_tables();
+        assert_eq!(provider.free_len(), 12 * KIB);
+        Mapped::map(&provider, run(12 * KIB, 1), 1).unwrap().unmap(&provider);
+    }
+
+    /// A page holds the slots of a dozen, and is part of the first of them.
+    #[test]
+    fn more_regions_than_slots_take_a_page_for_their_slots() {
+        let area = Area::new(0, 400 * KIB);
+        let provider = RegionProvider::<2>::new();
+        for index in 0..100 {
+            // SAFETY: pieces of the area that do not touch.
+            unsafe { provider.add_region(area.start().wrapping_add(index * 4 * KIB), 2 * KIB) }.unwrap();
+        }
+        assert_eq!(provider.region_count(), 100);
+        let tables = 98_usize.div_ceil(TABLE_SLOTS);
+        assert_eq!(provider.free_len(), 200 * KIB - tables * KIB);
+        let held: Vec<_> = (0..100).filter_map(|tag| Mapped::map(&provider, run(2 * KIB, 1), tag)).collect();
+        assert_eq!(held.len(), 100 - tables);
+        held.into_iter().for_each(|mapped| mapped.unmap(&provider));
+        for index in (0..100).rev() {
+            // SAFETY: what lies between.
+            unsafe { provider.add_region(area.start().wrapping_add(index * 4 * KIB + 2 * KIB), 2 * KIB) }.unwrap();
+        }
+        assert_eq!((provider.region_count(), provider.free_len()), (1, 400 * KIB), "the pages of slots have gone back");
+        Mapped::map(&provider, run(400 * KIB, 1), 1).unwrap().unmap(&provider);
     }
 
     #[test]
@@ -588,10 +913,11 @@ mod tests {
             unsafe { provider.add_region(start, len) }
         };
         let at = |offset| area.start().wrapping_add(offset);
-        assert_eq!(add(core::ptr::null_mut(), 4096), Err(RegionError::Null));
+        assert_eq!(add(core::ptr::null_mut(), 1000), Err(RegionError::TooSmall));
         assert_eq!(add(at(0), usize::MAX), Err(RegionError::Wraps));
         assert_eq!(add(at(0), isize::MAX as usize + 1), Err(RegionError::Wraps));
-        assert_eq!(add(core::ptr::without_provenance_mut(usize::MAX - 4095), 4096), Err(RegionError::Wraps));
+        assert_eq!(add(core::ptr::without_provenance_mut(usize::MAX - 4095), 4097), Err(RegionError::Wraps));
+        assert_eq!(add(at(0), 0), Err(RegionError::TooSmall));
         assert_eq!(add(core::ptr::without_provenance_mut(usize::MAX - 10), 4), Err(RegionError::TooSmall));
         add(at(8 * KIB), 8 * KIB).unwrap();
         let held = Mapped::map(&provider, run(8 * KIB, 1), 1).unwrap();
@@ -599,13 +925,13 @@ mod tests {
             assert_eq!(add(at(start * KIB), len * KIB), Err(RegionError::Overlaps), "{start} {len}");
         }
         held.check();
-        // Neighbours on both sides overlap nothing, but there is one slot left.
+        // Neighbours on both sides overlap nothing.
         add(at(0), 8 * KIB).unwrap();
-        assert_eq!(add(at(16 * KIB), 8 * KIB), Err(RegionError::Full));
-        assert_eq!((provider.region_count(), provider.free_len()), (2, 8 * KIB));
+        add(at(16 * KIB), 8 * KIB).unwrap();
+        assert_eq!((provider.region_count(), provider.free_len()), (1, 16 * KIB));
         held.unmap(&provider);
-        assert_eq!(provider.free_len(), 16 * KIB);
-        assert!(format!("{provider:?} {}", RegionError::Full).contains("free_len: 16384"));
+        assert_eq!(provider.free_len(), 24 * KIB);
+        assert!(format!("{provider:?} {}", RegionError::Overlaps).contains("free_len: 24576"));
     }
 
     #[test]
@@ -644,8 +970,7 @@ mod tests {
                 assert_eq!((provider.held_len(), provider.free_len()), (sum, free_len - sum));
             }
             held.into_iter().for_each(|mapped| mapped.unmap(&provider));
-            let lens = provider.slots.each_ref().map(|region| region.pages().len());
-            let whole = lens.map(|len| Mapped::map(&provider, run(len, KIB), 1).unwrap());
+            let whole = [(); 2].map(|()| Mapped::map(&provider, provider.prefer(run(1, 1)), 1).unwrap());
             assert_eq!(provider.free_len(), 0);
             whole.into_iter().for_each(|mapped| mapped.unmap(&provider));
         }
@@ -680,7 +1005,7 @@ mod tests {
             areas[0].add_to(&provider).unwrap();
             let first = Mapped::map(&provider, run(1, 1), 1).unwrap();
             // As if this context had interrupted the holder.
-            let guard = provider.slots[0].heap.try_lock().unwrap();
+            let guard = provider.first[0].list.try_lock().unwrap();
             assert_eq!(provider.map(run(1, 1)), None);
             // SAFETY: Mapped above; it is refused, so it stays ours.
             assert!(!unsafe { provider.unmap(first.start, first.run) });
@@ -703,7 +1028,7 @@ mod tests {
         let provider = RegionProvider::<3>::new();
         areas.iter().for_each(|area| area.add_to(&provider).unwrap());
         let held = Mapped::map(&provider, run(1, 1), 1).unwrap();
-        let lock = |index: usize| provider.slots[index].heap.try_lock();
+        let lock = |index: usize| provider.first[index].list.try_lock();
         let mut looks = 0;
         // An open region serves at once, whoever holds the others.
         let guards = [lock(0), lock(1)];
@@ -726,11 +1051,11 @@ mod tests {
         // Giving back waits as long, then refuses.
         looks = 0;
         // SAFETY: Mapped above; it is refused, so it stays ours.
-        let taken = unsafe { provider.slots[0].give_back(held.start, held.run, &mut || looks += 1) };
+        let taken = unsafe { provider.unmap_with(held.start, held.run, &mut || looks += 1) };
         assert_eq!((taken, looks), (false, SPIN_LIMIT));
         let mut guards = Some(guards);
         // SAFETY: Mapped above, not used after.
-        let taken = unsafe { provider.slots[0].give_back(held.start, held.run, &mut || guards = None) };
+        let taken = unsafe { provider.unmap_with(held.start, held.run, &mut || guards = None) };
         assert!(taken);
         assert_eq!(provider.held_len(), 0);
     }
@@ -788,10 +1113,11 @@ mod tests {
     }
 
     #[test]
-    fn prefers_small_regions_whole_and_large_ones_in_few_chunks() {
-        let small = Area::new(3, 100 * KIB);
+    fn the_longest_run_is_preferred() {
+        let (small, large) = (Area::new(3, 100 * KIB), Area::new(1, 24 << 20));
         let provider = RegionProvider::<2>::new();
         small.add_to(&provider).unwrap();
+        assert_eq!(provider.prefer(run(1, 1)), run(99 * KIB, 1));
         let whole = provider.prefer(run(4096, 4096));
         assert_eq!(whole, run(96 * KIB, 4096));
         let held = Mapped::map(&provider, whole, 1).unwrap();
@@ -799,28 +1125,19 @@ mod tests {
         assert_eq!(provider.prefer(run(1, 1)), run(3 * KIB, 1));
         assert_eq!(provider.prefer(run(4096, 1)), run(4096, 1));
         held.unmap(&provider);
-        // Partly used: no less than the wish, no more than what is left.
+        // Two holes: the longer one.
+        let below = Mapped::map(&provider, run(40 * KIB, 1), 1).unwrap();
         let held = Mapped::map(&provider, run(10 * KIB, 1), 1).unwrap();
-        assert_eq!(provider.prefer(run(4096, 1)), run(64 * KIB, 1));
+        below.unmap(&provider);
+        assert_eq!(provider.prefer(run(4096, 1)), run(49 * KIB, 1));
         assert_eq!(provider.prefer(run(70 * KIB, 1)), run(70 * KIB, 1));
         held.unmap(&provider);
 
-        let large = Area::new(1, 24 << 20);
         large.add_to(&provider).unwrap();
-        let held = Mapped::map(&provider, whole, 1).unwrap();
-        let mut chunks = Vec::new();
-        loop {
-            let chunk = provider.prefer(run(16 * KIB, 16 * KIB));
-            assert!(chunk.len() >= 16 * KIB && chunk.align() == 16 * KIB);
-            let Some(mapped) = Mapped::map(&provider, chunk, 1) else {
-                break;
-            };
-            chunks.push(mapped);
-        }
-        assert!((20..=CHUNK_COUNT).contains(&chunks.len()), "{}", chunks.len());
-        assert!(provider.free_len() < 32 * KIB, "{}", provider.free_len());
+        assert_eq!(provider.prefer(run(4096, 1)), run((24 << 20) - KIB, 1));
+        let held = Mapped::map(&provider, provider.prefer(run(16 * KIB, 16 * KIB)), 1).unwrap();
+        assert_eq!(held.run.len(), (24 << 20) - 16 * KIB);
         held.unmap(&provider);
-        chunks.into_iter().for_each(|mapped| mapped.unmap(&provider));
         assert_eq!(provider.held_len(), 0);
     }
 

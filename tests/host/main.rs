@@ -33,6 +33,7 @@ mod manifest;
 #[cfg(not(feature = "debug-heap"))]
 mod memory;
 mod nested;
+mod one_piece;
 mod promises;
 mod random_sequences;
 mod regions;

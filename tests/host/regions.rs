@@ -113,7 +113,6 @@ fn a_heap_leaves_few_holes_in_its_regions() {
         ("64 regions of 100 KiB", churn::<64>(100 << 10)),
     ] {
         println!("{what}: at most {holes} holes in a region, {calls} calls");
-        assert!(calls > 100, "{what}: the provider was hardly asked");
-        assert!(holes <= 40, "{what}: {holes} holes in a region");
+        assert!(holes <= 2, "{what}: {holes} holes in a region");
     }
 }

@@ -340,10 +340,10 @@ pub(crate) const PLANTS: &[Plant] = &[
         model: "nested::a_pinned_refill_is_interrupted",
     },
     Plant {
-        name: "region_that_is_busy_ends_the_search",
+        name: "only_the_first_region_is_looked_at",
         file: "provider/region.rs",
-        shipped: "                    Answer::Busy => busy = true,",
-        planted: "                    Answer::Busy => return None,",
+        shipped: "        let found = self.first.iter().find_map(&mut look);",
+        planted: "        let found = self.first.first().and_then(&mut look);",
         model: "nested::a_pinned_refill_is_interrupted",
     },
     Plant {

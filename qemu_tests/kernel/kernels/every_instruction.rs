@@ -110,6 +110,9 @@ static SHARED: Slots<3> = Slots::new();
 const OTHER: usize = 200;
 const LARGE: usize = 40_000;
 
+/// Room for a block of 1 MiB, if nothing else is in the region: so that the heap asks for a second one.
+const REGION_LIMIT: usize = (1 << 20) + (64 << 10);
+
 /// The vector of the interrupt.
 const VECTOR: u8 = arch::vector::FREE;
 
@@ -426,7 +429,7 @@ fn sum(start: NonNull<u64>, words: usize) -> u64 {
 
 /// A block for which the heap needs a chunk more, and which leaves too much when it is freed.
 fn chunk(task: &Task) {
-    let layout = Layout::new::<[u64; 256 << 10]>();
+    let layout = Layout::new::<[u64; 128 << 10]>();
     // SAFETY: the size is not 0.
     let Some(start) = NonNull::new(unsafe { task.alloc(layout) }) else {
         test::fail(format_args!("no memory for {layout:?}"));

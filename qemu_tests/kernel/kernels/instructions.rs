@@ -32,6 +32,9 @@ use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::step::{self, Next};
 use smp_heap_kernel::{Boot, kernel, println, smp, test};
 
+/// All there is.
+const REGION_LIMIT: usize = usize::MAX;
+
 heaps! {
     renewable 8 over Regions = Regions::new();
     Hint<Index>,
@@ -245,16 +248,25 @@ fn warm_up() {
 
 fn large() {
     let mut ranges = [Range::NONE; 3];
-    for _ in 0..8 {
+    let (mut in_place, mut fillers) = (0, [None; 8]);
+    // As often as 8 times where the pages behind a block are free; a hole between slabs that is as long as the block is filled.
+    for round in 0..16 {
         let (start, figures) = alloc(40_000);
-        ranges[0].add(figures);
         let (heap, old) = (heap(), layout(40_000));
         let mut new = null_mut();
         // SAFETY: just allocated with this Layout.
-        ranges[1].add(measure(|| new = unsafe { heap.realloc(start.as_ptr(), old, 60_000) }));
-        assert_eq!(new, start.as_ptr(), "the pages behind it are free");
-        ranges[2].add(free(start, 60_000));
+        let grown = measure(|| new = unsafe { heap.realloc(start.as_ptr(), old, 60_000) });
+        let Some(block) = NonNull::new(new) else { test::fail(format_args!("no memory for 60000 bytes")) };
+        let freed = free(block, 60_000);
+        if block == start && in_place < 8 {
+            in_place += 1;
+            ranges.iter_mut().zip([figures, grown, freed]).for_each(|(range, figures)| range.add(figures));
+        } else if let Some(filler) = fillers.get_mut(round) {
+            *filler = Some(alloc(40_000).0);
+        }
     }
+    fillers.into_iter().flatten().for_each(|filler| _ = free(filler, 40_000));
+    assert_eq!(in_place, 8, "blocks that grew where they are");
     let names = ["alloc 40000", "realloc 40000 to 60000 in place", "free 60000"];
     ranges.iter().zip(names).for_each(|(range, name)| range.longest.report(name));
 
@@ -268,8 +280,7 @@ fn large() {
     pairs.iter().zip(["alloc 40000, hit", "free 40000, hit"]).for_each(|(range, name)| range.shortest.report(name));
 }
 
-/// The region provider's search, past every hole of one region and of four, all of them too short. So many as there can be while the heap takes chunks of the
-/// length that the provider prefers, a thirty-second of a region; and as many as there are if it takes the shortest runs.
+/// The region provider's search, past every hole of one region and of one four times as long, all of them too short: a few, and as many as there are if the heap takes the shortest runs.
 fn holes() {
     const REGION_LEN: usize = 256 << 10;
     let names = [

@@ -12,6 +12,9 @@ use crate::heaps::{OverRegions, give};
 /// Memory comes in so many regions, so that one whose lock was interrupted is not all there is.
 const REGIONS: usize = 4;
 
+/// Regions that touch would be one.
+const GAP_LEN: usize = 4096;
+
 /// A heap, and one like it that nobody uses.
 pub(crate) struct Renewable<H> {
     heap: UnsafeCell<H>,
@@ -104,8 +107,9 @@ static MEMORY: Once<[Region; REGIONS]> = Once::new();
 /// Makes `heap` the one that is renewed. Once, on CPU 0, before anybody wants it.
 pub(crate) fn set_chosen(boot: &Boot, heap: &'static dyn Renew) {
     let all = boot.largest_region();
-    let len = (all.len / REGIONS) & !0xfff;
-    let memory = core::array::from_fn(|part| Region { start: all.start + part * len, len });
+    let distance = (all.len / REGIONS) & !0xfff;
+    let len = (distance - GAP_LEN).min(crate::REGION_LIMIT);
+    let memory = core::array::from_fn(|part| Region { start: all.start + part * distance, len });
     // SAFETY: called once, while CPU 0 is alone or the others wait for a job.
     unsafe { CHOSEN.set(heap) };
     // SAFETY: as above.
