@@ -20,7 +20,7 @@ pub struct Added {
     pub bytes: u64,
     /// Bytes in free ranges that were not added. They are still the caller's.
     pub left: u64,
-    /// Why the first of those was not: mostly that the provider has no slot left, which costs the shortest ranges.
+    /// Why the first of those was not.
     pub error: Option<RegionError>,
 }
 
