@@ -127,6 +127,13 @@
 #![no_std]
 #![cfg_attr(has_allocator, feature(allocator_api))]
 
+#[cfg(not(target_has_atomic = "ptr"))]
+compile_error!(
+    "smp-heap needs atomic compare-and-exchange, which this target does not have: use a heap behind a critical section"
+);
+#[cfg(all(target_has_atomic = "ptr", not(target_has_atomic = "64")))]
+compile_error!("smp-heap needs atomics of 64 bits, which this target does not have");
+
 #[cfg(any(test, loom, simulated))]
 extern crate std;
 
