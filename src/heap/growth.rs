@@ -73,7 +73,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 Ok(Some((start, run))) => {
                     self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
                     self.trace_run(Kind::Map, start, run);
-                    self.source.recent.note(self.used_len().saturating_add(run.len()));
+                    self.source.recent.note_mapped(run.len(), self.used_len().saturating_add(run.len()));
                     moving.get_or_insert_with(|| self.source.in_transit.begin());
                     let run = self.add_chunk(start, run, want, caller);
                     return Ok(run.ok().and_then(|run| match run {
@@ -213,8 +213,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if self.mode.may_wait() {
             let used_len = self.used_len();
             self.source.recent.note(used_len);
-            let keep = (self.engine.pages.held_len() / KEPT_SHARE).max(self.source.recent.spare_len(used_len));
-            self.return_chunks(keep, caller);
+            let recent = &self.source.recent;
+            let keep =
+                (self.engine.pages.held_len() / KEPT_SHARE).max(recent.spare_len(used_len)).max(recent.regretted_len());
+            recent.note_returned(self.return_chunks(keep, caller));
         }
     }
 

@@ -10,6 +10,9 @@ use crate::heap::orphans::Orphans;
 /// Each call of `maintain` forgets this share of what was in use once and is not now.
 const DECAY_SHARE: usize = 8;
 
+/// Each free that might give pages back forgets this share of what was asked for again after it had gone back.
+const REGRET_SHARE: usize = 1 << 16;
+
 /// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
 const ASK_TRIES: u32 = 64;
 
@@ -198,13 +201,23 @@ pub(crate) struct Recent {
     used_len: AtomicUsize,
     /// Since then, as far as somebody noted it.
     since_len: AtomicUsize,
+    /// Bytes that went back to the provider after frees, and were not asked for again yet.
+    returned_len: AtomicUsize,
+    /// Bytes that were asked for again after they had gone back: they stay from then on, and are forgotten slowly.
+    regretted_len: AtomicUsize,
     /// The bin that is swept next.
     pub(crate) turn: AtomicUsize,
 }
 
 impl Recent {
     const fn new() -> Self {
-        Self { used_len: AtomicUsize::new(0), since_len: AtomicUsize::new(0), turn: AtomicUsize::new(0) }
+        Self {
+            used_len: AtomicUsize::new(0),
+            since_len: AtomicUsize::new(0),
+            returned_len: AtomicUsize::new(0),
+            regretted_len: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
+        }
     }
 
     /// That many bytes are in use now.
@@ -212,8 +225,37 @@ impl Recent {
         self.since_len.fetch_max(used_len, Ordering::Relaxed);
     }
 
+    /// So many bytes went back after a free.
+    pub(crate) fn note_returned(&self, len: usize) {
+        self.returned_len.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// So many bytes came, with so many in use: as far as as many had gone back, that was a mistake. A guess, if others change it meanwhile.
+    pub(crate) fn note_mapped(&self, len: usize, used_len: usize) {
+        self.note(used_len);
+        let returned_len = self.returned_len.load(Ordering::Relaxed);
+        let again = returned_len.min(len);
+        if again > 0 {
+            self.returned_len.store(returned_len - again, Ordering::Relaxed);
+            self.regretted_len.fetch_add(again, Ordering::Relaxed);
+        }
+    }
+
+    /// Free bytes that stay although nobody maintains the heap. Each question forgets a very small share.
+    pub(crate) fn regretted_len(&self) -> usize {
+        self.forget(REGRET_SHARE)
+    }
+
+    fn forget(&self, share: usize) -> usize {
+        let before = self.regretted_len.load(Ordering::Relaxed);
+        let kept = before - before.div_ceil(share);
+        self.regretted_len.store(kept, Ordering::Relaxed);
+        kept
+    }
+
     /// Begins anew with that many bytes in use, and forgets a share of what is in use no more and was not since the last call.
     pub(crate) fn decay(&self, used_len: usize) {
+        self.forget(DECAY_SHARE);
         let since = self.since_len.swap(used_len, Ordering::Relaxed).max(used_len);
         let before = self.used_len.load(Ordering::Relaxed);
         let kept = before - before.saturating_sub(since).div_ceil(DECAY_SHARE);

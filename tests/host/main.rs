@@ -22,6 +22,7 @@ mod debug_heap;
 mod documents;
 mod faults;
 mod gate;
+mod giving_back;
 mod growth;
 #[cfg(feature = "guard-pages")]
 mod guard_pages;
