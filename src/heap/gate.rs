@@ -62,6 +62,12 @@ impl Gate {
         }
     }
 
+    /// How often somebody left.
+    #[cfg(loom)]
+    pub(crate) fn visit_count(&self) -> usize {
+        self.visits.load(Ordering::Relaxed)
+    }
+
     /// Waits for the holder to leave that was there when so many had left.
     fn wait(&self, holder: usize, visits: usize, limit: u32) -> Entry<'_> {
         for _ in 0..limit {

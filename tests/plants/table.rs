@@ -389,4 +389,25 @@ pub(crate) const PLANTS: &[Plant] = &[
         planted: "",
         model: "pages::a_chunk_comes_to_where_another_one_is_leaving",
     },
+    Plant {
+        name: "gate_opened_before_its_visit_is_counted",
+        file: "heap/gate.rs",
+        shipped: "        self.gate.visits.store(visits.wrapping_add(1), Ordering::Release);\n        self.gate.holder.store(OPEN, Ordering::Release);",
+        planted: "        self.gate.holder.store(OPEN, Ordering::Release);\n        self.gate.visits.store(visits.wrapping_add(1), Ordering::Release);",
+        model: "gate::one_context_at_a_time_is_with_the_provider",
+    },
+    Plant {
+        name: "panic_memory_taken_by_load_and_store",
+        file: "heap/panic_reserve.rs",
+        shipped: "match self.used.compare_exchange_weak(used, end, Ordering::Relaxed, Ordering::Relaxed) {",
+        planted: "match Ok::<(), usize>(self.used.store(end, Ordering::Relaxed)) {",
+        model: "once::panic_memory_is_handed_out_once",
+    },
+    Plant {
+        name: "region_count_published_relaxed",
+        file: "provider/region.rs",
+        shipped: "self.count.store(count + 1, Ordering::Release);",
+        planted: "self.count.store(count + 1, Ordering::Relaxed);",
+        model: "once::a_region_is_seen_whole_or_not_at_all",
+    },
 ];

@@ -976,7 +976,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "            Some(0) => Err(Failure::TripleFault),",
         planted: "            Some(0) if @bug => Ok(()),\n            Some(0) => Err(Failure::TripleFault),",
         suite: Suite::Qemu,
-        test: "harness/triple_fault",
+        test: "harness/reset",
         gap: None,
     },
     Bug {
