@@ -688,6 +688,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_goes_once_and_comes_back_once() {
+        let (cache, _) = cache();
+        assert!(!cache.goes(), "it was never there");
+        assert!(cache.is_new() && !cache.is_gone() && !cache.comes_back());
+        assert!(cache.goes() && cache.is_gone() && !cache.is_used());
+        assert!(!cache.goes() && cache.is_gone(), "it has gone already");
+        assert!(cache.is_new() && cache.comes_back());
+        assert!(!cache.is_gone() && !cache.comes_back() && cache.is_used());
+    }
+
+    #[test]
     fn a_list_holds_its_limit_and_gives_the_newest_first() {
         let ((cache, class), mut blocks) = (cache(), Blocks::new());
         assert!(cache.push(class, blocks.next()).is_err(), "no limit yet");

@@ -59,3 +59,31 @@ impl Orphans {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn every_run_comes_back_once_with_its_length() {
+        let mut memory = Vec::from([0_u128; 4 * 64]);
+        let start = memory.as_mut_ptr().cast::<u8>();
+        let orphans = Orphans::new();
+        let runs: Vec<_> = (0..4)
+            .map(|number| {
+                let run = PageRun::new(1024 * (1 + number % 2), 1024, 1024).unwrap();
+                (NonNull::new(start.wrapping_add(1024 * number)).unwrap(), run)
+            })
+            .collect();
+        for (start, run) in &runs {
+            // SAFETY: 1 KiB of the memory each, which is long enough for a node, and no provider has a claim on it.
+            unsafe { orphans.push(*start, *run) };
+        }
+        let mut taken = Vec::new();
+        orphans.take_all(|start, run| taken.push((start, run)));
+        taken.sort_by_key(|(start, _)| *start);
+        assert_eq!(taken, runs);
+        orphans.take_all(|_, _| unreachable!("all were taken"));
+    }
+}

@@ -23,7 +23,7 @@ pub type Model = (&'static str, fn());
 
 /// All models.
 pub fn all() -> impl Iterator<Item = Model> {
-    [slab::MODELS, cache::MODELS, gate::MODELS, once::MODELS, pages::MODELS, nested::MODELS, trim::MODELS]
+    [slab::MODELS, cache::MODELS, gate::MODELS, pages::MODELS, panic_reserve::MODELS, nested::MODELS, trim::MODELS]
         .into_iter()
         .flatten()
         .copied()
@@ -39,8 +39,8 @@ macro_rules! models {
 mod cache;
 mod gate;
 mod nested;
-mod once;
 mod pages;
+mod panic_reserve;
 mod slab;
 mod trim;
 

@@ -401,13 +401,6 @@ pub(crate) const PLANTS: &[Plant] = &[
         file: "heap/panic_reserve.rs",
         shipped: "match self.used.compare_exchange_weak(used, end, Ordering::Relaxed, Ordering::Relaxed) {",
         planted: "match Ok::<(), usize>(self.used.store(end, Ordering::Relaxed)) {",
-        model: "once::panic_memory_is_handed_out_once",
-    },
-    Plant {
-        name: "region_count_published_relaxed",
-        file: "provider/region.rs",
-        shipped: "self.count.store(count + 1, Ordering::Release);",
-        planted: "self.count.store(count + 1, Ordering::Relaxed);",
-        model: "once::a_region_is_seen_whole_or_not_at_all",
+        model: "panic_reserve::panic_memory_is_handed_out_once",
     },
 ];

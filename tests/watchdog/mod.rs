@@ -68,7 +68,9 @@ fn watch(limit: Duration) {
         seen.retain(|thread, _| threads.contains(thread));
         threads.iter().for_each(|thread| _ = seen.entry(*thread).or_insert((now, used)));
         let used_by_all = used_by_all();
-        if seen.is_empty() || used_by_all.saturating_sub(awake.1) >= asleep / 100 {
+        // A thread that could run and is not let run does not sleep.
+        let busy = used_by_all.saturating_sub(awake.1) >= asleep / 100 || threads.iter().any(|thread| runs(*thread));
+        if seen.is_empty() || busy {
             awake = (now, used_by_all);
         }
         if now - awake.0 >= asleep {
@@ -115,6 +117,12 @@ fn times(program: fs::DirEntry) -> Option<(u32, u32, u32)> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<u32>().ok()).sum();
     Some((number, fields.get(1)?.parse().ok()?, ticks))
+}
+
+/// Whether a thread runs, or would if the machine let it.
+fn runs(thread: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('R'))
 }
 
 /// Has these threads write their names, and ends the program.

@@ -14,7 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Instant;
 
-use crate::patience::{self, Patience};
+use crate::patience::{self, Patience, Used};
 use crate::{Machine, Profile, build, qemu};
 
 /// QEMU's exit codes, the same on all architectures. On x86-64 a kernel that writes `v` to the exit device makes it `2 v + 1`.
@@ -254,7 +254,7 @@ impl Boot {
                 continue;
             }
             next_look = elapsed + LOOK;
-            let used = patience::used(&child.0, self.threads()).unwrap_or(elapsed);
+            let used = patience::used(&child.0, self.threads()).unwrap_or(Used { time: elapsed, runs: true });
             if let Some(why) = patience.hung(elapsed, used) {
                 return Err(Failure::TimeOut(why));
             }

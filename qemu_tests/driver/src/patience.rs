@@ -8,7 +8,7 @@
 //! The price: processor time is known on Linux only. Elsewhere a guest is taken to run all the time.
 
 use core::time::Duration;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::{fs, thread};
 
@@ -18,6 +18,15 @@ const ASLEEP: Duration = Duration::from_secs(20);
 const WALL: u32 = 20;
 /// Ticks of `/proc` in a second: Linux tells times to programs in these, whatever its own are.
 const TICKS: u64 = 100;
+
+/// What a guest has used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Used {
+    /// Processor time on a processor.
+    pub(crate) time: Duration,
+    /// It could use more at this moment: a machine that does not let it run is no sleep.
+    pub(crate) runs: bool,
+}
 
 /// Watches one guest.
 #[derive(Debug)]
@@ -39,9 +48,10 @@ impl Patience {
     }
 
     /// Why the guest counts as hung, if it does: it was started `elapsed` ago and has `used` so much processor time.
-    pub(crate) fn hung(&mut self, elapsed: Duration, used: Duration) -> Option<String> {
+    pub(crate) fn hung(&mut self, elapsed: Duration, used: Used) -> Option<String> {
         let asleep = ASLEEP.min(self.limit);
-        if used.saturating_sub(self.awake.1) >= asleep / 100 {
+        let Used { time: used, runs } = used;
+        if runs || used.saturating_sub(self.awake.1) >= asleep / 100 {
             self.awake = (elapsed, used);
         }
         let silent = elapsed.saturating_sub(self.awake.0);
@@ -60,13 +70,20 @@ impl Patience {
 
 /// The processor time that a child with so many busy threads has used on each processor: the most of what one thread has used, and of
 /// what all have used, shared among those that can run at once. `None`: the system does not tell.
-pub(crate) fn used(child: &Child, threads: u32) -> Option<Duration> {
+pub(crate) fn used(child: &Child, threads: u32) -> Option<Used> {
     let processors = thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     let process = Path::new("/proc").join(child.id().to_string());
     let all = ticks(&process)? / u64::from(processors.min(threads).max(1));
-    let tasks = fs::read_dir(process.join("task")).ok()?;
-    let most = tasks.flatten().filter_map(|task| ticks(&task.path())).max().unwrap_or(0);
-    Some(Duration::from_millis(all.max(most) * 1000 / TICKS))
+    let tasks: Vec<PathBuf> = fs::read_dir(process.join("task")).ok()?.flatten().map(|task| task.path()).collect();
+    let most = tasks.iter().filter_map(|task| ticks(task)).max().unwrap_or(0);
+    let time = Duration::from_millis(all.max(most) * 1000 / TICKS);
+    Some(Used { time, runs: tasks.iter().any(|task| runs(task)) })
+}
+
+/// Whether a thread runs, or would if the machine let it.
+fn runs(directory: &Path) -> bool {
+    let stat = fs::read_to_string(directory.join("stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('R'))
 }
 
 /// User and system time of a process or thread, whose name may have any character in it.
@@ -91,7 +108,9 @@ mod tests {
             if speaks {
                 patience.heard(elapsed);
             }
-            if let Some(why) = patience.hung(elapsed, elapsed * share / 100) {
+            // What is not given a processor is not seen to want one here; what is, sleeps half of the time.
+            let used = Used { time: elapsed * share / 100, runs: false };
+            if let Some(why) = patience.hung(elapsed, used) {
                 return (elapsed.as_secs_f32(), why);
             }
         }
@@ -115,10 +134,19 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_is_not_let_run_does_not_sleep() {
+        let mut patience = Patience::new(LIMIT);
+        let starved = Used { time: Duration::ZERO, runs: true };
+        assert_eq!(patience.hung(Duration::from_secs(100), starved), None);
+        assert_eq!(patience.hung(Duration::from_secs(110), Used { runs: false, ..starved }), None, "it wanted to run");
+        assert!(patience.hung(Duration::from_secs(121), Used { runs: false, ..starved }).is_some());
+    }
+
+    #[test]
     fn processor_time_is_read_of_a_process_that_spins() {
         let spawned = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
         let Ok(mut child) = spawned else { panic!("no shell") };
-        let enough = |used: Option<Duration>| used.is_none_or(|used| used >= Duration::from_millis(50));
+        let enough = |used: Option<Used>| used.is_none_or(|used| used.runs && used.time >= Duration::from_millis(50));
         while !enough(used(&child, 1)) {
             thread::sleep(Duration::from_millis(10));
         }

@@ -1,4 +1,4 @@
-//! What is handed out once, and what is seen as a whole or not at all: memory set aside for a panic, and regions.
+//! What is handed out once: memory set aside for a panic.
 
 use core::ptr::NonNull;
 use std::vec::Vec;
@@ -7,11 +7,9 @@ use super::{Kept, Place, explore, memory, spawn};
 use crate::base::sync::model::together;
 use crate::base::sync::write;
 use crate::heap::panic_reserve::{Emergency, GAP_LEN};
-use crate::provider::RegionProvider;
 
 models! {
     panic_memory_is_handed_out_once
-    a_region_is_seen_whole_or_not_at_all
 }
 
 /// Three contexts report at once. A context that interrupts another one is one of these orders: it runs to its end in the middle of the other.
@@ -37,24 +35,5 @@ fn panic_memory_is_handed_out_once() {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 3, "each block once");
-    });
-}
-
-/// Somebody adds a region while another context looks how much there is.
-fn a_region_is_seen_whole_or_not_at_all() {
-    const LEN: usize = 8192;
-    let (provider, memory) = (Place::new(), memory(LEN).as_ptr().expose_provenance());
-    explore(4, move || {
-        let provider = provider.fill(RegionProvider::<1>::new());
-        let add = spawn(move || {
-            // SAFETY: leaked memory of that length, which only this provider uses in this execution.
-            unsafe { provider.add_region(core::ptr::with_exposed_provenance_mut(memory), LEN) }.unwrap();
-        });
-        let look = spawn(move || match provider.region_count() {
-            0 => {}
-            _ => assert_eq!(provider.free_len(), LEN, "a region that is counted and not there"),
-        });
-        together(Vec::from([add, look]));
-        assert_eq!((provider.region_count(), provider.free_len()), (1, LEN));
     });
 }
