@@ -1,8 +1,10 @@
 //! Memory that moves between classes without being free as pages: joined neighbours, and longer blocks that are lent.
 //!
 //! A slab that one block stays in is no use to other classes as pages. So before new pages are asked for, neighbours among the free blocks of a *shorter* class's slab
-//! are handed out as one block each; and before an allocation fails, a block of a *longer* class serves. The slab keeps its class: such a block
-//! goes home by its address, as the blocks that it was.
+//! are handed out as one block each; before an allocation fails, fresh blocks are joined with them; and at last a block of a *longer* class serves. The slab keeps its class: such a
+//! block goes home by its address, as the blocks that it was.
+//!
+//! *Fresh blocks only at last*: while the provider has more, they are what the shorter class is about to use. But in a heap of 1 MiB that is full, a quarter of the region is fresh.
 //!
 //! The obvious way, to merge free blocks as they come home, is what coalescing heaps do at every free. Here only who finds no pages pays: a walk over one slab's list.
 //! Price: a class that takes a slow path counts what it lends; slabs have at most [`Places::MOST`] blocks; and who takes a block of a shorter class next finds it gone.
@@ -44,13 +46,13 @@ impl<const CPUS: usize> Engine<CPUS> {
         let own = self.home_for(class, caller);
         let turn = self.join_turn.fetch_add(1, Ordering::Relaxed);
         let others = (0..JOIN_HOMES.min(Self::HOMES)).map(|step| turn.wrapping_add(step) % Self::HOMES);
-        let mut found = [own].into_iter().chain(others).filter_map(|home| self.take_freed(class, from, home, dense));
-        let Some((slab, chain)) = found.next() else {
+        let mut found = [own].into_iter().chain(others).filter_map(|home| self.take_free(class, from, home, dense));
+        let Some((slab, free)) = found.next() else {
             self.join_position(class).store(0, Ordering::Relaxed);
             return None;
         };
         let walked = slab.class().index();
-        let list = self.join_in(slab, chain, class, most, caller, cache);
+        let list = self.join_in(slab, free, class, most, caller, cache);
         if list.is_none() {
             self.join_position(class).store(last.min((walked + 1) * BARREN_WALKS - 1), Ordering::Relaxed);
         }
@@ -67,30 +69,28 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.join(class, 1, caller, None, false)?.pop()
     }
 
-    /// The freed blocks of one slab at that home that may have neighbours enough, of the class with that index or shorter.
-    fn take_freed(&self, class: SizeClass, from: usize, home: usize, dense: bool) -> Option<(Slab<'_>, Chain)> {
+    /// The free blocks of one slab at that home that may have neighbours enough, of the class with that index or shorter.
+    fn take_free(&self, class: SizeClass, from: usize, home: usize, dense: bool) -> Option<(Slab<'_>, List)> {
         let shorter = (0..class.index()).rev().filter(|index| *index <= from).filter_map(SizeClass::from_index);
         shorter
             .map(|shorter| (shorter, class.block_len().div_ceil(shorter.block_len())))
             .take_while(|(_, count)| *count <= Places::MOST)
-            .find_map(|(shorter, count)| self.bin(home, shorter).take_freed(count, dense))
+            .find_map(|(shorter, count)| self.bin(home, shorter).take_free(count, dense))
     }
 
     fn join_in(
         &self,
         slab: Slab<'_>,
-        chain: Chain,
+        free: List,
         class: SizeClass,
         most: u32,
         caller: Caller,
         cache: Option<&CpuCache>,
     ) -> Option<List> {
         let cut = slab.class();
-        let freed_count = chain.count();
-        let mut freed = List::new();
-        freed.prepend(chain);
-        // SAFETY: the blocks are this slab's, and it has no more than that many (`Bin::take_freed`).
-        let mut places = unsafe { Places::of(slab.start(), cut, freed) };
+        let free_count = free.count();
+        // SAFETY: the blocks are this slab's, and it has no more than that many (`Bin::take_free`).
+        let mut places = unsafe { Places::of(slab.start(), cut, free) };
         let mut list = List::new();
         while list.count() < most {
             let Some((block, parts)) = places.join(class.block_len(), class.block_align()) else { break };
@@ -100,7 +100,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let rest = places.into_chain();
         let rest_count = rest.as_ref().map_or(0, Chain::count);
         // What only passed by is counted past the cache.
-        self.count_taken(cache, cut, freed_count - rest_count);
+        self.count_taken(cache, cut, free_count - rest_count);
         self.count_taken(None, cut, rest_count);
         if let Some(chain) = rest {
             self.send_home(Group { slab, chain }, None, caller);

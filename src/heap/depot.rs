@@ -46,6 +46,10 @@ const AMPLE_CACHE_LEN: usize = 1 << 20;
 
 /// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a larger one.
 const SLAB_SHARES: [usize; 2] = [256, 64];
+/// A slab takes at most this share of the bytes in slabs of its class, where it needs no more for one block: what is free in it is then little beside what the class uses.
+const CLASS_SHARE: usize = 4;
+/// Up to this share of the class's bytes a slab is made longer if little is then left over behind its last block.
+const TIGHT_SHARE: usize = 2;
 const MAX_SLAB_LEN: usize = 16 * 1024;
 /// On big heaps slabs are up to four times as long: this share of the bytes held.
 const LONG_SLAB_SHARE: usize = 512;
@@ -374,9 +378,11 @@ impl<const CPUS: usize> Engine<CPUS> {
         let granules = [(TINY_HEAP_LEN, MIN_SLAB_LEN), (SMALL_HEAP_LEN, 1024)].into_iter();
         let granule =
             granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
+        let class_len = self.slab_len(class).get();
+        let target = slab_target(class, held_len).min(class_len / CLASS_SHARE).max(granule);
         Want {
-            len: slab_len(class, granule, slab_target(class, held_len).max(granule)),
-            least_len: slab_len(class, MIN_SLAB_LEN, 0),
+            len: slab_len(class, granule, target, class_len / TIGHT_SHARE),
+            least_len: slab_len(class, MIN_SLAB_LEN, 0, 0),
             align: class.block_align(),
             use_: Use::Slab,
         }
@@ -547,8 +553,9 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// if as many of them were kept as have the same length together, they would keep a chunk each.
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
-        let slab_len = self.slab_want(slab.class()).len.max(Chunk::run_len(slab.desc()));
-        (self.pages.worked_len() / RESERVE_SHARE / self.used_count() / slab_len.max(1)).max(1) as u32
+        let worked_len = self.pages.worked_len();
+        let slab_len = slab_target(slab.class(), worked_len).max(Chunk::run_len(slab.desc()));
+        (worked_len / RESERVE_SHARE / self.used_count() / slab_len.max(1)).max(1) as u32
     }
 
     /// Counts a free of what this heap never gave; nothing else happens to it.
@@ -811,7 +818,12 @@ mod tests {
     fn one_page_left_is_enough_for_a_small_block() {
         let alone = Alone::new(2 << 20);
         let (engine, class) = (&alone.engine, class(64));
-        assert!(engine.slab_want(class).len > 4096, "a longer slab would be better");
+        while engine.slab_want(class).len <= 4096 {
+            assert!(engine.obtain_one(class, ORDINARY).is_ok());
+        }
+        while engine.slab_len(class).get() > 64 * usize::try_from(engine.out_count(class)).unwrap() {
+            assert!(engine.obtain_one(class, ORDINARY).is_ok());
+        }
         let pages = alone.fill_pages(4096);
         assert_eq!(engine.obtain_one(class, ORDINARY).err(), Some(Refused::Empty));
         engine.pages.free(pages[5].desc);

@@ -17,7 +17,7 @@ const RETIRE_TRIES: u32 = 64;
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Gives back what was not in use lately, in small steps; for an idle loop or a timer. Returns the bytes that the provider took.
     ///
-    /// Each call looks at `budget` bins of slabs (a heap has 44 for each CPU and three CPUs more), beginning where the last call ended, and frees whole slabs there
+    /// Each call looks at `budget` bins of slabs (a heap has 60 for each CPU and three CPUs more), beginning where the last call ended, and frees whole slabs there
     /// but for one a bin; then it forgets an eighth of what was in use once and is not now, and offers the provider those chunks that are neither in use nor were lately.
     /// From the first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps nothing anew; without a call, they leave a quarter
     /// of the bytes held. Caches are left alone: [`drain_current`](Self::drain_current) is for a CPU that will sleep.

@@ -155,9 +155,9 @@ impl Bin {
         }
     }
 
-    /// Takes all freed blocks out of the first of the next few partial slabs that has `least` of them, and if `dense` a quarter of its blocks. The next
-    /// call goes on behind it. Never waits.
-    pub(crate) fn take_freed(&self, least: usize, dense: bool) -> Option<(Slab<'_>, Chain)> {
+    /// Takes all free blocks out of the first of the next few partial slabs that has `least` of them: if `dense`, freed ones only, of a slab of
+    /// which a quarter was freed; else fresh ones too. The next call goes on behind it. Never waits.
+    pub(crate) fn take_free(&self, least: usize, dense: bool) -> Option<(Slab<'_>, List)> {
         if self.looks_empty() {
             return None;
         }
@@ -167,10 +167,17 @@ impl Bin {
             // From the back, since what is put back comes to the front.
             self.partial.turn_back();
             let slab = self.partial.first().and_then(Slab::of)?;
-            let capacity = slab.capacity();
-            let enough = if dense { least.max(capacity / JOIN_DENSITY) } else { least };
-            if slab.counts().0 >= enough && capacity <= Places::MOST {
-                return self.take_from(&held, slab, u32::MAX).map(|chain| (slab, chain));
+            let ((freed, carved), capacity) = (slab.counts(), slab.capacity());
+            let (free, enough) =
+                if dense { (freed, least.max(capacity / JOIN_DENSITY)) } else { (capacity - carved + freed, least) };
+            if free >= enough && capacity <= Places::MOST {
+                let mut list = List::new();
+                list.prepend(self.take_from(&held, slab, u32::MAX)?);
+                // Freed ones came first. A slab that is out of the list now may be on its way back by the inbox.
+                if !dense && slab.desc().kind() == Kind::SlabPartial {
+                    self.take_from(&held, slab, u32::MAX).into_iter().for_each(|fresh| list.prepend(fresh));
+                }
+                return Some((slab, list));
             }
         }
         None
@@ -504,6 +511,21 @@ pub(crate) mod tests {
         give(&bin, slab, rest.pop().unwrap());
         assert_eq!(take(&bin, 5).len(), 1);
         assert!(is_sound(&bin));
+    }
+
+    #[test]
+    fn fresh_blocks_are_taken_to_be_joined_at_last() {
+        let (ground, bin) = (Ground::new(), Bin::new());
+        let slab = ground.slab(class(128), LEN, HOME);
+        let mut blocks = singles(slab.take(3).unwrap().chain);
+        bin.enlist(slab);
+        give(&bin, slab, blocks.pop().unwrap());
+        assert!(bin.take_free(2, true).is_none() && bin.take_free(7, false).is_none(), "one was freed, five are fresh");
+        let (_, mut list) = bin.take_free(6, false).unwrap();
+        assert_eq!((list.count(), slab.is_listed(), counts(&bin)), (6, false, (0, 0)));
+        core::iter::from_fn(|| list.pop()).for_each(|block| give(&bin, slab, Chain::new(block)));
+        assert_eq!(slab.counts(), (6, 8));
+        assert!(is_sound(&bin) && slab.verify() && counts(&bin) == (1, 0));
     }
 
     /// Between the unlinking and the taking, others push: the slab is not exhausted then, and is linked again.

@@ -117,19 +117,19 @@ impl Word {
     }
 }
 
-/// How long a slab of a class should be, in bytes: a multiple of `granule` that holds at least one block and comes close to `target`,
-/// with at most an eighth left over behind the last block if a few blocks more can achieve that. At most [`MAX_BLOCKS`] blocks fit.
-pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize) -> usize {
+/// How long a slab of a class should be, in bytes: a multiple of `granule` that holds at least one block and comes close to `target`. A few blocks are
+/// added if less is then left over behind the last one: up to `most` bytes until that is at most a 32nd, else an eighth. At most [`MAX_BLOCKS`] blocks fit.
+pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize, most: usize) -> usize {
     let block_len = class.block_len();
-    let mut count = target.checked_div(block_len).unwrap_or(0).clamp(1, MAX_BLOCKS / 2);
-    for _ in 0..8 {
-        let len = round_up(count * block_len, granule);
-        if (len - count * block_len) * 8 <= len {
+    let mut used_len = target.checked_div(block_len).unwrap_or(0).clamp(1, MAX_BLOCKS / 2) * block_len;
+    for _ in 0..16 {
+        let len = round_up(used_len, granule);
+        if len - used_len <= len / if len <= most { 32 } else { 8 } {
             break;
         }
-        count += 1;
+        used_len += block_len;
     }
-    round_up(count * block_len, granule).min(MAX_SLAB_LEN)
+    round_up(used_len, granule).min(MAX_SLAB_LEN)
 }
 
 /// `len` rounded up to a multiple of `granule`, a power of two.
@@ -668,14 +668,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn lengths_waste_at_most_an_eighth_where_a_few_blocks_can_avoid_it() {
+    fn lengths_leave_little_over_where_a_few_blocks_can_avoid_it() {
         for class in SizeClass::all() {
             for (granule, target) in [(256, 0), (1024, 4096), (4096, 16384), (4096, 65536)] {
-                let len = slab_len(class, granule, target);
-                let left = len % class.block_len();
-                assert!(len >= class.block_len() && len % granule == 0 && len <= MAX_SLAB_LEN);
-                assert!(len / class.block_len() <= MAX_BLOCKS);
-                assert!(left * 8 <= len, "{left} of {len} left over with blocks of {}", class.block_len());
+                for (most, share) in [(0, 8), (MAX_SLAB_LEN, if granule < 1024 { 8 } else { 32 })] {
+                    let len = slab_len(class, granule, target, most);
+                    let left = len % class.block_len();
+                    assert!(len >= class.block_len() && len % granule == 0 && len <= MAX_SLAB_LEN);
+                    assert!(len / class.block_len() <= MAX_BLOCKS);
+                    assert!(left * share <= len, "{left} of {len} left over with blocks of {}", class.block_len());
+                }
             }
         }
     }

@@ -21,6 +21,7 @@ mod corpus;
 mod debug_heap;
 mod documents;
 mod faults;
+mod fullness;
 mod gate;
 mod giving_back;
 mod growth;
