@@ -55,6 +55,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// Size 0 gives a dangling, aligned pointer and length 0, and takes no memory.
     ///
+    /// On a `static` heap `HEAP.alloc(layout)` is this method, not [`GlobalAlloc`]'s of the same name, which gives a pointer: write
+    /// `GlobalAlloc::alloc(&HEAP, layout)` for that one. So with [`alloc_zeroed`](Self::alloc_zeroed) and [`realloc`](Self::realloc).
+    ///
     /// # Errors
     /// [`AllocError`] if there is no memory after everything was tried: reserves, the provider, reachable caches, longer blocks, the
     /// provider's [`relieve`](PageProvider::relieve). In a context that interrupted the heap on its own CPU, if there is none at hand.

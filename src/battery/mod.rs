@@ -5,6 +5,10 @@
 //! one that is shorter than it said, cannot pass. Nothing is kept but in the blocks themselves and in the caller's slots, so the battery
 //! needs no other heap, and little stack.
 
+mod run;
+
+pub use run::{Failed, run};
+
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::NonNull;

@@ -109,7 +109,7 @@ fn filled<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, size: usize) ->
     Filled::new(heap, layout(size), 0x5a).unwrap()
 }
 
-fn free_all<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) {
+fn free_all<P: PageProvider, C: CpuMode>(blocks: Vec<Block<P, C>>) {
     blocks.into_iter().for_each(|block| block.free().unwrap());
 }
 
@@ -146,7 +146,7 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
             }
         }
         let again = filled(heap, SIZE);
-        free_all(heap, earlier.into_iter().chain(again).collect());
+        free_all(earlier.into_iter().chain(again).collect());
     }
 
     /// Interrupts `work` at every access. `before` makes the heap what it is then, and gives the blocks that `work` is about.
@@ -175,7 +175,7 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
 
     fn check(&self, heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) {
         heap.verify_all().unwrap();
-        free_all(heap, blocks);
+        free_all(blocks);
         heap.verify_all().unwrap();
         heap.drain_current();
         heap.trim(0);
@@ -191,7 +191,7 @@ fn many<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, size: usize, coun
 /// Some blocks have come and gone, so that the cache has a few and a slab too.
 fn warm<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>) -> Vec<Block<P, C>> {
     let mut blocks = many(heap, SIZE, 12);
-    free_all(heap, blocks.split_off(6));
+    free_all(blocks.split_off(6));
     blocks
 }
 
@@ -206,8 +206,8 @@ fn refill<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, mut blocks: Vec
     blocks
 }
 
-fn flush<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
-    free_all(heap, blocks);
+fn flush<P: PageProvider, C: CpuMode>(_: &'static Any<P, C>, blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
+    free_all(blocks);
     Vec::new()
 }
 
@@ -221,7 +221,7 @@ fn large<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, mut blocks: Vec<
 }
 
 fn drain_and_trim<P: PageProvider, C: CpuMode>(heap: &'static Any<P, C>, blocks: Vec<Block<P, C>>) -> Vec<Block<P, C>> {
-    free_all(heap, blocks);
+    free_all(blocks);
     heap.drain_current();
     heap.trim(0);
     Vec::new()

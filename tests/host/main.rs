@@ -11,6 +11,7 @@
 )]
 
 mod allocators;
+mod battery;
 mod borders;
 #[cfg(target_os = "linux")]
 mod c_heap;

@@ -1,0 +1,191 @@
+//! The battery over sound and over broken providers and pins: each break is named, in the line of the promise that it breaks.
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use smp_heap::battery::{Failed, run};
+use smp_heap::cpu::CpuMode;
+use smp_heap::{CpuPin, Heap, Hint, PageProvider, PageRun, Pinned};
+
+use crate::common::{Books, ThreadCpu, play_cpu};
+
+/// So many threads as CPUs, all at work at once.
+fn on_threads(count: usize, work: &(dyn Fn() + Sync)) {
+    std::thread::scope(|scope| {
+        for cpu in 0..count {
+            scope.spawn(move || {
+                play_cpu(cpu);
+                work();
+            });
+        }
+    });
+}
+
+/// What the battery says of a heap on three threads.
+fn report<P: PageProvider + Sync, C: CpuMode + Sync>(provider: P, mode: C) -> (Result<(), Failed>, String) {
+    play_cpu(0);
+    let heap = Heap::<P, C, 4>::new(provider, mode);
+    let mut report = String::new();
+    let passed = run(&heap, |work| on_threads(3, work), &mut report);
+    assert!(report.lines().count() <= 22, "{report}");
+    let failures = report.lines().filter(|line| line.starts_with("FAIL ")).count();
+    assert_eq!(passed.map_or_else(|failed| failed.count, |()| 0), failures, "{report}");
+    let is_known = |line: &str| ["ok   ", "FAIL ", "skip "].iter().any(|start| line.starts_with(start));
+    assert!(report.lines().all(is_known), "{report}");
+    (passed, report)
+}
+
+#[test]
+fn a_sound_heap_passes_the_battery() {
+    for (passed, report) in [
+        report(Books::default(), Hint(ThreadCpu)),
+        report(Books::default(), Pinned(ThreadCpu)),
+        report(Books::with_limit(8 << 20), Pinned(ThreadCpu)),
+    ] {
+        assert_eq!(passed, Ok(()), "{report}");
+        assert!(report.lines().count() > 15, "{report}");
+    }
+}
+
+/// What a provider does wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wrong {
+    /// Aligns to pages only.
+    Alignment,
+    /// Gives a run that begins in the one before.
+    Overlap,
+    /// Says that pages are zeroed, and they are not.
+    Zeros,
+    /// Takes a run back and loses it.
+    Loses,
+    /// Gives some pages, whatever was asked for.
+    Absurd,
+}
+
+/// Pages of a long piece of the host's memory, one after the other, with something wrong.
+struct Broken<const ZEROED: bool> {
+    wrong: Wrong,
+    memory: NonNull<u8>,
+    used: Mutex<usize>,
+}
+
+const MEMORY: Layout = match Layout::from_size_align(256 << 20, 2 << 20) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a power of two"),
+};
+
+impl<const ZEROED: bool> Broken<ZEROED> {
+    fn new(wrong: Wrong) -> Self {
+        // SAFETY: the length is not 0.
+        let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(MEMORY) }).unwrap();
+        // SAFETY: one byte inside the memory.
+        unsafe { memory.add((2 << 20) + 8).write(1) };
+        Self { wrong, memory, used: Mutex::new(0x1000) }
+    }
+}
+
+// SAFETY: the memory is this value's, and handed out under a lock.
+unsafe impl<const ZEROED: bool> Send for Broken<ZEROED> {}
+// SAFETY: as above.
+unsafe impl<const ZEROED: bool> Sync for Broken<ZEROED> {}
+
+// SAFETY: it breaks the contract on purpose; nothing of this memory is anybody else's, and the battery touches only what it was given, which is never more.
+unsafe impl<const ZEROED: bool> PageProvider for Broken<ZEROED> {
+    const ZEROED: bool = ZEROED;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        let mut used = self.used.lock().unwrap();
+        if run.len() > 64 << 20 {
+            // SAFETY: inside the memory.
+            return (self.wrong == Wrong::Absurd).then(|| unsafe { self.memory.add(*used) });
+        }
+        let align = if self.wrong == Wrong::Alignment { 4096 } else { run.align() };
+        let start = used.next_multiple_of(align);
+        let end = start + run.len();
+        // What it loses is soon all.
+        let limit = if self.wrong == Wrong::Loses { 64 << 20 } else { MEMORY.size() };
+        if end > limit {
+            return None;
+        }
+        let overlap = if self.wrong == Wrong::Overlap && run.len() > 4096 { 4096 } else { 0 };
+        *used = end - overlap;
+        // SAFETY: inside the memory.
+        Some(unsafe { self.memory.add(start) })
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let mut used = self.used.lock().unwrap();
+        if self.wrong == Wrong::Loses {
+            return true;
+        }
+        let offset = start.addr().get() - self.memory.addr().get();
+        let is_last = offset + run.len() == *used;
+        if is_last {
+            *used = offset;
+        }
+        is_last
+    }
+}
+
+#[test]
+fn each_broken_promise_of_a_provider_is_named() {
+    for (wrong, line) in [
+        (Wrong::Alignment, "FAIL provider: runs are aligned as asked for: the run of"),
+        (Wrong::Overlap, "FAIL provider: no two runs share memory: the runs at 0x"),
+        (Wrong::Loses, "FAIL provider: what it takes back it gives again: a run of"),
+        (Wrong::Absurd, "FAIL provider: refuses what it cannot have: a run of half"),
+    ] {
+        let (_, report) = report(Broken::<false>::new(wrong), Hint(ThreadCpu));
+        assert!(report.contains(line), "{wrong:?}: {report}");
+    }
+    let (_, report) = report(Broken::<true>::new(Wrong::Zeros), Hint(ThreadCpu));
+    assert!(report.contains("FAIL provider: pages are zeroed if it says so: ZEROED is true"), "{report}");
+}
+
+/// What a pin does wrong.
+enum Pin {
+    /// Every CPU is the same one.
+    Same,
+    /// Another number each time.
+    Changing(AtomicUsize),
+    /// Numbers that the heap has no cache for.
+    Beyond,
+}
+
+// SAFETY: it breaks the contract on purpose; the battery finds that out before more than one thread allocates.
+unsafe impl CpuPin for Pin {
+    type Guard = ();
+    fn pin(&self) {}
+    fn index(&self, (): &()) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::Changing(turn) => turn.fetch_add(1, Ordering::Relaxed) % 3,
+            Self::Beyond => 77,
+        }
+    }
+}
+
+/// A heap under such a pin would break, so it is not tried.
+fn identity(pin: Pin) -> String {
+    let (_, report) = report(Books::default(), Pinned(pin));
+    assert!(
+        !report.contains("heap: ") && report.ends_with("skip all that rests on a promise that failed\n"),
+        "{report}"
+    );
+    report
+}
+
+#[test]
+fn a_pin_that_does_not_pin_is_named() {
+    let same = identity(Pin::Same);
+    assert!(
+        same.contains("FAIL identity: a pin keeps others away: two callers were pinned to CPU 0 at once"),
+        "{same}"
+    );
+    let changing = identity(Pin::Changing(AtomicUsize::new(0)));
+    assert!(changing.contains("FAIL identity: a pin keeps the CPU: a caller that was pinned to CPU "), "{changing}");
+    let beyond = identity(Pin::Beyond);
+    assert!(beyond.contains("FAIL identity: every CPU has a cache: 3 callers"), "{beyond}");
+}
