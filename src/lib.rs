@@ -193,3 +193,39 @@ mod documents {
     #[doc = include_str!("../docs/provider.md")]
     struct Provider;
 }
+
+/// The recipes, compiled; what needs a feature with that feature.
+#[cfg(all(doctest, feature = "region", target_arch = "x86_64"))]
+mod recipes {
+    #[doc = include_str!("../docs/recipes/dma.md")]
+    struct Dma;
+    #[cfg(feature = "guard-pages")]
+    #[doc = include_str!("../docs/recipes/guard-pages.md")]
+    struct GuardPages;
+    #[doc = include_str!("../docs/recipes/like-arceos.md")]
+    struct LikeArceos;
+    #[doc = include_str!("../docs/recipes/like-blog-os.md")]
+    struct LikeBlogOs;
+    #[cfg(feature = "x86_64")]
+    #[doc = include_str!("../docs/recipes/like-hermit.md")]
+    struct LikeHermit;
+    #[doc = include_str!("../docs/recipes/out-of-memory.md")]
+    struct OutOfMemory;
+    #[doc = include_str!("../docs/recipes/per-cpu-areas.md")]
+    struct PerCpuAreas;
+    #[doc = include_str!("../docs/recipes/picture.md")]
+    struct Picture;
+    #[doc = include_str!("../docs/recipes/preemptive-scheduler.md")]
+    struct PreemptiveScheduler;
+    #[doc = include_str!("../docs/recipes/replace-buddy-system-allocator.md")]
+    struct ReplaceBuddySystemAllocator;
+    #[doc = include_str!("../docs/recipes/replace-linked-list-allocator.md")]
+    struct ReplaceLinkedListAllocator;
+    #[doc = include_str!("../docs/recipes/replace-talc.md")]
+    struct ReplaceTalc;
+    #[cfg(feature = "trace")]
+    #[doc = include_str!("../docs/recipes/trace.md")]
+    struct Trace;
+    #[doc = include_str!("../docs/recipes/user-space.md")]
+    struct UserSpace;
+}
