@@ -719,6 +719,8 @@ mod tests {
         }
 
         fn fill_pages(&self, len: usize) -> Vec<Run<'_>> {
+            // What was set aside, too.
+            self.engine.pages.drain_deferred(&step);
             core::iter::from_fn(|| self.engine.pages.alloc_any(len, 1, Use::Large, &step).ok()).collect()
         }
     }
@@ -920,6 +922,8 @@ mod tests {
                 });
             });
         };
+        // Nothing is set aside.
+        engine.pages.drain_deferred(&step);
         let mut once = false;
         engine.pages.for_each_run(&mut |_| {
             if !core::mem::replace(&mut once, true) {

@@ -40,7 +40,7 @@ mod want;
 
 use core::ptr::NonNull;
 
-use crate::base::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Level, Ordering, Ordering::Relaxed};
 use crate::contract::provider::PageRun;
 use crate::harden::KeyCell;
 
@@ -67,6 +67,9 @@ const FIRST_LEN: usize = 1 << 20;
 /// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
 /// With 64, a fit behind 500 shorter runs of its bin is found.
 const ROUND_LIMIT: usize = 64;
+/// Lengths of runs that are set aside for contexts which find every lock held; each only in a heap that used [`SPARE_SHARE`] times as much.
+const SPARE_LENS: [usize; 4] = [4 << 10, 4 << 10, 16 << 10, 48 << 10];
+const SPARE_SHARE: usize = 64;
 /// A shard's pool for large blocks.
 const LARGE: usize = 1;
 /// Kept runs that an allocation frees before it is refused.
@@ -105,6 +108,8 @@ pub(crate) struct Pages<const N: usize> {
     shards: [[Pool; 2]; N],
     /// Each CPU's kept run.
     kept: [Kept; N],
+    /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that interrupted the holder.
+    spares: [AtomicPtr<PageDesc>; SPARE_LENS.len()],
 }
 
 /// A run handed out.
@@ -158,6 +163,7 @@ impl<const N: usize> Pages<N> {
             ample: AtomicBool::new(false),
             shards: [const { [const { Pool::new() }; 2] }; N],
             kept: [const { Kept::new() }; N],
+            spares: [const { AtomicPtr::new(core::ptr::null_mut()) }; SPARE_LENS.len()],
         }
     }
 
@@ -294,12 +300,62 @@ impl<const N: usize> Pages<N> {
     ) -> Result<Run<'_>, Refused> {
         let at_hand = if align.is_power_of_two() { self.alloc_near(len, align, use_, shard) } else { None };
         if let Some(head) = at_hand {
+            if wait && use_ == Use::Slab {
+                self.set_aside(shard);
+            }
             return Ok(hand_out(head));
         }
         match self.alloc_far(len, align, use_, shard, wait) {
-            Err(_) if self.release_kept(KEPT_LIMIT) => self.alloc_far(len, align, use_, shard, wait),
+            Err(Refused::Busy) => self.take_spare(len, align, use_).ok_or(Refused::Busy),
+            Err(_) if self.release_kept(KEPT_LIMIT) | self.release_spares() => {
+                self.alloc_far(len, align, use_, shard, wait)
+            }
             answer => answer,
         }
+    }
+
+    /// Sets a run aside for those who find every lock held, if one is missing and memory is at hand.
+    #[inline]
+    fn set_aside(&self, shard: usize) {
+        let mut missing = self.spares.iter().zip(SPARE_LENS).filter(|(spare, _)| spare.load(Relaxed).is_null());
+        if let Some((spare, len)) = missing.next().filter(|(_, len)| len * SPARE_SHARE <= self.worked_len()) {
+            self.set_one_aside(spare, len, shard);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn set_one_aside(&self, spare: &AtomicPtr<PageDesc>, len: usize, shard: usize) {
+        let Some(run) = self.alloc_near(len, 1, Use::Large, shard) else { return };
+        run.put(Tag::new(Kind::Deferred, run.len(), false));
+        let empty = core::ptr::null_mut();
+        if spare.compare_exchange(empty, run.as_link(), Ordering::Release, Relaxed).is_err() {
+            self.release(run, run.tag());
+        }
+    }
+
+    /// A run that was set aside, if one is long enough: whole.
+    #[cold]
+    fn take_spare(&self, len: usize, align: usize, use_: Use) -> Option<Run<'_>> {
+        let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
+        for spare in
+            self.spares.iter().zip(SPARE_LENS).filter(|(_, spare_len)| *spare_len >= len).map(|(spare, _)| spare)
+        {
+            let Some(run) = take_link(spare) else { continue };
+            let fits = Chunk::run_len(run) >= len && Chunk::start_of(run).as_ptr().addr() & align.wrapping_sub(1) == 0;
+            if fits {
+                pool::mark_used(Descs::around(run), run, kind, run.len(), false);
+                return Some(hand_out(run));
+            }
+            // Its lock is held, so this leaves it to the holder.
+            self.release(run, run.tag());
+        }
+        None
+    }
+
+    /// Frees what was set aside; true if there was any.
+    fn release_spares(&self) -> bool {
+        self.spares.iter().filter_map(take_link).map(|run| self.release(run, run.tag())).count() > 0
     }
 
     #[inline(never)]
@@ -654,6 +710,7 @@ impl<const N: usize> Pages<N> {
             step(&mut |_| self.release_kept_of(cpu));
             any = true;
         }
+        step(&mut |_| any |= self.release_spares());
         for pool in self.pools() {
             for _ in 0..DRAIN_HOLDS {
                 let mut drained = false;
@@ -810,6 +867,16 @@ impl<const N: usize> Pages<N> {
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.shards.as_flattened().iter()
     }
+}
+
+/// The run that a place for one has, which is the caller's then.
+fn take_link<'a>(place: &AtomicPtr<PageDesc>) -> Option<&'a PageDesc> {
+    if place.load(Relaxed).is_null() {
+        return None;
+    }
+    let link = place.swap(core::ptr::null_mut(), Ordering::Acquire);
+    // SAFETY: null, or a run that `set_one_aside` put there; its chunk cannot leave the heap while the run is not free.
+    unsafe { PageDesc::from_link(link) }
 }
 
 /// The run's pool, if it could be opened; else the run is left to whoever opens it next.

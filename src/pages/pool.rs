@@ -612,7 +612,7 @@ fn mark_free(descs: Descs<'_>, head: &PageDesc, len: usize, zeroed: bool) {
 
 /// Marks first and last granule of a used run, which may be one. What lies between is the owner's affair.
 #[inline(always)]
-fn mark_used(descs: Descs<'_>, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
+pub(super) fn mark_used(descs: Descs<'_>, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
     if let Some(tail) = descs.get(head.index() + len - 1) {
         let (kind, len) = if kind == Kind::Slab { (Kind::SlabRest, len - 1) } else { (Kind::Tail, 0) };
         tail.set(kind, len, false);

@@ -43,7 +43,7 @@ kernel! {
         let count = boot.cpu_count();
         for round in 0..boot.rounds(3) {
             fill(count);
-            let held_len = heap().regions().held_len();
+            let held_len = heap().used_len();
             // Half of each CPU's blocks are freed where they came from, so that it holds partial slabs and a full cache.
             smp::on_all(|cpu| (cpu * 2..BLOCKS).step_by(count * 2).for_each(take_out));
             for cpu in 1..count {
@@ -58,7 +58,7 @@ kernel! {
                 assert!(block.is_some(), "no memory at {place}\n{}", heaps::Shown);
                 served += usize::from(KEPT.swap(free_place(place, count), block).is_none());
             }
-            let grown = heap().regions().held_len().saturating_sub(held_len);
+            let grown = heap().used_len().saturating_sub(held_len);
             println!("round {round}: {served} blocks out of what {} CPUs left, {grown} bytes more held", count - 1);
             assert!(grown == 0 && served > BLOCKS / 5, "{grown} bytes more for {served} blocks\n{}", heaps::Shown);
             test::did(count - 1, "retired");
@@ -120,13 +120,13 @@ fn longer(count: usize) {
 fn idle(boot: &Boot) {
     smp::on_all(|_| heap().drain_current());
     heaps::verify();
-    let before = heap().regions().held_len();
+    let before = heap().used_len();
     smp::on_all(|_| {
         smp::barrier();
         (0..20).for_each(|_| _ = heap().maintain());
     });
     heaps::verify();
-    let after = heap().regions().held_len();
-    println!("  {before} bytes held, {after} after a while idle on {} CPUs", boot.cpu_count());
+    let after = heap().used_len();
+    println!("  {before} bytes used, {after} after a while idle on {} CPUs", boot.cpu_count());
     assert!(after < before || before == 0, "nothing went back\n{}", heaps::Shown);
 }

@@ -99,6 +99,7 @@ fn shoot_down() {
     });
 }
 
+// It prefers no length, so that it is called often.
 // SAFETY: runs come from the regions and go back there.
 unsafe impl PageProvider for Calling {
     const PAGE_LEN: usize = Regions::PAGE_LEN;
@@ -110,10 +111,6 @@ unsafe impl PageProvider for Calling {
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
         // SAFETY: the contract is the same.
         Self::locked(|| unsafe { self.0.unmap(start, run) })
-    }
-
-    fn prefer(&self, run: PageRun) -> PageRun {
-        self.0.prefer(run)
     }
 }
 

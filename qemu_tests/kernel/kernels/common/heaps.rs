@@ -31,6 +31,9 @@ impl OverRegions for Regions {
 /// What tests do with a heap, whatever its type.
 pub(crate) trait AnyHeap: GlobalAlloc + Sync {
     fn regions(&self) -> &Regions;
+    /// Bytes held that are not free pages.
+    #[allow(dead_code, clippy::allow_attributes, reason = "not every kernel asks how much is used")]
+    fn used_len(&self) -> usize;
     /// Checks every invariant. At rest.
     fn verify_all(&self) -> Result<(), Violation>;
     fn drain_current(&self);
@@ -56,6 +59,11 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
 
     fn drain_current(&self) {
         self.drain_current();
+    }
+
+    fn used_len(&self) -> usize {
+        let stats = self.stats();
+        stats.held_len - stats.free_len
     }
 
     fn trim(&self) {
