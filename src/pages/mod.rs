@@ -69,7 +69,7 @@ const FIRST_LEN: usize = 1 << 20;
 const ROUND_LIMIT: usize = 64;
 /// Lengths of runs that are set aside for contexts which find every lock held; each only in a heap that used [`SPARE_SHARE`] times as much.
 const SPARE_LENS: [usize; 4] = [4 << 10, 4 << 10, 16 << 10, 48 << 10];
-const SPARE_SHARE: usize = 64;
+const SPARE_SHARE: usize = 128;
 /// A shard's pool for large blocks.
 const LARGE: usize = 1;
 /// Kept runs that an allocation frees before it is refused.
