@@ -173,13 +173,15 @@ const END: &str = "<!-- end -->\n";
 fn document(outcomes: &BTreeMap<String, String>) -> String {
     let (gaps, tried): (Vec<&Bug>, Vec<&Bug>) = BUGS.iter().partition(|bug| bug.gap.is_some());
     let noticed = tried.iter().filter(|bug| outcomes.contains_key(bug.name)).count();
+    let open = tried.len() - noticed;
     let mut text = format!(
-        "{noticed} of {} bugs are noticed, each by the test beside it; {} are gaps.\n\n| layer | bug | noticed by | how |\n|---|---|---|---|\n",
+        "Of {} bugs {noticed} were seen to be noticed by the test beside them, {open} are still to be tried, {} are gaps.\n\n\
+         | layer | bug | test | how |\n|---|---|---|---|\n",
         BUGS.len(),
         gaps.len()
     );
     for bug in &tried {
-        let how = outcomes.get(bug.name).map_or("not noticed", String::as_str);
+        let how = outcomes.get(bug.name).map_or("not seen yet", String::as_str);
         text += &format!("| {} | {} | `{}` | {how} |\n", bug.layer(), bug.name, bug.test);
     }
     for bug in &gaps {
