@@ -121,6 +121,21 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// [`new`](Self::new) at the place where the heap stays: for a heap that is no static, whose length should not pass over the stack.
+    ///
+    /// # Safety
+    /// `place` is aligned, and valid for writes of a heap's length; nobody else uses that memory.
+    pub unsafe fn init_at(place: *mut Self, provider: P, mode: C) {
+        // SAFETY: the contract is the same. All bytes zero is the state that `new` gives to every field but provider and mode.
+        unsafe { place.write_bytes(0, 1) };
+        // SAFETY: inside the caller's memory.
+        let (own_provider, own_mode) = unsafe { (&raw mut (*place).source.provider, &raw mut (*place).mode) };
+        // SAFETY: as above; aligned as a field is.
+        unsafe { own_provider.write(provider) };
+        // SAFETY: as above.
+        unsafe { own_mode.write(mode) };
+    }
+
     /// The provider.
     pub const fn provider(&self) -> &P {
         self.source.provider()

@@ -24,7 +24,7 @@ pub(crate) struct Source<P> {
     pub(crate) in_transit: InHand,
     pub(crate) orphans: Orphans,
     pub(crate) recent: Recent,
-    provider: P,
+    pub(super) provider: P,
 }
 
 /// Who asks the provider.

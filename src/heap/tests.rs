@@ -8,6 +8,7 @@ use crate::contract::cpu::{CpuPin, UnknownCpu};
 use crate::heap::depot::Surplus;
 use crate::pages::Use;
 use crate::{Hint, Pinned};
+use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::vec::Vec;
@@ -274,6 +275,28 @@ fn a_huge_block_freed_in_a_nested_context_waits_for_an_ordinary_one() {
     drop(interrupted);
     assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
     all_back(&heap);
+}
+
+/// Over memory that holds something else, with every byte of what `new` makes zero but provider and mode; and it works as any.
+#[test]
+fn a_heap_made_in_place_is_as_a_new_one() {
+    type Made = Heap<Host<false>, Hint<UnknownCpu>, 4>;
+    let mut place = Box::<Made>::new_uninit();
+    // SAFETY: bytes of the box.
+    unsafe { place.as_mut_ptr().cast::<u8>().write_bytes(0xa5, size_of::<Made>()) };
+    // SAFETY: the box is a heap's place, and nobody else's.
+    unsafe { Heap::init_at(place.as_mut_ptr(), Host::default(), Hint(UnknownCpu)) };
+    // SAFETY: just made.
+    let heap = unsafe { place.assume_init() };
+    assert!(heap.alloc(layout(1 << 46)).is_err(), "an absurd request");
+    let blocks: Vec<_> = [8, 100, 5000, 300_000].map(|size| filled(&heap, size).unwrap()).into();
+    blocks.into_iter().for_each(|block| block.free().unwrap());
+    all_back(&heap);
+    let mut new = Box::<Heap<(), (), 4>>::new_zeroed();
+    new.write(Heap::new((), ()));
+    // SAFETY: zeroed, and then written as a heap, whose padding stayed zero or was written: bytes in either case.
+    let bytes = unsafe { core::slice::from_raw_parts(new.as_ptr().cast::<u8>(), size_of::<Heap<(), (), 4>>()) };
+    assert!(bytes.iter().all(|byte| *byte == 0), "a field that is not zero in a new heap");
 }
 
 #[test]
