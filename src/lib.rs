@@ -51,7 +51,7 @@
 //! observe    dump, stats, verify                                  numbers, the same as lines for tools, every invariant checked
 //! api        c, allocator, guarded, leaks, debug_header, reserve, mod   alloc, resize, remap, free, GlobalAlloc, Allocator, malloc
 //! service    maintain, overhead                                   work for idle times, CPUs that go, a bound for provision
-//! heap       large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans, gate, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
+//! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans, gate, searches, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
 //! cache      mod, owned_pages                                     one CPU's bounded lists
 //! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address
@@ -59,7 +59,7 @@
 //! provider   the page providers that come with the crate
 //! cpu        the CPU identities that come with the crate
 //! base       trace, size_class, sync                              the seam of all atomics, Layout to class, events
-//! contract   mode, cpu, provider, unwind                          what a kernel implements
+//! contract   mode, cpu, interrupts, provider, unwind              what a kernel implements
 //! ```
 //!
 //! # Where it comes from

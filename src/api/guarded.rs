@@ -55,7 +55,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// A large block that is not huge, if its turn has come.
     #[cold]
     pub(crate) fn sample_large(&self, layout: Layout) -> Option<LargeBlock> {
-        if is_huge::<P>(layout.size()) {
+        if layout.size() == 0 || is_huge::<P>(layout.size()) {
             return None;
         }
         let entered = self.enter().ok().filter(|entered| entered.cache.countdown.is_due())?;

@@ -34,7 +34,7 @@ use crate::contract::provider::PageProvider;
 #[cfg(feature = "debug-heap")]
 use crate::harden::debug::{Site, outer};
 use crate::heap::Heap;
-use crate::heap::large::may_be_run;
+use crate::heap::large::{dangling, may_be_run};
 use crate::heap::panic_reserve::GAP_LEN;
 use crate::slab::block::Block;
 
@@ -175,7 +175,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// [`free`](Self::free) of a block, short ones in line.
     ///
     /// # Safety
-    /// As for [`free`](Self::free); the size is not 0.
+    /// As for [`free`](Self::free).
     #[inline]
     pub(crate) unsafe fn free_sized(&self, start: NonNull<u8>, layout: Layout) {
         self.trace_block(Kind::Free, start, layout.size(), layout.align());
@@ -422,7 +422,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 if let Some(block) = unsafe { self.remap_to(start, old, new) } {
                     return Ok(block);
                 }
-                self.moved(old, new)?
+                match self.moved(old, new) {
+                    Ok(block) => block,
+                    // SAFETY: the contract is the same.
+                    Err(refused) => return unsafe { self.shrunk(start, old, new) }.ok_or(refused),
+                }
             }
         };
         let count = old.size().min(new_size);
@@ -461,6 +465,42 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let block = self.alloc_outgrown(outer(old)?, outer(new)?)?;
         Some(self.enframe(block.cast(), new, Site::Line(Location::caller())))
+    }
+
+    /// A block that becomes shorter, where there is no memory to move it to.
+    ///
+    /// # Safety
+    /// As for [`resize`](Self::resize); after success the block is where it is given.
+    #[cfg(not(feature = "debug-heap"))]
+    #[cold]
+    unsafe fn shrunk(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
+        if new.size() >= old.size() || self.is_apart(start) {
+            return None;
+        }
+        // SAFETY: the contract is the same, and it is shorter.
+        let block = unsafe { self.shrink_in_place(start, old, new) }?;
+        self.trace_block(Kind::Free, start, old.size(), old.align());
+        self.trace_block(Kind::Alloc, block.cast(), new.size(), old.align());
+        Some(block)
+    }
+
+    /// Not with a frame, which has no room to move in.
+    ///
+    /// # Safety
+    /// None.
+    #[cfg(feature = "debug-heap")]
+    unsafe fn shrunk(&self, _: NonNull<u8>, _: Layout, _: Layout) -> Option<NonNull<[u8]>> {
+        None
+    }
+
+    /// Whether a block is on pages of its own beside unmapped ones, or was set aside for a panic.
+    #[cfg(not(feature = "debug-heap"))]
+    fn is_apart(&self, start: NonNull<u8>) -> bool {
+        #[cfg(feature = "guard-pages")]
+        if self.is_guarded(start) {
+            return true;
+        }
+        self.emergency.owns(start)
     }
 
     /// Counts `count` bytes that are copied out of a block of `size` bytes.
@@ -568,12 +608,6 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 }
 
-/// Where a block without bytes is.
-fn dangling(layout: Layout) -> NonNull<u8> {
-    // An alignment is a power of two, so never 0.
-    NonNull::new(core::ptr::without_provenance_mut(layout.align())).unwrap_or(NonNull::dangling())
-}
-
 fn clear(block: NonNull<[u8]>, len: usize) {
     // SAFETY: the block was just allocated for at least `len` bytes and nobody else has it.
     unsafe { block.cast::<u8>().write_bytes(0, len) };
@@ -600,15 +634,14 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
 
     #[inline]
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
-        // SAFETY: by the contract of `GlobalAlloc` the block is one that `alloc` gave, so not null.
-        let start = unsafe { NonNull::new_unchecked(start) };
+        let Some(start) = NonNull::new(start) else { return };
         #[cfg(feature = "debug-heap")]
         // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
         unsafe {
             self.free_framed(start, layout, Site::Unknown);
         }
         #[cfg(not(feature = "debug-heap"))]
-        // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused, and the size is not 0.
+        // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
         unsafe {
             self.free_sized(start, layout);
         }

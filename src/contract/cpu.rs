@@ -11,6 +11,8 @@
 //!
 //! A kernel names its choice in the heap's type: `Heap<P, Hint<H>, N>` or `Heap<P, Pinned<P>, N>`.
 
+use super::interrupts;
+
 /// A guess at the CPU that runs.
 ///
 /// # Context
@@ -24,8 +26,11 @@ pub trait CpuHint {
     /// Whether the running code may wait a moment for others: not in a handler of an interrupt, an exception or an NMI, since the
     /// one it waits for may be the one that it interrupted, nor with interrupts masked, since that one may be waiting for this CPU.
     /// Asked by slow paths only. Any answer is sound: a wrong yes costs time, a wrong no may cost the request.
+    ///
+    /// The default: whether interrupts are open on this CPU, by `RFLAGS.IF` on x86-64, `DAIF.I` on AArch64, `sstatus.SIE` on 64-bit RISC-V (a kernel in M-mode has to
+    /// override it); on other architectures, yes. It does not see an NMI, nor a handler that opens interrupts.
     fn may_wait(&self) -> bool {
-        true
+        interrupts::are_open()
     }
 }
 
@@ -53,7 +58,7 @@ pub unsafe trait CpuPin {
 
     /// As [`CpuHint::may_wait`]; asked while no guard lives.
     fn may_wait(&self) -> bool {
-        true
+        interrupts::are_open()
     }
 }
 

@@ -136,6 +136,13 @@ pub unsafe trait PageProvider {
         None
     }
 
+    /// Whether this provider could ever give such a run, if all that it gave came back. A no spares the heap the search for memory that cannot make `run`
+    /// possible. Fast, and callable like [`is_busy`](Self::is_busy). The default: yes.
+    fn could_give(&self, run: PageRun) -> bool {
+        let _ = run;
+        true
+    }
+
     /// The run that this provider would rather give when the heap needs `run`: at least as long and as much
     /// aligned. A hint; the heap may ask `map` for either. The default follows the heap's wish.
     fn prefer(&self, run: PageRun) -> PageRun {

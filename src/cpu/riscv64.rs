@@ -8,6 +8,8 @@ use core::arch::asm;
 
 use super::pin::PinnedIndex;
 use super::{CpuHint, CpuPin};
+use crate::contract::interrupts;
+use crate::contract::unwind::never_unwinding;
 
 /// The `usize` that lies `OFFSET` bytes behind where `tp` points: the CPU's number in the kernel's per-CPU data.
 ///
@@ -120,5 +122,10 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
     #[inline]
     fn index(&self, guard: &MaskGuard) -> usize {
         guard.index.get()
+    }
+
+    /// Not where interrupts were masked before: whoever is waited for may be waiting for this CPU.
+    fn may_wait(&self) -> bool {
+        interrupts::are_open() && never_unwinding(|| self.id.may_wait())
     }
 }

@@ -75,6 +75,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         shorter
             .map(|shorter| (shorter, class.block_len().div_ceil(shorter.block_len())))
             .take_while(|(_, count)| *count <= Places::MOST)
+            .filter(|(shorter, _)| self.has_slabs(*shorter))
             .find_map(|(shorter, count)| self.bin(home, shorter).take_free(count, dense))
     }
 
@@ -111,14 +112,17 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes home by its address.
     pub(crate) fn borrow(&self, class: SizeClass) -> Option<Block> {
         let longer = (class.index() + 1..CLASS_COUNT).filter_map(SizeClass::from_index);
-        longer.filter(|longer| longer.block_align() >= class.block_align()).find_map(|longer| {
-            let mut list = self.bins(longer).find_map(|(_, bin)| bin.take(1, false).ok().flatten())?;
-            self.count_taken(None, longer, list.count());
-            self.count_lent(class, longer, 1);
-            #[cfg(feature = "hardened")]
-            self.lent_count.fetch_add(1, Ordering::Relaxed);
-            list.pop()
-        })
+        longer.filter(|longer| longer.block_align() >= class.block_align() && self.has_slabs(*longer)).find_map(
+            |longer| {
+                let mut bins = self.bins(longer).filter(|(_, bin)| !bin.looks_empty());
+                let mut list = bins.find_map(|(_, bin)| bin.take(1, false).ok().flatten())?;
+                self.count_taken(None, longer, list.count());
+                self.count_lent(class, longer, 1);
+                #[cfg(feature = "hardened")]
+                self.lent_count.fetch_add(1, Ordering::Relaxed);
+                list.pop()
+            },
+        )
     }
 
     /// Counts a block of a class that is made of `parts` blocks of another's slab.

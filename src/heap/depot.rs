@@ -25,7 +25,7 @@ use crate::cache::{Counts, CpuCache, Raise, Tally};
 use crate::harden::Damage;
 #[cfg(feature = "hardened")]
 use crate::harden::{Misuse, Report, Watch};
-use crate::pages::{Chunk, Pages, Refused, Run, Step, Use, Want};
+use crate::pages::{Chunk, Kind as RunKind, Pages, Refused, Run, Step, Use, Want};
 use crate::slab::block::{Block, Chain, List};
 use crate::slab::free_blocks::Places;
 use crate::slab::list::{Bin, Busy, Shard, Sweep};
@@ -250,6 +250,16 @@ impl<const CPUS: usize> Engine<CPUS> {
         &self.slab_lens[class.index()]
     }
 
+    /// Whether some slab has that class now.
+    pub(crate) fn has_slabs(&self, class: SizeClass) -> bool {
+        self.slab_len(class).get() > 0
+    }
+
+    /// The classes that have slabs now.
+    fn classes(&self) -> impl Iterator<Item = SizeClass> {
+        SizeClass::all().filter(|class| self.has_slabs(*class))
+    }
+
     /// Blocks that serve the class and are not in slabs: in use, or in a cache.
     pub(crate) fn served_count(&self, class: SizeClass) -> u64 {
         self.out_count(class).wrapping_add(self.lent(class).load(Ordering::Relaxed))
@@ -437,6 +447,19 @@ impl<const CPUS: usize> Engine<CPUS> {
     pub(crate) fn give_back<'a>(&'a self, class: SizeClass, block: Block, cache: Option<&'a CpuCache>, caller: Caller) {
         match self.slab_of(block.start(), cache) {
             Some(slab) => self.send_home(self.group_of(slab, class, block), cache, caller),
+            None => self.free_run(class, block.start()),
+        }
+    }
+
+    /// Frees the page run that a block of the class is, which had shrunk; anything else there was never given.
+    #[cold]
+    fn free_run(&self, class: SizeClass, start: NonNull<u8>) {
+        let desc = self.pages.lookup(start).and_then(|chunk| chunk.head_of(start));
+        match desc.filter(|desc| desc.kind() == RunKind::Large && Chunk::start_of(desc) == start) {
+            Some(desc) => {
+                self.lent(class).fetch_sub(1, Ordering::Relaxed);
+                self.pages.free(desc);
+            }
             None => self.count_stray(),
         }
     }
@@ -461,7 +484,8 @@ impl<const CPUS: usize> Engine<CPUS> {
                 continue;
             }
             let Some(slab) = self.slab_of(block.start(), cache) else {
-                self.count_stray();
+                self.free_run(class, block.start());
+                sent += 1;
                 continue;
             };
             if slab.class() != class {
@@ -565,7 +589,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// The slab that a block lies in; `cache`, which the caller holds, remembers in which chunk the last one was.
     #[inline]
-    fn slab_of<'a>(&'a self, block: NonNull<u8>, cache: Option<&'a CpuCache>) -> Option<Slab<'a>> {
+    pub(crate) fn slab_of<'a>(&'a self, block: NonNull<u8>, cache: Option<&'a CpuCache>) -> Option<Slab<'a>> {
         let head = match cache {
             Some(cache) => Chunk::head(self.pages.desc(&cache.chunk_hints, block)?),
             None => self.pages.lookup(block)?.head_of(block),
@@ -629,7 +653,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Gives the reserves of whole slabs to the pages, a slab a step; true if there was one.
     pub(crate) fn release_reserves(&self, step: Step<'_>) -> bool {
         let mut any = false;
-        for bin in SizeClass::all().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
+        for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
             while bin.has_whole() {
                 let mut released = false;
                 step(&mut |_| released = bin.take_whole().map(|slab| self.dissolve(slab)).is_some());
@@ -642,16 +666,19 @@ impl<const CPUS: usize> Engine<CPUS> {
         any
     }
 
-    /// Finds whole slabs among the partial ones too, a few a step, and gives all to the pages.
-    pub(crate) fn release_whole(&self, step: Step<'_>) {
-        for bin in SizeClass::all().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
+    /// Finds whole slabs among the partial ones too, a few a step, and gives all to the pages. False: some bin was locked.
+    pub(crate) fn release_whole(&self, step: Step<'_>) -> bool {
+        let mut is_complete = true;
+        for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
             let (mut left, mut sweep) = (u32::MAX, Sweep::More);
             while sweep == Sweep::More && !bin.looks_empty() {
                 step(&mut |_| sweep = bin.sweep(&mut left));
             }
+            is_complete &= sweep != Sweep::Busy;
         }
         self.release_reserves(step);
         self.pages.drain_deferred(step);
+        is_complete
     }
 
     /// [`release_whole`](Self::release_whole) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next few slabs, and keeps one whole one.
@@ -774,7 +801,7 @@ mod tests {
             assert!((1..=HOME_BATCH).contains(&(before - list.count())), "blocks in one hold");
         }
         assert!(SizeClass::all().all(|class| engine.out_count(class) == 0));
-        engine.release_whole(&step);
+        assert!(engine.release_whole(&step));
         assert!(SizeClass::all().all(|class| engine.slab_len(class).get() == 0));
         assert_eq!((engine.pages.verify(), engine.stray_count()), (Ok(()), 0));
     }
@@ -796,7 +823,7 @@ mod tests {
             blocks.into_iter().for_each(|block| engine.give_back(class, block, None, NESTED));
         });
         engine.give_back(class, kept, None, ORDINARY);
-        engine.release_whole(&step);
+        assert!(engine.release_whole(&step));
         assert_eq!(engine.slab_len(class).get(), 0);
         assert_eq!(engine.home_for(class, Caller { index: 9, nested: false }), 2, "a CPU without a shard");
     }

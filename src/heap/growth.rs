@@ -44,7 +44,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
-    pub(crate) fn grow<S: Seek>(&self, seek: &S, tight: bool, caller: Caller) -> Result<Option<S::Found>, Away> {
+    pub(crate) fn grow<S: Seek>(
+        &self,
+        seek: &S,
+        tight: bool,
+        caller: Caller,
+        wait: bool,
+    ) -> Result<Option<S::Found>, Away> {
         const {
             assert!(
                 P::PAGE_LEN.is_power_of_two() && P::PAGE_LEN >= 1024 && P::PAGE_LEN <= 65536,
@@ -54,13 +60,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let want = seek.want();
         let Some(need) = chunk_len_for(want.least_len, want.align, P::PAGE_LEN) else { return Ok(None) };
         let wish = if tight { 0 } else { wished_len(self.engine.pages.held_len(), want.use_) };
-        let asker = self.asker(caller);
+        let asker = Asker { may_wait: wait, ..self.asker(caller) };
         let wait = asker.waits_inside();
         self.offer_orphans(caller);
         if !tight && wait && self.source.in_transit.is_any() {
             // Somebody is fetching a chunk, which mostly is enough for both: else all CPUs that run out at once bring one each.
             let _ = (0..SPIN_LIMIT).take_while(|_| self.source.in_transit.is_any()).map(|_| spin_loop()).count();
-            let found = seek.attempt(Depth::Quick);
+            let found = seek.attempt(Depth::Quick).ok();
             if found.is_some() {
                 return Ok(found);
             }
@@ -75,21 +81,24 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                     self.trace_run(Kind::Map, start, run);
                     self.source.recent.note_mapped(run.len(), self.used_len().saturating_add(run.len()));
                     moving.get_or_insert_with(|| self.source.in_transit.begin());
-                    let run = self.add_chunk(start, run, want, caller);
+                    let run = self.add_chunk(start, run, want, caller, wait);
                     return Ok(run.ok().and_then(|run| match run {
                         Some(run) => seek.adopt(run, Caller { nested: !wait, ..caller }),
-                        None => seek.attempt(Depth::Quick),
+                        None => seek.attempt(Depth::Quick).ok(),
                     }));
                 }
                 Ok(None) => {
-                    self.engine.set_ample(false);
+                    // That there is no room for a very long run does not say that memory is short.
+                    if need.len() <= MAX_CHUNK_LEN {
+                        self.engine.set_ample(false);
+                    }
                     return Ok(None);
                 }
                 Err(Away::Closed) => return Err(Away::Closed),
                 Err(Away::Waited) => {}
             }
             // Somebody else was with the provider and may have got enough for both.
-            let found = seek.attempt(Depth::Quick);
+            let found = seek.attempt(Depth::Quick).ok();
             if found.is_some() {
                 return Ok(found);
             }
@@ -104,9 +113,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         run: PageRun,
         want: Want,
         caller: Caller,
+        wait: bool,
     ) -> Result<Option<Run<'_>>, AddError> {
         let mut result = Err(AddError::Busy);
-        let step: Step<'_> = &|work| self.step(work);
+        let step: Step<'_> = &|work| self.step_if(wait, work);
         for _ in 0..GROW_TRIES {
             // SAFETY: `map` just gave us the whole run, and nobody else knows it.
             result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED, step) };

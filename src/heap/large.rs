@@ -64,14 +64,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for LargeRun<'_, P, C,
         Want { len: self.layout.size(), least_len: self.layout.size(), align: self.layout.align(), use_: self.use_ }
     }
 
-    fn attempt(&self, depth: Depth) -> Option<LargeBlock> {
+    fn attempt(&self, depth: Depth) -> Result<LargeBlock, Refused> {
         match depth {
-            Depth::Quick => self.heap.run_once(self.layout, self.use_).0.ok(),
-            Depth::Thorough => {
-                let step: Step<'_> = &|work| self.heap.step(work);
-                let run = self.heap.engine.pages.alloc_any(self.layout.size(), self.layout.align(), self.use_, step);
-                run.ok().map(|run| as_block(&run))
-            }
+            Depth::Quick => self.heap.run_once(self.layout, self.use_).0,
+            Depth::Thorough { wait } => self.heap.run_anywhere(self.layout, self.use_, wait),
         }
     }
 
@@ -111,7 +107,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(not(feature = "debug-heap"))]
     #[inline(never)]
     fn alloc_cut_start(&self, entered: Entered<'_, C>, layout: Layout) -> Option<NonNull<u8>> {
-        let run = self.engine.pages.cut(entered.index, layout.size(), layout.align());
+        // What is longer than all that the heap holds leaves the kept run alone, and so does what has no bytes.
+        let fits = layout.size().wrapping_sub(1) < self.engine.pages.held_len();
+        let run = if fits { self.engine.pages.cut(entered.index, layout.size(), layout.align()) } else { None };
         drop(entered);
         run.map(Chunk::start_of).or_else(|| self.alloc_far_start(layout))
     }
@@ -132,6 +130,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     fn alloc_far_start(&self, layout: Layout) -> Option<NonNull<u8>> {
+        if layout.size() == 0 {
+            return Some(dangling(layout));
+        }
         self.alloc_far(layout).map(|large| large.block.cast())
     }
 
@@ -168,7 +169,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     fn alloc_in_panic(&self, layout: Layout) -> Option<LargeBlock> {
         let block = self.emergency.take(layout.size(), layout.align());
-        block.map(|block| LargeBlock { block, zeroed: false }).or_else(|| self.run_once(layout, Use::Large).0.ok())
+        let block = block.map(|block| LargeBlock { block, zeroed: false });
+        block
+            .or_else(|| self.run_once(layout, Use::Large).0.ok())
+            .or_else(|| self.run_anywhere(layout, Use::Large, false).ok())
     }
 
     /// A run in a chunk, whatever its length, in which no granule but the first tells of a block.
@@ -182,12 +186,22 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     fn alloc_run(&self, layout: Layout, use_: Use) -> Option<LargeBlock> {
         let seek = LargeRun { heap: self, layout, use_ };
-        let (run, caller) = self.run_once(layout, use_);
+        // What is longer than all that the heap holds disturbs nobody.
+        let (run, caller) = if layout.size() > self.engine.pages.held_len() {
+            (Err(Refused::Empty), self.caller())
+        } else {
+            self.run_once(layout, use_)
+        };
         match run {
             Ok(run) => Some(run),
-            Err(_) if C::PINNED && caller.nested => self.grow_nested(&seek, caller),
             Err(refused) => self.search(&seek, refused, caller),
         }
+    }
+
+    /// A run out of any pool.
+    fn run_anywhere(&self, layout: Layout, use_: Use, wait: bool) -> Result<LargeBlock, Refused> {
+        let step: Step<'_> = &|work| self.step_if(wait, work);
+        self.engine.pages.alloc_any(layout.size(), layout.align(), use_, step).map(|run| as_block(&run))
     }
 
     /// One attempt.
@@ -204,10 +218,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let caller = self.caller();
         self.huge_once(run, caller)
             .or_else(|| {
+                if !self.is_within_reach(run) {
+                    return None;
+                }
                 self.trim(0);
                 self.huge_once(run, caller)
             })
-            .or_else(|| self.retry_after_pressure(run, || self.huge_once(run, caller)))
+            .or_else(|| self.retry_huge_after_pressure(run, caller, || self.huge_once(run, caller)))
     }
 
     /// A run from the provider, noted as one block.
@@ -298,6 +315,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     unsafe fn free_far(&self, start: NonNull<u8>, layout: Layout) {
+        // A block without bytes is none of the heap's.
+        if layout.size() == 0 {
+            return;
+        }
         let caller = self.caller();
         if let Some(run) = self.huge_run_of(start, layout.size()) {
             #[cfg(feature = "hardened")]
@@ -434,6 +455,12 @@ const fn may_be_huge<P: PageProvider>(len: usize) -> bool {
 /// The run of a huge block of that many bytes; `None` if there are none of that length.
 fn huge_run<P: PageProvider>(len: usize, align: usize) -> Option<PageRun> {
     if may_be_huge::<P>(len) { PageRun::new(len, align, P::PAGE_LEN) } else { None }
+}
+
+/// Where a block without bytes is.
+pub(crate) fn dangling(layout: Layout) -> NonNull<u8> {
+    // An alignment is a power of two, so never 0.
+    NonNull::new(core::ptr::without_provenance_mut(layout.align())).unwrap_or(NonNull::dangling())
 }
 
 fn as_block(run: &Run<'_>) -> LargeBlock {

@@ -31,6 +31,9 @@ pub(crate) mod orphans;
 pub(crate) mod panic_reserve;
 mod reclaim;
 mod request;
+mod searches;
+#[cfg(not(feature = "debug-heap"))]
+mod shrink;
 mod slow;
 pub(crate) mod source;
 #[cfg(test)]
@@ -53,6 +56,7 @@ use crate::harden::guard::Guards;
 use crate::heap::depot::TINY_COUNT;
 use crate::heap::depot::{Caller, Engine};
 use crate::heap::panic_reserve::Emergency;
+use crate::heap::searches::Searches;
 use crate::heap::source::Source;
 use crate::pages::PageDesc;
 use crate::slab::block::Block;
@@ -72,6 +76,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     /// Bytes that `realloc` copied while the caller's cache was busy: of short blocks, of long ones.
     pub(crate) copied: [AtomicU64; 2],
     pub(crate) source: Source<P>,
+    pub(crate) searches: Searches<CPUS>,
     pub(crate) mode: C,
 }
 
@@ -117,6 +122,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             guards: Guards::new(),
             copied: [const { AtomicU64::new(0) }; 2],
             source: Source::new(provider),
+            searches: Searches::new(),
             mode,
         }
     }
@@ -250,7 +256,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// [`held`](Self::held), for work that only asks whether it may wait.
     pub(crate) fn step(&self, work: &mut dyn FnMut(bool)) {
-        let wait = self.mode.may_wait();
+        self.step_if(self.mode.may_wait(), work);
+    }
+
+    /// [`step`](Self::step) of who knows already whether it may wait.
+    pub(crate) fn step_if(&self, wait: bool, work: &mut dyn FnMut(bool)) {
         self.held(|caller| work(wait && !(C::PINNED && caller.nested)));
     }
 

@@ -1,14 +1,19 @@
 //! The out-of-memory sequence: where memory is looked for when the fast and the slow path found none, with nothing held.
+//!
+//! Who waits, and for what: a context that [may wait](crate::CpuHint::may_wait) looks again as long as it sees another context with memory in hand (in a lock, on its
+//! way to or from the provider, among blocks to be joined), up to [`LAST_TRIES`] looks. A context that interrupted the heap on its own CPU looks once, everywhere, and waits for nothing.
 
+use core::cell::Cell;
 use core::ptr::NonNull;
 
 use crate::base::size_class::SizeClass;
-use crate::base::sync::{SPIN_LIMIT, spin_loop};
+use crate::base::sync::{SPIN_LIMIT, looks, spin_loop};
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
 use crate::heap::depot::{Caller, Surplus};
 use crate::heap::request::{Depth, Seek};
+use crate::heap::searches::Search;
 use crate::pages::{Refused, Run, Step, Want, chunk_len_for};
 use crate::slab::block::Block;
 
@@ -20,6 +25,9 @@ const BUSY_TRIES: u32 = 16;
 /// the provider, or a virtual CPU that its host does not run, hides what it holds for a time slice. Each look waits within the spin limit.
 const LAST_TRIES: u32 = 4096;
 
+/// How often a context looks whether the holder of its CPU's cache goes on, before it believes that it interrupted it.
+const STOPPED_LOOKS: u32 = looks(100);
+
 /// So many looks in a row without a lock in sight end the search: during a single one somebody may have come and gone unseen.
 const QUIET_LOOKS: u32 = 2;
 
@@ -28,6 +36,11 @@ const JOIN_TRIES: u32 = 64;
 
 /// How often the kernel is asked to relieve the pressure for one allocation.
 const RELIEF_TRIES: u32 = 64;
+
+/// A request that is longer than so many times what the heap holds is not made possible by what the heap could give back.
+const HELD_TIMES: usize = 16;
+/// Up to this length the heap tries everything, whatever it holds.
+const TRIED_LEN: usize = 16 << 20;
 
 /// A search for a small block.
 struct Small<'a, P, C, const CPUS: usize> {
@@ -42,18 +55,26 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
         self.heap.engine.slab_want(self.class)
     }
 
-    fn attempt(&self, _: Depth) -> Option<Block> {
+    fn attempt(&self, depth: Depth) -> Result<Block, Refused> {
         let engine = &self.heap.engine;
-        match self.heap.enter() {
+        let at_hand = match self.heap.enter() {
             Ok(entered) => {
                 let mut surplus = Surplus::default();
-                let refill = || engine.refill(entered.cache, self.class, entered.caller(), &mut surplus).ok();
-                let block = entered.cache.pop(self.class).or_else(refill);
+                let popped = entered.cache.pop(self.class).ok_or(Refused::Empty);
+                let caller = entered.caller();
+                let block = popped.or_else(|_| engine.refill(entered.cache, self.class, caller, &mut surplus));
                 drop(entered);
                 self.heap.send_home(surplus.into_lists());
                 block
             }
-            Err(caller) => engine.obtain_one(self.class, caller).ok(),
+            Err(caller) => engine.obtain_one(self.class, caller),
+        };
+        match (at_hand, depth) {
+            (Err(refused), Depth::Thorough { wait }) => match self.heap.alloc_in_any_page(self.class, wait) {
+                Err(Refused::Empty) => Err(refused),
+                other => other,
+            },
+            (at_hand, _) => at_hand,
         }
     }
 
@@ -64,112 +85,236 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Block> {
         self.heap.engine.adopt(&run, self.class, caller)
     }
+
+    fn last_resort(&self, hurried: bool) -> Option<Block> {
+        let engine = &self.heap.engine;
+        let tries = if hurried { 1 } else { JOIN_TRIES };
+        let goes_on = |count: &u32| *count == 0 || engine.is_joining(self.class);
+        let join = |_| self.heap.held(|caller| engine.join_one(self.class, caller));
+        let joined = (0..tries).take_while(goes_on).find_map(join);
+        joined.or_else(|| engine.borrow(self.class))
+    }
+}
+
+/// The step's answer, if it is worth a try.
+fn when<T>(worth: bool, step: impl FnOnce() -> Option<T>) -> Option<T> {
+    if worth { step() } else { None }
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     pub(crate) fn search_small(&self, class: SizeClass, refused: Refused, caller: Caller) -> Option<NonNull<u8>> {
-        let found = self.search(&Small { heap: self, class }, refused, caller);
-        let joined = || (0..JOIN_TRIES).find_map(|_| self.held(|caller| self.engine.join_one(class, caller)));
-        found.or_else(joined).or_else(|| self.engine.borrow(class)).map(Block::into_start)
+        self.search(&Small { heap: self, class }, refused, caller).map(Block::into_start)
     }
 
-    /// [`search_small`](Self::search_small) for a context that interrupted the heap.
-    pub(crate) fn search_small_nested(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
-        let grown = self.grow_nested(&Small { heap: self, class }, caller);
-        grown.or_else(|| self.engine.borrow(class)).map(Block::into_start)
+    /// A block past the caches in panic mode: what lies at hand, and the provider is left alone.
+    #[cold]
+    pub(crate) fn alloc_small_in_panic(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
+        let block = self.engine.obtain_one(class, caller).ok();
+        let block = block.or_else(|| self.alloc_in_any_page(class, false).ok()).or_else(|| self.engine.borrow(class));
+        block.map(Block::into_start)
     }
 
-    /// Finds memory for a request that was just refused, in the order of what it costs others: a lock that was busy, reserves, new
-    /// pages, everything that is reachable, what the kernel can do. Called with nothing held.
+    /// A block of a new slab in whatever pages are free, of either kind.
+    fn alloc_in_any_page(&self, class: SizeClass, wait: bool) -> Result<Block, Refused> {
+        let Want { least_len, align, use_, .. } = self.engine.slab_want(class);
+        let step: Step<'_> = &|work| self.step_if(wait, work);
+        let run = self.engine.pages.alloc_any(least_len, align, use_, step)?;
+        self.held(|caller| self.engine.adopt(&run, class, caller)).ok_or(Refused::Busy)
+    }
+
+    /// Finds memory for a request that was just refused, in the order of what it costs others. Called with nothing held.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
-        let busy = refused == Refused::Busy;
-        let may_wait = self.mode.may_wait();
-        let tries = if busy && may_wait { BUSY_TRIES } else { 0 };
-        let step: Step<'_> = &|work| self.step(work);
-        let reserves = || self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step);
-        let at_hand = (0..tries)
-            .find_map(|_| seek.attempt(Depth::Quick))
-            .or_else(|| if reserves() { seek.attempt(Depth::Quick) } else { None })
-            .or_else(|| (0..JOIN_TRIES).take_while(|_| seek.has_more()).find_map(|_| seek.attempt(Depth::Quick)));
-        if at_hand.is_some() {
-            return at_hand;
+        let want = seek.want();
+        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
+        let search = self.searches.begin(caller.index);
+        if self.interrupts(&search, caller) {
+            let found = self.search_at_once(seek, caller);
+            // Whom it interrupted has not moved meanwhile.
+            if found.is_some() || self.interrupts(&search, caller) {
+                return found;
+            }
         }
-        match self.grow(seek, busy, caller) {
-            Ok(Some(found)) => Some(found),
-            Ok(None) => self
-                .reclaim_then_grow(seek, caller)
-                .or_else(|| self.retry_after_relief(seek, caller))
-                .or_else(|| if may_wait { self.retry_while_contended(seek, caller) } else { None }),
-            // Whoever is with the provider may be waiting for us, or may be us: then there is what there is.
-            Err(_) => self.reclaim(seek),
-        }
+        let (busy, wait) = (refused == Refused::Busy, self.mode.may_wait());
+        let fits = PageRun::new(want.least_len, want.align, P::PAGE_LEN).is_some_and(|run| self.is_within_reach(run));
+        // Chunks that the provider has again may come back as one; for a page they are long enough as they are.
+        let may_join = want.least_len > P::PAGE_LEN;
+        let closed = Cell::new(false);
+        let open = || !closed.get();
+        let quiet = Cell::new(0);
+        let quick = || seek.attempt(Depth::Quick).ok();
+        let grow = |tight| {
+            self.grow(seek, tight, caller, wait).unwrap_or_else(|_| {
+                // The gate's holder may be the context that we interrupted, or wait for us: there is what the heap has.
+                closed.set(true);
+                None
+            })
+        };
+        when(fits && busy && wait, || (0..BUSY_TRIES).find_map(|_| quick()))
+            .or_else(|| when(fits && self.release_reserves(wait), quick))
+            .or_else(|| (0..JOIN_TRIES).take_while(|_| seek.has_more()).find_map(|_| quick()))
+            .or_else(|| grow(busy))
+            .or_else(|| when(fits, || self.look(seek, wait, &quiet)))
+            .or_else(|| when(fits && may_join && open(), || self.return_then_grow(seek, &want, caller, wait)))
+            .or_else(|| when(open(), || self.retry_after_relief(seek, need, fits, caller, wait)))
+            .or_else(|| when(fits && open() && wait, || self.retry_while_contended(seek, &search, caller, &quiet)))
+            .or_else(|| when(fits, || seek.last_resort(false)))
     }
 
-    /// The last look before giving up, and more of them as long as somebody is seen in the way, or memory on its way.
-    fn retry_while_contended<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        let is_busy = || {
-            self.source.in_transit.is_any()
-                || self.engine.walks.is_any()
-                || self.source.is_busy()
-                || self.engine.pages.is_busy()
+    /// [`search`](Self::search) by a context that interrupted the heap on its own CPU: one look everywhere, and no wait.
+    fn search_at_once<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
+        let grow = || self.grow(seek, true, caller, false).ok().flatten();
+        let at_hand = seek.attempt(Depth::Thorough { wait: false }).ok();
+        at_hand.or_else(|| when(P::REENTRANT || !C::PINNED, grow)).or_else(|| seek.last_resort(true))
+    }
+
+    /// Whether the caller interrupted the heap on its own CPU, as far as its CPU's number tells.
+    fn interrupts(&self, search: &Search<'_>, caller: Caller) -> bool {
+        let is_believed = || self.mode.is_known() && !self.searches.are_ids_shared();
+        if C::PINNED {
+            return caller.nested || search.interrupts() && is_believed();
+        }
+        (search.interrupts() || caller.nested && self.is_stopped(caller.index)) && is_believed()
+    }
+
+    /// Whether the holder of this CPU's cache is stopped, as what this context interrupted is. Looks for a while.
+    fn is_stopped(&self, index: usize) -> bool {
+        let Some(cache) = self.engine.cache(index) else { return false };
+        let goes_on = |_| {
+            spin_loop();
+            !cache.is_busy() || self.searches.is_visited(index)
         };
-        let mut quiet = 0;
+        !(0..STOPPED_LOOKS).any(goes_on)
+    }
+
+    /// Whether it may help to give back all that the heap has free.
+    pub(crate) fn is_within_reach(&self, run: PageRun) -> bool {
+        let is_short = run.len() <= TRIED_LEN || run.len() / HELD_TIMES <= self.engine.pages.held_len();
+        is_short && self.source.could_give(run)
+    }
+
+    /// Gives whole slabs that are kept to the pages; true if there were any.
+    fn release_reserves(&self, wait: bool) -> bool {
+        let step: Step<'_> = &|work| self.step_if(wait, work);
+        self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step)
+    }
+
+    /// Looks everywhere, and again until looks in a row have seen everything, and nobody with memory in hand.
+    fn retry_while_contended<S: Seek>(
+        &self,
+        seek: &S,
+        search: &Search<'_>,
+        caller: Caller,
+        quiet: &Cell<u32>,
+    ) -> Option<S::Found> {
         for _ in 0..LAST_TRIES {
-            let busy = is_busy();
-            // Give whoever it is a moment.
-            let _ = (0..SPIN_LIMIT).take_while(|_| is_busy()).map(|_| spin_loop()).count();
-            let grown = self.grow(seek, true, caller);
+            search.watch();
+            // Give whoever it is a moment; who stays is not waited for lock by lock.
+            let wait = (0..SPIN_LIMIT).any(|_| {
+                let busy = self.is_memory_in_hand() || self.engine.pages.is_busy();
+                if busy {
+                    spin_loop();
+                }
+                !busy
+            });
+            let grown = self.grow(seek, true, caller, true);
             let closed = grown.is_err();
-            let found = grown.ok().flatten().or_else(|| seek.attempt(Depth::Thorough));
-            quiet = if busy || is_busy() { 0 } else { quiet + 1 };
-            if found.is_some() || closed || quiet == QUIET_LOOKS {
+            let found = grown.ok().flatten().or_else(|| self.look(seek, wait, quiet));
+            if found.is_some() || closed || quiet.get() >= QUIET_LOOKS {
                 return found;
             }
         }
         None
     }
 
-    /// Empties what can be reached, and looks there.
-    fn reclaim<S: Seek>(&self, seek: &S) -> Option<S::Found> {
-        self.drain_reachable();
-        self.engine.release_whole(&|work| self.step(work));
-        seek.attempt(Depth::Thorough)
+    /// [`reclaim`](Self::reclaim), which counts looks in a row that saw everything.
+    fn look<S: Seek>(&self, seek: &S, wait: bool, quiet: &Cell<u32>) -> Option<S::Found> {
+        let before = self.is_memory_in_hand();
+        match self.reclaim(seek, wait) {
+            Ok(found) => return Some(found),
+            Err(Refused::Empty) if !before && !self.is_memory_in_hand() => quiet.set(quiet.get() + 1),
+            Err(_) => quiet.set(0),
+        }
+        None
     }
 
-    /// [`reclaim`](Self::reclaim); and chunks that are then free as a whole may be had again in another length.
-    fn reclaim_then_grow<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        let found = self.reclaim(seek);
-        if found.is_some() {
-            return found;
-        }
-        let want = seek.want();
-        if self.engine.pages.largest_free() >= want.least_len.saturating_add(want.align) {
-            // Freed meanwhile: a chunk that would be given back for nothing.
-            let found = seek.attempt(Depth::Thorough);
-            if found.is_some() {
-                return found;
+    /// Whether some context has memory in hand that others do not see.
+    fn is_memory_in_hand(&self) -> bool {
+        self.source.in_transit.is_any() || self.engine.walks.is_any() || self.source.is_busy()
+    }
+
+    /// Empties what can be reached, and looks there. Empty: it saw everything.
+    fn reclaim<S: Seek>(&self, seek: &S, wait: bool) -> Result<S::Found, Refused> {
+        let mut drained = true;
+        if C::PINNED {
+            self.drain_current();
+        } else {
+            for (index, cache) in self.engine.caches().iter().enumerate() {
+                let had_any = SizeClass::all().any(|class| cache.count(class) > 0);
+                drained &= self.drain_index(index);
+                if let Some(found) = when(had_any, || seek.attempt(Depth::Quick).ok()) {
+                    return Ok(found);
+                }
             }
         }
-        if self.return_chunks(0, caller) > 0 { self.grow(seek, false, caller).ok().flatten() } else { None }
+        let swept = self.engine.release_whole(&|work| self.step_if(wait, work));
+        match seek.attempt(Depth::Thorough { wait }) {
+            Err(Refused::Empty) if !(drained && swept) => Err(Refused::Busy),
+            answer => answer,
+        }
     }
 
-    /// The pressure hook, unlocked, and a search after each time that it helped.
-    fn retry_after_relief<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        let want = seek.want();
-        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
-        self.retry_after_pressure(need, || {
-            seek.attempt(Depth::Thorough).or_else(|| self.grow(seek, false, caller).ok().flatten())
+    /// Chunks that are free as a whole may be had again in another length.
+    fn return_then_grow<S: Seek>(&self, seek: &S, want: &Want, caller: Caller, wait: bool) -> Option<S::Found> {
+        // What was freed meanwhile would be given back for nothing.
+        let has_run = self.engine.pages.largest_free() >= want.least_len.saturating_add(want.align);
+        when(has_run, || seek.attempt(Depth::Thorough { wait }).ok()).or_else(|| {
+            let returned = self.return_chunks(0, caller) > 0;
+            when(returned, || self.grow(seek, false, caller, wait).ok().flatten())
         })
     }
 
-    /// Asks the kernel to relieve the pressure until `look` finds something, the kernel says no, or it was asked often.
-    pub(crate) fn retry_after_pressure<T>(&self, need: PageRun, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-        (0..RELIEF_TRIES).map_while(|_| self.source.relieve(need).then_some(())).find_map(|()| look())
+    /// The pressure hook, unlocked, and a search after each time that it helped. Asked once for what the heap itself could not make possible.
+    fn retry_after_relief<S: Seek>(
+        &self,
+        seek: &S,
+        need: PageRun,
+        fits: bool,
+        caller: Caller,
+        wait: bool,
+    ) -> Option<S::Found> {
+        let tries = if fits { RELIEF_TRIES } else { 1 };
+        self.retry_after_pressure(need, tries, caller, || {
+            let found = when(fits, || seek.attempt(Depth::Thorough { wait }).ok());
+            found.or_else(|| self.grow(seek, false, caller, wait).ok().flatten())
+        })
     }
 
-    /// What a nested caller may ask of the provider: pages, if that is safe while the provider was interrupted.
-    pub(crate) fn grow_nested<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
-        if P::REENTRANT { self.grow(seek, true, caller).ok().flatten() } else { None }
+    /// Asks the kernel to relieve the pressure until `look` finds something, the kernel says no, or it was asked often enough. Not inside the hook itself.
+    fn retry_after_pressure<T>(
+        &self,
+        need: PageRun,
+        tries: u32,
+        caller: Caller,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let relieve = || {
+            let _inside = self.searches.enter_relief(caller.index)?;
+            self.source.relieve(need).then_some(())
+        };
+        (0..tries).map_while(|_| relieve()).find_map(|()| look())
+    }
+
+    /// [`retry_after_pressure`](Self::retry_after_pressure) for a run of its own.
+    pub(crate) fn retry_huge_after_pressure<T>(
+        &self,
+        run: PageRun,
+        caller: Caller,
+        look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let tries = if self.is_within_reach(run) { RELIEF_TRIES } else { 1 };
+        self.retry_after_pressure(run, tries, caller, look)
     }
 }

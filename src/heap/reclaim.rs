@@ -7,30 +7,34 @@ use crate::heap::Heap;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Empties every cache that this context may take: all by try-lock (hint), its own (pinned).
-    pub(crate) fn drain_reachable(&self) {
+    fn drain_reachable(&self) {
         if C::PINNED {
             self.drain_current();
         } else {
-            for index in 0..CPUS {
-                self.drain_index(index);
-            }
+            (0..CPUS).for_each(|index| _ = self.drain_index(index));
         }
     }
 
-    /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held.
-    pub(crate) fn drain_index(&self, index: usize) {
+    /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held. False: it was busy.
+    pub(crate) fn drain_index(&self, index: usize) -> bool {
         self.held(|_| self.engine.pages.release_kept_of(index));
         // With hints a cache of a CPU that has gone may still get blocks from others.
         let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used() || cache.is_gone()) else {
-            return;
+            return true;
         };
-        for class in SizeClass::all() {
-            if cache.count(class) > 0 && cache.try_lock() {
-                let lists = cache.lower(class, 0);
-                cache.unlock();
-                self.send_home(lists.map(|list| (class, list)));
+        let mut is_complete = true;
+        for class in SizeClass::all().filter(|class| cache.count(*class) > 0) {
+            let visit = self.searches.visit(index);
+            if !cache.try_lock() {
+                is_complete = false;
+                continue;
             }
+            let lists = cache.lower(class, 0);
+            cache.unlock();
+            drop(visit);
+            self.send_home(lists.map(|list| (class, list)));
         }
+        is_complete && !cache.is_busy()
     }
 
     /// Empties the cache of the CPU that runs. For the idle loop, or for the handler of an interrupt that asks a CPU to do so; a nested caller
@@ -74,7 +78,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // Until a round gives nothing: the provider may use the heap meanwhile.
         loop {
             self.drain();
-            self.engine.release_whole(&|work| self.step(work));
+            let _ = self.engine.release_whole(&|work| self.step(work));
             match self.return_chunks(keep, caller) {
                 0 => break,
                 more => len += more,

@@ -1,14 +1,16 @@
 //! What is searched for when memory is short, and how hard.
 
 use crate::heap::depot::Caller;
-use crate::pages::{Run, Want};
+use crate::pages::{Refused, Run, Want};
 
 /// How hard an attempt looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
     Quick,
-    /// Also where the quick search may overlook a run.
-    Thorough,
+    /// Also where the quick search may overlook a run; waits for locks, within the spin limit, if `wait`.
+    Thorough {
+        wait: bool,
+    },
 }
 
 /// Who searches for memory, and what would do.
@@ -19,7 +21,7 @@ pub(crate) trait Seek {
     fn want(&self) -> Want;
 
     /// Looks once among what the heap has.
-    fn attempt(&self, depth: Depth) -> Option<Self::Found>;
+    fn attempt(&self, depth: Depth) -> Result<Self::Found, Refused>;
 
     /// Whether the last attempt had not looked everywhere that a further one would.
     fn has_more(&self) -> bool {
@@ -28,4 +30,10 @@ pub(crate) trait Seek {
 
     /// Makes a run, wanted like this and owned, what is searched for.
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Self::Found>;
+
+    /// What serves when nothing else is left; `hurried` if the caller must not take long.
+    fn last_resort(&self, hurried: bool) -> Option<Self::Found> {
+        let _ = hurried;
+        None
+    }
 }

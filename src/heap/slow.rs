@@ -141,7 +141,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn alloc_elsewhere(&self, class: SizeClass, caller: Caller) -> Option<NonNull<u8>> {
         if self.emergency.is_on() {
             let block = self.emergency.take(class.block_len(), class.block_align()).map(NonNull::cast);
-            return block.or_else(|| self.engine.obtain_one(class, caller).ok().map(Block::into_start));
+            return block.or_else(|| self.alloc_small_in_panic(class, caller));
         }
         self.count_nested(caller, Counts::nested_alloc);
         let mut surplus = Surplus::default();
@@ -154,7 +154,6 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         match self.engine.obtain_one(class, caller) {
             Ok(block) => Some(block.into_start()),
-            Err(_) if C::PINNED && caller.nested => self.search_small_nested(class, caller),
             Err(refused) => self.search_small(class, refused, caller),
         }
     }

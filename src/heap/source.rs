@@ -162,6 +162,11 @@ impl<P: PageProvider> Source<P> {
         self.provider.relieve(need)
     }
 
+    /// Whether the provider could ever give such a run.
+    pub(crate) fn could_give(&self, run: PageRun) -> bool {
+        self.provider.could_give(run)
+    }
+
     /// Whether somebody is inside the provider, as far as that tells.
     pub(crate) fn is_busy(&self) -> bool {
         self.provider.is_busy()

@@ -265,6 +265,60 @@ fn slabs_that_nested_frees_emptied_are_found() {
     }
 }
 
+/// What a context gets that interrupted the heap, in blocks of `size` bytes, after twelve blocks of 900 KiB were freed, or as many bytes in slabs.
+#[cfg(not(feature = "debug-heap"))]
+fn all_that_is_free_is_had<C: CpuMode>(mode: C, panics: bool, size: usize) {
+    const LONG: usize = 900 << 10;
+    let heap = Heap::<Host<false>, C, 2>::new(Host::default(), mode);
+    heap.provider().limit_len.store(64 << 20, Ordering::Relaxed);
+    let free = |block: NonNull<u8>, size| {
+        // SAFETY: allocated below with this Layout, and used by nobody.
+        unsafe { heap.free(block, layout(size)) }
+    };
+    let fill = |size| {
+        core::iter::from_fn({
+            let heap = &heap;
+            move || heap_alloc(heap, size)
+        })
+    };
+    let small: Vec<_> = fill(1000).take(48 << 10).collect();
+    let mut long: Vec<_> = fill(LONG).collect();
+    let rest: Vec<_> = fill(4096).collect();
+    if size < LONG / 9 {
+        long.split_off(long.len() - 12).into_iter().for_each(|block| free(block, LONG));
+    } else {
+        small[..12 << 10].iter().for_each(|block| free(*block, 1000));
+        heap.drain_current();
+        assert!(heap.engine.release_whole(&|work| heap.step(work)));
+    }
+    let free_len = heap.engine.pages.free_len();
+    assert!(free_len > 8 << 20, "{free_len}");
+    let calls = heap.provider().calls();
+    let interrupted = heap.enter();
+    if panics {
+        heap.enter_panic_mode();
+    }
+    let len = fill(size).count() * size;
+    assert_eq!(heap.provider().calls(), calls, "the provider was left alone");
+    assert!(len * 100 >= 85 * free_len, "{len} of {free_len} bytes in blocks of {size}, panic: {panics}");
+    drop((interrupted, rest));
+}
+
+#[cfg(not(feature = "debug-heap"))]
+fn heap_alloc<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>, size: usize) -> Option<NonNull<u8>> {
+    heap.alloc(layout(size)).ok().map(NonNull::cast)
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "too many blocks")]
+#[cfg(not(feature = "debug-heap"))]
+fn a_nested_context_gets_whatever_page_is_free() {
+    for (panics, size) in [(false, 64), (true, 64), (false, 100 << 10), (true, 100 << 10)] {
+        all_that_is_free_is_had(Pinned(OneCpu), panics, size);
+    }
+    all_that_is_free_is_had(Hint(UnknownCpu), true, 64);
+}
+
 #[test]
 fn a_huge_block_freed_in_a_nested_context_waits_for_an_ordinary_one() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Pinned(OneCpu));

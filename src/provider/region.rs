@@ -422,6 +422,10 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
         unsafe { self.unmap_with(start, run, &mut spin_loop) }
     }
 
+    fn could_give(&self, run: PageRun) -> bool {
+        self.find(|slot| slot.span().serves(run).then_some(())).is_some()
+    }
+
     /// The longest run that there is at that alignment, up to 256 GiB; never less than `run`. Regions whose lock stays held are left out.
     fn prefer(&self, run: PageRun) -> PageRun {
         let longest = own(run).and_then(|run| {

@@ -49,7 +49,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub unsafe fn retire_cpu(&self, index: usize) -> bool {
         let Some(cache) = self.engine.cache(index) else { return false };
         let is_empty = (0..RETIRE_TRIES).any(|_| {
-            self.drain_index(index);
+            let _ = self.drain_index(index);
             SizeClass::all().all(|class| cache.count(class) == 0)
         });
         if is_empty {

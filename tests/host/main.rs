@@ -39,6 +39,8 @@ mod nested;
 mod one_piece;
 mod promises;
 mod random_sequences;
+#[cfg(not(feature = "debug-heap"))]
+mod refusals;
 mod regions;
 mod regressions;
 mod safety;

@@ -196,6 +196,8 @@ const PRICE: Least = &[("steps", 800_000), ("guarded", 1_000)];
 const PAGING: Least = &[("blocks", 5_000), ("shootdowns", 300), ("refused_maps", 5)];
 const CALLS: Least = &[("provider_calls", 30), ("blocks", 100), ("interrupts", 50)];
 const SHOOTDOWNS: Least = &[("shootdowns", 30), ("blocks", 100), ("interrupts", 50)];
+const HANDLERS: Least = &[("handlers", 100)];
+const ANSWERS: Least = &[("answers", 12)];
 const MIGRATION: Least = &[("blocks", 120_000), ("preemptions", 20)];
 
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
@@ -230,6 +232,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned", FAILURES) },
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint", FRESH) },
     Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned", FRESH) },
+    Kernel { cpus: &[1, 4], args: &["mode=hint"], profile: Profile::Fast, ..Kernel::counting("full_house+hint", HANDLERS) },
+    Kernel { cpus: &[1, 4], args: &["mode=pinned"], profile: Profile::Fast, ..Kernel::counting("full_house+pinned", HANDLERS) },
     Kernel { needs: PageTables, seconds: 120, ..Kernel::new("growing", &[("vectors", 9), ("shootdowns", 10)]) },
     Kernel { needs: PageTables, cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded", GUARDED) },
     Kernel { needs: PageTables, profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price", PRICE) },
@@ -239,6 +243,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint", &[("batteries", 1)]) },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned", &[("batteries", 1)]) },
     Kernel { elsewhere: &[4], ..Kernel::new("lying_ids", &[("blocks", 28_000), ("interrupts", 50)]) },
+    Kernel { elsewhere: &[2], cpus: &[2, 4], args: &["mode=hint"], ..Kernel::new("masked_request+hint", ANSWERS) },
+    Kernel { elsewhere: &[2], cpus: &[2, 4], args: &["mode=pinned"], ..Kernel::new("masked_request+pinned", ANSWERS) },
+    Kernel { elsewhere: &[2], cpus: &[2, 4], args: &["mode=counted"], ..Kernel::new("masked_request+counted", ANSWERS) },
+    Kernel { elsewhere: &[2], cpus: &[2, 4], args: &["mode=masked"], ..Kernel::new("masked_request+masked", ANSWERS) },
     Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint", MIGRATION) },
     Kernel { elsewhere: &[4], args: &["mode=counted"], ..Kernel::new("migration+counted", MIGRATION) },
     Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },

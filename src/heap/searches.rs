@@ -1,0 +1,179 @@
+//! Who is inside a search for memory, or inside the pressure hook, by CPU.
+//!
+//! A search works with nothing held, so a busy cache does not tell an interrupt handler that it interrupted one. What it interrupted cannot go on before it
+//! returns, so waiting for it is in vain. The count of searches on the own CPU tells. An id may lie: then the count is of contexts on other CPUs, for which
+//! waiting pays. A search that runs while one begun after it is still inside was not interrupted by that one; this is seen, and from then on ids are not believed.
+//!
+//! Price: a context that interrupts the search of a preempted task on the same CPU gives up early, until ids are no longer believed.
+
+use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
+
+/// All zero: nobody is inside, and ids are believed.
+#[derive(Debug)]
+pub(crate) struct Searches<const CPUS: usize> {
+    /// Searches by CPU.
+    inside: [AtomicUsize; CPUS],
+    /// Contexts inside the pressure hook, by CPU; the last one counts those without an index.
+    relieving: [AtomicUsize; CPUS],
+    relieving_elsewhere: AtomicUsize,
+    /// By CPU: contexts that empty its cache for another one, or are about to.
+    visitors: [AtomicUsize; CPUS],
+    /// Two contexts with one index ran side by side.
+    ids_are_shared: AtomicBool,
+}
+
+/// A search, until dropped.
+#[derive(Debug)]
+pub(crate) struct Search<'a> {
+    place: Option<&'a AtomicUsize>,
+    ids_are_shared: &'a AtomicBool,
+    /// Searches on this CPU when this one began.
+    before: usize,
+}
+
+/// A visit to a CPU's cache, to empty it for another one, until dropped.
+#[derive(Debug)]
+pub(crate) struct Visit<'a> {
+    visitors: Option<&'a AtomicUsize>,
+}
+
+/// A call of the pressure hook, until dropped.
+#[derive(Debug)]
+pub(crate) struct Relief<'a> {
+    place: &'a AtomicUsize,
+}
+
+impl<const CPUS: usize> Searches<CPUS> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            inside: [const { AtomicUsize::new(0) }; CPUS],
+            relieving: [const { AtomicUsize::new(0) }; CPUS],
+            relieving_elsewhere: AtomicUsize::new(0),
+            visitors: [const { AtomicUsize::new(0) }; CPUS],
+            ids_are_shared: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins a search on the CPU with that index.
+    pub(crate) fn begin(&self, index: usize) -> Search<'_> {
+        let place = self.inside.get(index);
+        let before = place.map_or(0, |place| place.fetch_add(1, Ordering::Relaxed));
+        Search { place, ids_are_shared: &self.ids_are_shared, before }
+    }
+
+    /// Enters the pressure hook. `None`: this CPU is inside already.
+    pub(crate) fn enter_relief(&self, index: usize) -> Option<Relief<'_>> {
+        let place = self.relieving.get(index).unwrap_or(&self.relieving_elsewhere);
+        if place.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Some(Relief { place });
+        }
+        place.fetch_sub(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Begins a visit to the cache with that index, before it is taken.
+    pub(crate) fn visit(&self, index: usize) -> Visit<'_> {
+        let visitors = self.visitors.get(index).inspect(|visitors| _ = visitors.fetch_add(1, Ordering::Relaxed));
+        Visit { visitors }
+    }
+
+    /// Whether the cache with that index may be held by a context that empties it for another CPU.
+    pub(crate) fn is_visited(&self, index: usize) -> bool {
+        self.visitors.get(index).is_some_and(|visitors| visitors.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Whether two contexts with one index were seen side by side.
+    pub(crate) fn are_ids_shared(&self) -> bool {
+        self.ids_are_shared.load(Ordering::Relaxed)
+    }
+}
+
+impl Search<'_> {
+    /// Whether this CPU was searching when this began.
+    pub(crate) fn interrupts(&self) -> bool {
+        self.before > 0
+    }
+
+    /// Looks whether a search with the same index, begun later, is inside while this one runs.
+    pub(crate) fn watch(&self) {
+        if self.place.is_some_and(|place| place.load(Ordering::Relaxed) > self.before + 1) {
+            self.ids_are_shared.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Search<'_> {
+    fn drop(&mut self) {
+        if self.place.is_some_and(|place| place.fetch_sub(1, Ordering::Relaxed) != self.before + 1) {
+            self.ids_are_shared.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        if let Some(visitors) = self.visitors {
+            visitors.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Relief<'_> {
+    fn drop(&mut self) {
+        self.place.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_knows_that_it_interrupted_a_search() {
+        let searches = Searches::<2>::new();
+        let task = searches.begin(1);
+        assert!(!task.interrupts() && !searches.begin(0).interrupts());
+        let handler = searches.begin(1);
+        assert!(handler.interrupts() && searches.begin(1).interrupts());
+        drop(handler);
+        task.watch();
+        drop(task);
+        assert!(!searches.are_ids_shared(), "each began and ended inside the one that it interrupted");
+        assert!(!searches.begin(1).interrupts() && !searches.begin(9).interrupts());
+    }
+
+    #[test]
+    fn an_id_that_two_contexts_have_at_once_is_not_believed() {
+        let searches = Searches::<2>::new();
+        let (early, late) = (searches.begin(1), searches.begin(1));
+        late.watch();
+        assert!(!searches.are_ids_shared());
+        early.watch();
+        assert!(searches.are_ids_shared(), "it runs while the later one is inside");
+        drop((early, late));
+        let searches = Searches::<2>::new();
+        let (early, late) = (searches.begin(1), searches.begin(1));
+        drop(early);
+        assert!(searches.are_ids_shared(), "it ends before the later one");
+        drop(late);
+    }
+
+    #[test]
+    fn a_visit_is_seen_while_it_lasts() {
+        let searches = Searches::<2>::new();
+        let visit = searches.visit(1);
+        assert!(searches.is_visited(1) && !searches.is_visited(0) && !searches.is_visited(2));
+        drop(visit);
+        assert!(!searches.is_visited(1));
+    }
+
+    #[test]
+    fn the_pressure_hook_is_entered_once_on_a_cpu() {
+        let searches = Searches::<2>::new();
+        for index in [0, 1, 2, usize::MAX] {
+            let relief = searches.enter_relief(index);
+            assert!(relief.is_some() && searches.enter_relief(index).is_none());
+        }
+        assert!(searches.enter_relief(0).is_some());
+    }
+}
