@@ -70,6 +70,8 @@ const ROUND_LIMIT: usize = 64;
 /// Lengths of runs that are set aside for contexts which find every lock held; each only in a heap that used [`SPARE_SHARE`] times as much.
 const SPARE_LENS: [usize; 4] = [4 << 10, 4 << 10, 16 << 10, 48 << 10];
 const SPARE_SHARE: usize = 128;
+/// Below it, nothing is set aside: a small heap is filled to the brim.
+const SPARE_HEAP_LEN: usize = 2 << 20;
 /// A shard's pool for large blocks.
 const LARGE: usize = 1;
 /// Kept runs that an allocation frees before it is refused.
@@ -318,7 +320,9 @@ impl<const N: usize> Pages<N> {
     #[inline]
     fn set_aside(&self, shard: usize) {
         let mut missing = self.spares.iter().zip(SPARE_LENS).filter(|(spare, _)| spare.load(Relaxed).is_null());
-        if let Some((spare, len)) = missing.next().filter(|(_, len)| len * SPARE_SHARE <= self.worked_len()) {
+        let worked_len = self.worked_len();
+        let is_worth = |len: usize| worked_len >= SPARE_HEAP_LEN && len * SPARE_SHARE <= worked_len;
+        if let Some((spare, len)) = missing.next().filter(|(_, len)| is_worth(*len)) {
             self.set_one_aside(spare, len, shard);
         }
     }
