@@ -6,7 +6,7 @@
 //!
 //! Price: a context that interrupts the search of a preempted task on the same CPU gives up early, until ids are no longer believed.
 
-use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
+use crate::base::sync::{AtomicUsize, Ordering};
 
 /// All zero: nobody is inside, and ids are believed.
 #[derive(Debug)]
@@ -18,15 +18,15 @@ pub(crate) struct Searches<const CPUS: usize> {
     relieving_elsewhere: AtomicUsize,
     /// By CPU: contexts that empty its cache for another one, or are about to.
     visitors: [AtomicUsize; CPUS],
-    /// Two contexts with one index ran side by side.
-    ids_are_shared: AtomicBool,
+    /// Not 0: two contexts with one index ran side by side. A word, so that the struct has no padding.
+    ids_are_shared: AtomicUsize,
 }
 
 /// A search, until dropped.
 #[derive(Debug)]
 pub(crate) struct Search<'a> {
     place: Option<&'a AtomicUsize>,
-    ids_are_shared: &'a AtomicBool,
+    ids_are_shared: &'a AtomicUsize,
     /// Searches on this CPU when this one began.
     before: usize,
 }
@@ -50,7 +50,7 @@ impl<const CPUS: usize> Searches<CPUS> {
             relieving: [const { AtomicUsize::new(0) }; CPUS],
             relieving_elsewhere: AtomicUsize::new(0),
             visitors: [const { AtomicUsize::new(0) }; CPUS],
-            ids_are_shared: AtomicBool::new(false),
+            ids_are_shared: AtomicUsize::new(0),
         }
     }
 
@@ -84,7 +84,7 @@ impl<const CPUS: usize> Searches<CPUS> {
 
     /// Whether two contexts with one index were seen side by side.
     pub(crate) fn are_ids_shared(&self) -> bool {
-        self.ids_are_shared.load(Ordering::Relaxed)
+        self.ids_are_shared.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -97,7 +97,7 @@ impl Search<'_> {
     /// Looks whether a search with the same index, begun later, is inside while this one runs.
     pub(crate) fn watch(&self) {
         if self.place.is_some_and(|place| place.load(Ordering::Relaxed) > self.before + 1) {
-            self.ids_are_shared.store(true, Ordering::Relaxed);
+            self.ids_are_shared.store(1, Ordering::Relaxed);
         }
     }
 }
@@ -105,7 +105,7 @@ impl Search<'_> {
 impl Drop for Search<'_> {
     fn drop(&mut self) {
         if self.place.is_some_and(|place| place.fetch_sub(1, Ordering::Relaxed) != self.before + 1) {
-            self.ids_are_shared.store(true, Ordering::Relaxed);
+            self.ids_are_shared.store(1, Ordering::Relaxed);
         }
     }
 }
