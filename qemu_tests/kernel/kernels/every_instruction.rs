@@ -86,7 +86,7 @@ static TRIAL: Trial = Trial {
 };
 
 /// The places between the instructions of the call that is looked at: the address of the next one, and [`OPEN`].
-static LIST: [AtomicU64; 1 << 16] = [const { AtomicU64::new(0) }; 1 << 16];
+static LIST: [AtomicU64; 1 << 18] = [const { AtomicU64::new(0) }; 1 << 18];
 static LIST_LEN: AtomicUsize = AtomicUsize::new(0);
 /// Interrupts are not masked there.
 const OPEN: u64 = 1 << 63;
