@@ -262,8 +262,7 @@ fn provider<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CP
     report.judge("provider: no two runs share memory", apart);
     // Where two runs share memory, writing to them would tell nothing more.
     if is_sound {
-        report
-            .judge("provider: pages are zeroed if it says so", if P::ZEROED { zeroed::<P>(mapped()) } else { Ok(()) });
+        report.judge("provider: pages are zeroed if it says so", if P::ZEROED { zeroed(mapped()) } else { Ok(()) });
         report.judge("provider: pages keep what is written", kept(mapped, P::PAGE_LEN));
         mapped().for_each(|mapped| give_back(heap, mapped));
     }
@@ -302,7 +301,7 @@ fn apart<P: PageProvider, C: CpuMode, const CPUS: usize, I: Iterator<Item = Mapp
     inside.map_or(Ok(()), |mapped| Err(Finding::OfHeap { start: mapped.addr() }))
 }
 
-fn zeroed<P: PageProvider>(mut mapped: impl Iterator<Item = Mapped>) -> Result<(), Finding> {
+fn zeroed(mut mapped: impl Iterator<Item = Mapped>) -> Result<(), Finding> {
     mapped.try_for_each(|mapped| {
         let words = mapped.run.len() / size_of::<usize>();
         let mut words = (0..words).map(|word| mapped.start.as_ptr().cast::<usize>().wrapping_add(word));

@@ -20,9 +20,6 @@ pub trait CpuMode: sealed::Sealed {
     /// Reads the CPU's index, once for each operation.
     fn enter(&self) -> (Self::Guard, usize);
 
-    /// Whether the caller knows which CPU it runs on; asked by slow paths.
-    fn is_known(&self) -> bool;
-
     /// Whether the caller may wait for others; asked with nothing held.
     fn may_wait(&self) -> bool;
 }
@@ -34,10 +31,6 @@ impl<H: CpuHint> CpuMode for Hint<H> {
     #[inline]
     fn enter(&self) -> ((), usize) {
         ((), never_unwinding(|| self.0.current_cpu()).unwrap_or(0))
-    }
-
-    fn is_known(&self) -> bool {
-        never_unwinding(|| self.0.current_cpu()).is_some()
     }
 
     fn may_wait(&self) -> bool {
@@ -54,10 +47,6 @@ impl<P: CpuPin> CpuMode for Pinned<P> {
         let guard = self.0.pin();
         let index = self.0.index(&guard);
         (guard, index)
-    }
-
-    fn is_known(&self) -> bool {
-        true
     }
 
     fn may_wait(&self) -> bool {

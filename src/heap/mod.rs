@@ -134,9 +134,11 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
     pub unsafe fn init_at(place: *mut Self, provider: P, mode: C) {
         // SAFETY: the contract is the same. All bytes zero is the state that `new` gives to every field but provider and mode.
         unsafe { place.write_bytes(0, 1) };
-        // SAFETY: inside the caller's memory.
-        let (own_provider, own_mode) = unsafe { (&raw mut (*place).source.provider, &raw mut (*place).mode) };
-        // SAFETY: as above; aligned as a field is.
+        // SAFETY: a field's place, inside the caller's memory.
+        let own_provider = unsafe { &raw mut (*place).source.provider };
+        // SAFETY: as above.
+        let own_mode = unsafe { &raw mut (*place).mode };
+        // SAFETY: inside the caller's memory, and aligned as a field is.
         unsafe { own_provider.write(provider) };
         // SAFETY: as above.
         unsafe { own_mode.write(mode) };

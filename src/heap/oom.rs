@@ -7,7 +7,7 @@ use core::cell::Cell;
 use core::ptr::NonNull;
 
 use crate::base::size_class::SizeClass;
-use crate::base::sync::{SPIN_LIMIT, looks, spin_loop};
+use crate::base::sync::{SPIN_LIMIT, spin_loop};
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
@@ -24,9 +24,6 @@ const BUSY_TRIES: u32 = 16;
 /// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the middle of a step, here or in
 /// the provider, or a virtual CPU that its host does not run, hides what it holds for a time slice. Each look waits within the spin limit.
 const LAST_TRIES: u32 = 4096;
-
-/// How often a context looks whether the holder of its CPU's cache goes on, before it believes that it interrupted it.
-const STOPPED_LOOKS: u32 = looks(100);
 
 /// So many looks in a row without a lock in sight end the search: during a single one somebody may have come and gone unseen.
 const QUIET_LOOKS: u32 = 2;
@@ -167,26 +164,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn search_at_once<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
         let grow = || self.grow(seek, true, caller, false).ok().flatten();
         let at_hand = seek.attempt(Depth::Thorough { wait: false }).ok();
-        at_hand.or_else(|| when(P::REENTRANT || !C::PINNED, grow)).or_else(|| seek.last_resort(true))
+        at_hand.or_else(|| when(P::REENTRANT, grow)).or_else(|| seek.last_resort(true))
     }
 
-    /// Whether the caller interrupted the heap on its own CPU, as far as its CPU's number tells.
+    /// Whether the caller certainly interrupted the heap on its own CPU. A hint is never certain: its id may be another CPU's, for which waiting pays.
     fn interrupts(&self, search: &Search<'_>, caller: Caller) -> bool {
-        let is_believed = || self.mode.is_known() && !self.searches.are_ids_shared();
-        if C::PINNED {
-            return caller.nested || search.interrupts() && is_believed();
-        }
-        (search.interrupts() || caller.nested && self.is_stopped(caller.index)) && is_believed()
-    }
-
-    /// Whether the holder of this CPU's cache is stopped, as what this context interrupted is. Looks for a while.
-    fn is_stopped(&self, index: usize) -> bool {
-        let Some(cache) = self.engine.cache(index) else { return false };
-        let goes_on = |_| {
-            spin_loop();
-            !cache.is_busy() || self.searches.is_visited(index)
-        };
-        !(0..STOPPED_LOOKS).any(goes_on)
+        C::PINNED && (caller.nested || search.interrupts() && !self.searches.are_ids_shared())
     }
 
     /// Whether it may help to give back all that the heap has free.

@@ -24,14 +24,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         };
         let mut is_complete = true;
         for class in SizeClass::all().filter(|class| cache.count(*class) > 0) {
-            let visit = self.searches.visit(index);
             if !cache.try_lock() {
                 is_complete = false;
                 continue;
             }
             let lists = cache.lower(class, 0);
             cache.unlock();
-            drop(visit);
             self.send_home(lists.map(|list| (class, list)));
         }
         is_complete && !cache.is_busy()

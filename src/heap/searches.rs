@@ -1,10 +1,11 @@
 //! Who is inside a search for memory, or inside the pressure hook, by CPU.
 //!
 //! A search works with nothing held, so a busy cache does not tell an interrupt handler that it interrupted one. What it interrupted cannot go on before it
-//! returns, so waiting for it is in vain. The count of searches on the own CPU tells. An id may lie: then the count is of contexts on other CPUs, for which
-//! waiting pays. A search that runs while one begun after it is still inside was not interrupted by that one; this is seen, and from then on ids are not believed.
+//! returns, so waiting for it is in vain. With a pin, the count of searches on the own CPU tells. A preempted task may leave its search on another CPU's count:
+//! a search that runs while one begun after it is still inside was not interrupted by that one; this is seen, and from then on the count is not believed.
+//! With a hint the count tells nothing, since another CPU may have the same id.
 //!
-//! Price: a context that interrupts the search of a preempted task on the same CPU gives up early, until ids are no longer believed.
+//! Price: under a pin, a context that meets the search of a preempted task on its CPU gives up early, until the count is no longer believed.
 
 use crate::base::sync::{AtomicUsize, Ordering};
 
@@ -16,8 +17,6 @@ pub(crate) struct Searches<const CPUS: usize> {
     /// Contexts inside the pressure hook, by CPU; the last one counts those without an index.
     relieving: [AtomicUsize; CPUS],
     relieving_elsewhere: AtomicUsize,
-    /// By CPU: contexts that empty its cache for another one, or are about to.
-    visitors: [AtomicUsize; CPUS],
     /// Not 0: two contexts with one index ran side by side. A word, so that the struct has no padding.
     ids_are_shared: AtomicUsize,
 }
@@ -29,12 +28,6 @@ pub(crate) struct Search<'a> {
     ids_are_shared: &'a AtomicUsize,
     /// Searches on this CPU when this one began.
     before: usize,
-}
-
-/// A visit to a CPU's cache, to empty it for another one, until dropped.
-#[derive(Debug)]
-pub(crate) struct Visit<'a> {
-    visitors: Option<&'a AtomicUsize>,
 }
 
 /// A call of the pressure hook, until dropped.
@@ -49,7 +42,6 @@ impl<const CPUS: usize> Searches<CPUS> {
             inside: [const { AtomicUsize::new(0) }; CPUS],
             relieving: [const { AtomicUsize::new(0) }; CPUS],
             relieving_elsewhere: AtomicUsize::new(0),
-            visitors: [const { AtomicUsize::new(0) }; CPUS],
             ids_are_shared: AtomicUsize::new(0),
         }
     }
@@ -69,17 +61,6 @@ impl<const CPUS: usize> Searches<CPUS> {
         }
         place.fetch_sub(1, Ordering::Relaxed);
         None
-    }
-
-    /// Begins a visit to the cache with that index, before it is taken.
-    pub(crate) fn visit(&self, index: usize) -> Visit<'_> {
-        let visitors = self.visitors.get(index).inspect(|visitors| _ = visitors.fetch_add(1, Ordering::Relaxed));
-        Visit { visitors }
-    }
-
-    /// Whether the cache with that index may be held by a context that empties it for another CPU.
-    pub(crate) fn is_visited(&self, index: usize) -> bool {
-        self.visitors.get(index).is_some_and(|visitors| visitors.load(Ordering::Relaxed) > 0)
     }
 
     /// Whether two contexts with one index were seen side by side.
@@ -106,14 +87,6 @@ impl Drop for Search<'_> {
     fn drop(&mut self) {
         if self.place.is_some_and(|place| place.fetch_sub(1, Ordering::Relaxed) != self.before + 1) {
             self.ids_are_shared.store(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Visit<'_> {
-    fn drop(&mut self) {
-        if let Some(visitors) = self.visitors {
-            visitors.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -156,15 +129,6 @@ mod tests {
         drop(early);
         assert!(searches.are_ids_shared(), "it ends before the later one");
         drop(late);
-    }
-
-    #[test]
-    fn a_visit_is_seen_while_it_lasts() {
-        let searches = Searches::<2>::new();
-        let visit = searches.visit(1);
-        assert!(searches.is_visited(1) && !searches.is_visited(0) && !searches.is_visited(2));
-        drop(visit);
-        assert!(!searches.is_visited(1));
     }
 
     #[test]

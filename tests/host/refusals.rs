@@ -264,7 +264,24 @@ fn a_pressure_hook_that_allocates_is_not_entered_again() {
     HUNGRY.verify_all().unwrap();
 }
 
-static FULL: Heap<RegionProvider<2>, Hint<ThreadCpu>, 4> = Heap::new(RegionProvider::new(), Hint(ThreadCpu));
+thread_local! {
+    static IN_HANDLER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The thread's CPU; it may not wait in a handler.
+struct Handled;
+
+impl CpuHint for Handled {
+    fn current_cpu(&self) -> Option<usize> {
+        ThreadCpu.current_cpu()
+    }
+
+    fn may_wait(&self) -> bool {
+        !IN_HANDLER.get()
+    }
+}
+
+static FULL: Heap<RegionProvider<2>, Hint<Handled>, 4> = Heap::new(RegionProvider::new(), Hint(Handled));
 
 /// The block that the handler has.
 static HANDLERS_BLOCK: AtomicPtr<u8> = AtomicPtr::new(null_mut());
@@ -280,6 +297,7 @@ fn thread_time() -> Duration {
 }
 
 extern "C" fn on_signal(_: libc::c_int) {
+    IN_HANDLER.set(true);
     let start = thread_time();
     let block = HANDLERS_BLOCK.swap(null_mut(), Ordering::Relaxed);
     if let Some(block) = NonNull::new(block) {
@@ -291,6 +309,7 @@ extern "C" fn on_signal(_: libc::c_int) {
     let nanos = (thread_time() - start).as_nanos() as u64;
     LONGEST_NANOS.fetch_max(nanos, Ordering::Relaxed);
     HANDLER_RUNS.fetch_add(1, Ordering::Relaxed);
+    IN_HANDLER.set(false);
 }
 
 /// The kernel `full_house` counts the instructions; here the handler's CPU time shows that it does not wait, and the task's count that it goes on.

@@ -1,6 +1,6 @@
 //! Reading where nothing may be mapped.
 
-use crate::{Context, arch};
+use crate::{Context, arch, interrupts};
 
 /// The page fault that a read met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,13 @@ unsafe extern "C" {
 /// # Errors
 /// The page fault that it met, if it did.
 pub fn read(address: usize) -> Result<u8, Fault> {
-    let mut byte = 0;
-    // SAFETY: the read may fault, for which `recover` is there; whatever it finds is a byte. No reference is made.
-    let done = unsafe { probe_read(core::ptr::with_exposed_provenance(address), &raw mut byte) };
-    if done { Ok(byte) } else { Err(Fault { address: arch::fault_address() }) }
+    // On riscv64 an interrupt clears the register that tells the address.
+    interrupts::without(|| {
+        let mut byte = 0;
+        // SAFETY: the read may fault, for which `recover` is there; whatever it finds is a byte. No reference is made.
+        let done = unsafe { probe_read(core::ptr::with_exposed_provenance(address), &raw mut byte) };
+        if done { Ok(byte) } else { Err(Fault { address: arch::fault_address() }) }
+    })
 }
 
 /// If the page fault is that of [`read`], goes on where it returns `false`.
