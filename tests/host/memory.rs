@@ -247,7 +247,8 @@ fn long_random_churn_holds_little_more_than_is_live() {
         // Longer blocks leave more over, in slabs of few blocks at each CPU's home: within what is written for them, and far from all of it.
         let longer = churned(cpus, 16, 32 << 10, LIVE_LEN);
         assert!(longer <= 1.15 + (cpus * cpu_constant()) as f64 / LIVE_LEN as f64);
-        assert!(longer <= 1.3 + constant);
+        // Sixty classes: each of them has slabs that are half used at each CPU.
+        assert!(longer <= 1.33 + constant);
     }
 }
 
