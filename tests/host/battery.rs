@@ -80,8 +80,10 @@ impl<const ZEROED: bool> Broken<ZEROED> {
     fn new(wrong: Wrong) -> Self {
         // SAFETY: the length is not 0.
         let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(MEMORY) }).unwrap();
-        // SAFETY: one byte inside the memory.
-        unsafe { memory.add((2 << 20) + 8).write(1) };
+        // SAFETY: inside the memory.
+        let byte = unsafe { memory.add((2 << 20) + 8) };
+        // SAFETY: as above, and nobody else has it yet.
+        unsafe { byte.write(1) };
         Self { wrong, memory, used: Mutex::new(0x1000) }
     }
 }
