@@ -11,7 +11,7 @@ use crate::base::sync::{SPIN_LIMIT, spin_loop};
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
-use crate::heap::depot::{Caller, Surplus};
+use crate::heap::depot::{Caller, Engine, Surplus};
 use crate::heap::request::{Depth, Seek};
 use crate::heap::searches::Search;
 use crate::pages::{Refused, Run, Step, Want, chunk_len_for};
@@ -86,7 +86,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
     fn last_resort(&self, hurried: bool) -> Option<Block> {
         let engine = &self.heap.engine;
         let tries = if hurried { 1 } else { JOIN_TRIES };
-        let goes_on = |count: &u32| *count == 0 || engine.is_joining(self.class);
+        // A look begins at another home each time.
+        let goes_on = |count: &u32| (*count as usize) < Engine::<CPUS>::HOMES || engine.is_joining(self.class);
         let join = |_| self.heap.held(|caller| engine.join_one(self.class, caller));
         let joined = (0..tries).take_while(goes_on).find_map(join);
         joined.or_else(|| engine.borrow(self.class))
