@@ -392,7 +392,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let target = slab_target(class, held_len).min(class_len / CLASS_SHARE).max(granule);
         Want {
             len: slab_len(class, granule, target, class_len / TIGHT_SHARE),
-            least_len: slab_len(class, MIN_SLAB_LEN, 0, 0),
+            least_len: class.block_len().next_multiple_of(MIN_SLAB_LEN),
             align: class.block_align(),
             use_: Use::Slab,
         }

@@ -22,6 +22,7 @@ mod corpus;
 mod debug_heap;
 mod documents;
 mod faults;
+#[cfg(not(feature = "debug-heap"))]
 mod fullness;
 mod gate;
 mod giving_back;
