@@ -390,8 +390,10 @@ impl<const CPUS: usize> Engine<CPUS> {
             granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
         let class_len = self.slab_len(class).get();
         let target = slab_target(class, held_len).min(class_len / CLASS_SHARE).max(granule);
+        // In a small heap the classes need each other's memory more.
+        let tight_len = if held_len <= SMALL_HEAP_LEN { 0 } else { class_len / TIGHT_SHARE };
         Want {
-            len: slab_len(class, granule, target, class_len / TIGHT_SHARE),
+            len: slab_len(class, granule, target, tight_len),
             least_len: class.block_len().next_multiple_of(MIN_SLAB_LEN),
             align: class.block_align(),
             use_: Use::Slab,

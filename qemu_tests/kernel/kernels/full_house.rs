@@ -4,6 +4,7 @@
 //! wait; with a hint the id has to say that it may not, and the handler searches everything by itself); a search that never ends because handlers come. Instructions are counted by single steps, so exactly.
 #![no_std]
 #![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
 #[path = "common/block.rs"]
 mod block;

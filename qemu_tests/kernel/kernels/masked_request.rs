@@ -5,6 +5,7 @@
 //! answers by the crate's own look at the CPU.
 #![no_std]
 #![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
 #[path = "common/block.rs"]
 mod block;
