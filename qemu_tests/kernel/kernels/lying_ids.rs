@@ -85,7 +85,7 @@ kernel! {
             test::did(rounds * steps * boot.cpu_count(), "blocks");
         }
         // As in `every_storm`: handlers with a hint wait for no lock.
-        storm::judge(0, 15);
+        storm::judge(0, 25);
         expect_left(0);
     }
 }
