@@ -126,14 +126,16 @@ fn size_zero_and_null_are_the_same_at_every_level() {
         let nothing = Layout::from_size_align(0, align).unwrap();
         let expected = heap.alloc(nothing).unwrap().cast::<u8>();
         assert_eq!(expected.addr().get() % align, 0);
-        // SAFETY: blocks without bytes are dangling pointers, freed as what they are.
-        unsafe {
-            assert_eq!(GlobalAlloc::alloc(&heap, nothing), expected.as_ptr());
-            assert_eq!(GlobalAlloc::alloc_zeroed(&heap, nothing), expected.as_ptr());
-            GlobalAlloc::dealloc(&heap, expected.as_ptr(), nothing);
-            heap.free(expected, nothing);
-            GlobalAlloc::dealloc(&heap, null_mut(), nothing);
-        }
+        // SAFETY: size 0 is served too, with a pointer to nothing.
+        assert_eq!(unsafe { GlobalAlloc::alloc(&heap, nothing) }, expected.as_ptr());
+        // SAFETY: as above.
+        assert_eq!(unsafe { GlobalAlloc::alloc_zeroed(&heap, nothing) }, expected.as_ptr());
+        // SAFETY: a block without bytes, freed as what it is.
+        unsafe { GlobalAlloc::dealloc(&heap, expected.as_ptr(), nothing) };
+        // SAFETY: as above.
+        unsafe { heap.free(expected, nothing) };
+        // SAFETY: null is no block, and nothing is freed.
+        unsafe { GlobalAlloc::dealloc(&heap, null_mut(), nothing) };
     }
     for size in [8, 64, 5000, 100_000] {
         // SAFETY: nothing is freed.
