@@ -170,7 +170,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Whether the caller certainly interrupted the heap on its own CPU. A hint is never certain: its id may be another CPU's, for which waiting pays.
     fn interrupts(&self, search: &Search<'_>, caller: Caller) -> bool {
-        C::PINNED && (caller.nested || search.interrupts() && !self.searches.are_ids_shared())
+        // Who may wait is a task, and the search that it meets on its CPU is a preempted one's.
+        let meets_own = || search.interrupts() && !self.mode.may_wait() && !self.searches.are_ids_shared();
+        C::PINNED && (caller.nested || meets_own())
     }
 
     /// Whether it may help to give back all that the heap has free.

@@ -1,7 +1,7 @@
 //! No memory is left. A task asks for a block, and a handler comes at every so many instructions of the search, and asks and frees too.
 //!
-//! Would catch: a handler that waits for the search that it interrupted, which cannot go on before it returns (a pin knows, though its id says that it may
-//! wait; with a hint the id has to say that it may not, and the handler searches everything by itself); a search that never ends because handlers come. Instructions are counted by single steps, so exactly.
+//! Would catch: a handler that waits for the search that it interrupted, which cannot go on before it returns (its id says that it may
+//! not wait; with a pin it knows that it is nested, with a hint it searches everything by itself); a search that never ends because handlers come. Instructions are counted by single steps, so exactly.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
@@ -43,20 +43,6 @@ const OUTSIDE: usize = 50;
 const LEN: usize = 4 << 20;
 const SIZE: usize = 24;
 
-/// The CPU's number, of a kernel that believes that it may wait anywhere.
-#[derive(Clone, Copy, Debug)]
-struct Patient;
-
-impl CpuHint for Patient {
-    fn current_cpu(&self) -> Option<usize> {
-        Some(cpu::index())
-    }
-
-    fn may_wait(&self) -> bool {
-        true
-    }
-}
-
 /// The CPU's number, of a kernel whose handlers have interrupts masked and do not wait.
 #[derive(Clone, Copy, Debug)]
 struct Number;
@@ -72,16 +58,16 @@ impl Mode for Hint<Number> {
     const NEW: Self = Hint(Number);
 }
 
-impl Mode for Pinned<NeverPreempts<Patient>> {
+impl Mode for Pinned<NeverPreempts<Number>> {
     const NAME: &'static str = "pinned";
     // SAFETY: this kernel has no threads; areas have their own indices.
-    const NEW: Self = Pinned(unsafe { NeverPreempts::new(Patient) });
+    const NEW: Self = Pinned(unsafe { NeverPreempts::new(Number) });
 }
 
 heaps! {
     over Regions = Regions::new();
     Hint<Number>,
-    Pinned<NeverPreempts<Patient>>,
+    Pinned<NeverPreempts<Number>>,
 }
 
 /// As many as the region can have, and the handler's.
