@@ -260,13 +260,16 @@ pub(crate) struct Host<const REENTRANT: bool, const MOVES: bool> {
 /// Runs from this length on have room behind them, so that some grow in place.
 const ROOMY_LEN: usize = 1 << 20;
 
+/// Runs lie at multiples of this, so that how they fit does not depend on where the host's memory is.
+const PLACE_ALIGN: usize = 2 << 20;
+
 /// Bytes at a run's start that are made dirty, where no zeros are promised.
 const DIRTY_LEN: usize = 64 << 10;
 
 impl<const REENTRANT: bool, const MOVES: bool> Host<REENTRANT, MOVES> {
     fn give(&self, run: PageRun) -> Option<NonNull<u8>> {
         let len = if MOVES && run.len() >= ROOMY_LEN { run.len() + run.len() / 2 } else { run.len() };
-        let layout = Layout::from_size_align(len, run.align()).ok()?;
+        let layout = Layout::from_size_align(len, run.align().max(PLACE_ALIGN)).ok()?;
         let alloc = if MOVES { std::alloc::alloc_zeroed } else { std::alloc::alloc };
         // SAFETY: a run's length is not 0.
         let start = NonNull::new(unsafe { alloc(layout) })?;
