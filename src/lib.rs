@@ -1,9 +1,10 @@
 //! A heap for kernels: scales with CPUs, and may be called from every context.
 //!
 //! [`Heap`] takes the idea of Zig's `std.heap.SmpAllocator` (a small set of independently locked states, free lists by
-//! size class, try-lock and *move on* where a state is busy, no lock that everybody needs) and rebuilds it for a kernel:
-//! a cache per CPU instead of per thread, any source of pages instead of `mmap`, and safe in tasks, interrupts, exceptions,
-//! NMIs, and on the first line of boot. Stable Rust, `no_std`, no dependency but those of the features below.
+//! size class, try-lock and *move on* where a state is busy, no lock that everybody needs) and rebuilds it for a
+//! kernel: a cache per CPU instead of per thread, any source of pages instead of `mmap`, and safe in tasks, interrupts,
+//! exceptions, NMIs, and on the first line of boot. Stable Rust, `no_std`, no dependency but those of the features
+//! below.
 //!
 //! # Quick start
 //! A heap is made of three things: where pages come from ([`PageProvider`]; [`RegionProvider`] is one), how the running
@@ -42,8 +43,8 @@
 //! ```
 //!
 //! # Rooms
-//! Each folder imports only from rows below its own, and inside a row each file only from files that stand further right;
-//! `tests/host/layers.rs` reads this list and holds it against the sources.
+//! Each folder imports only from rows below its own, and inside a row each file only from files that stand further
+//! right; `tests/host/layers.rs` reads this list and holds it against the sources.
 //!
 //! ```text
 //! models     what the model checker runs, under `cfg(loom)` only
@@ -105,21 +106,24 @@
 //! # Contexts
 //! [`alloc`](Heap::alloc), [`resize`](Heap::resize), [`remap`](Heap::remap), [`realloc`](Heap::realloc) and
 //! [`free`](Heap::free) may be called from every context, with interrupts open or masked; so may
-//! [`drain_current`](Heap::drain_current), [`drain`](Heap::drain) and [`stats`](Heap::stats). [`trim`](Heap::trim) calls
-//! the provider and takes time in proportion to the heap; [`verify`](Heap::verify) is for a heap at rest. Every wait of the heap
-//! has a bound: for a lock of its own some thousand looks, for the provider's gate about a million. A nested allocation
-//! under a pin takes what lies at hand and asks the provider only if that is [`REENTRANT`](PageProvider::REENTRANT).
+//! [`drain_current`](Heap::drain_current), [`drain`](Heap::drain) and [`stats`](Heap::stats). [`trim`](Heap::trim)
+//! calls the provider and takes time in proportion to the heap; [`verify`](Heap::verify) is for a heap at rest. Every
+//! wait of the heap has a bound: for a lock of its own some thousand looks, for the provider's gate about a million. A
+//! nested allocation under a pin takes what lies at hand and asks the provider only if that is
+//! [`REENTRANT`](PageProvider::REENTRANT).
 //!
 //! # Features
 //! - `region` (default): [`RegionProvider`], over `linked_list_allocator` and `spin`.
 //! - `x86_64`: `cpu::x86_64::InterruptsMasked`, over the `x86_64` crate.
 //! - `paging`: on x86-64 `provider::PagingProvider`, over the `x86_64` crate's page tables and frames, and `spin`.
-//! - `trace`: `Heap::trace_to`: every allocation and free, flush and refill, run mapped and unmapped, into rings of the kernel's.
-//! - `hardened`: links of free blocks under a key; double frees, foreign and interior pointers, wrong Layouts and writes to free blocks
-//!   are reported and ignored (`docs/hardening.md`).
+//! - `trace`: `Heap::trace_to`: every allocation and free, flush and refill, run mapped and unmapped, into rings of the
+//!   kernel's.
+//! - `hardened`: links of free blocks under a key; double frees, foreign and interior pointers, wrong Layouts and
+//!   writes to free blocks are reported and ignored (`docs/hardening.md`).
 //! - `debug-heap`: also red zones, poison, a quarantine, and the site and age of each block; reports of leaks by site.
 //! - `guard-pages`: also one allocation in N on pages of its own beside unmapped ones.
-//! - `allocator-api2-02`, `allocator-api2-04`: `Allocator` of that version of the crate `allocator-api2` for `&Heap`; hashbrown uses 0.2.
+//! - `allocator-api2-02`, `allocator-api2-04`: `Allocator` of that version of the crate `allocator-api2` for `&Heap`;
+//!   hashbrown uses 0.2.
 //! - `nightly`: `core::alloc::Allocator` for `&Heap`. On other compilers it does nothing, with a warning.
 //! - `c-heap`: `malloc`, `free` and their like: see [`export_c_heap`].
 //!

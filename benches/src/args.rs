@@ -9,7 +9,8 @@ use crate::cell::Span;
 use crate::peers::{MAX_THREADS, Missing, Peer};
 use crate::workloads::{Group, Workload};
 
-/// smp-heap beside its peers: every workload with every allocator, each cell in a process of its own, columns interleaved.
+/// smp-heap beside its peers: every workload with every allocator, each cell in a process of its own, columns
+/// interleaved.
 #[derive(Clone, Debug, Parser)]
 #[command(version, name = "bench")]
 pub struct Args {
@@ -49,7 +50,8 @@ pub struct Args {
     #[arg(long)]
     pub list: bool,
 
-    /// Run this many rounds of one workload with one allocator and one number of threads in this very process: for profilers
+    /// Run this many rounds of one workload with one allocator and one number of threads in this very process: for
+    /// profilers
     #[arg(long, value_name = "ROUNDS")]
     pub rounds: Option<u64>,
 

@@ -1,7 +1,8 @@
 //! Blocks that are written when they come and checked when they go.
 //!
-//! The first word says where the block is and how long; the last byte is written too. Freed, the first word is wiped: a block that two
-//! owners were given is wiped by one and found wrong by the other, and blocks that overlap spoil each other's ends.
+//! The first word says where the block is and how long; the last byte is written too. Freed, the first word is wiped: a
+//! block that two owners were given is wiped by one and found wrong by the other, and blocks that overlap spoil each
+//! other's ends.
 
 use std::process;
 
@@ -46,7 +47,8 @@ pub fn seal(start: *mut u8, size: usize) {
     }
 }
 
-/// Checks a block of `size` bytes, written by [`seal`] at `from`, and wipes it. Ends the cell if it is not as it was written.
+/// Checks a block of `size` bytes, written by [`seal`] at `from`, and wipes it. Ends the cell if it is not as it was
+/// written.
 #[inline(always)]
 pub fn unseal(start: *mut u8, size: usize) {
     check(start, start, size);

@@ -5,8 +5,8 @@
 //! main     open ─ start threads ─ memory before ─┐           ┌─ the warm-up's time ─ the span's time ──┐         ┌─ memory held ─┐       ┌─ memory left
 //! threads  enter ────────────────────────────────┴─ prepare ─┴─ rounds, uncounted ─── rounds, counted ─┴─ stop ──┴───────────────┴ clear ┘
 //! ```
-//! A thread looks at the phase between rounds only, so what it counts are whole rounds; its time runs from the common start to the end of
-//! its last one. The cell's rate is the sum of its threads' rates.
+//! A thread looks at the phase between rounds only, so what it counts are whole rounds; its time runs from the common
+//! start to the end of its last one. The cell's rate is the sum of its threads' rates.
 
 use std::io;
 use std::mem;
@@ -165,7 +165,8 @@ fn run_forked(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> i
             // SAFETY: the default action of the signal, which is to end the process, is what is wanted.
             unsafe { libc::alarm(u32::try_from(patience.as_secs()).unwrap_or(u32::MAX)) };
             inside(peer, workload, threads, span, |sample| {
-                // SAFETY: the page is mapped for as long as both processes run, and the parent reads it when this one has ended.
+                // SAFETY: the page is mapped for as long as both processes run, and the parent reads it when this one
+                // has ended.
                 unsafe { (*page).sample = sample };
             });
             // SAFETY: ends the process without anybody's clean-up, as a fork's child should.

@@ -12,12 +12,12 @@
 //! ```
 //!
 //! Decisions, and what pays for each:
-//! - *A process per cell.* No column inherits another's pages, caches or threads. Price: a fork of a small process each time, outside
-//!   the clock.
-//! - *A span of time, not a number of operations.* All cells take equally long, slow columns too. Price: two looks at a flag for each
-//!   round of some hundred operations.
-//! - *One indirect call for each operation, in every column.* So no column is inlined and none is called by another way. Price: a handful of
-//!   instructions on top of each figure, the floor's too.
+//! - *A process per cell.* No column inherits another's pages, caches or threads. Price: a fork of a small process each
+//!   time, outside the clock.
+//! - *A span of time, not a number of operations.* All cells take equally long, slow columns too. Price: two looks at a
+//!   flag for each round of some hundred operations.
+//! - *One indirect call for each operation, in every column.* So no column is inlined and none is called by another
+//!   way. Price: a handful of instructions on top of each figure, the floor's too.
 //! - *Sizes and alignments are values, not constants.* A kernel's `__rust_alloc` gets them so.
 #![allow(clippy::missing_safety_doc, reason = "the calls of a peer have the contract of GlobalAlloc")]
 

@@ -1,5 +1,6 @@
-//! Which cells, in which order: row by row, in each row repetition by repetition, in each repetition column by column, beginning with
-//! another column each time. So the cells of a row that are compared lie next to each other in time, and none has a fixed place.
+//! Which cells, in which order: row by row, in each row repetition by repetition, in each repetition column by column,
+//! beginning with another column each time. So the cells of a row that are compared lie next to each other in time, and
+//! none has a fixed place.
 
 use std::io;
 use std::time::Duration;

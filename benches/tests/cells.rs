@@ -1,4 +1,5 @@
-//! Cells with allocators that do wrong, and all workloads with one that does right. One test, because a cell forks the process.
+//! Cells with allocators that do wrong, and all workloads with one that does right. One test, because a cell forks the
+//! process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;

@@ -29,7 +29,8 @@ unsafe impl PageProvider for Space {
             return None;
         }
         let start = NonNull::new(start.cast::<u8>())?;
-        // What is in front of the aligned start, and behind the run's end, stays mapped and unused: this process is short.
+        // What is in front of the aligned start, and behind the run's end, stays mapped and unused: this process is
+        // short.
         let skip = GUARD_LEN + ((start.addr().get() + GUARD_LEN).wrapping_neg() & (run.align() - 1));
         // SAFETY: less than the alignment and one guard page, so inside the mapping.
         let start = unsafe { start.add(skip) };
@@ -40,7 +41,8 @@ unsafe impl PageProvider for Space {
 
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
         let first = start.as_ptr().wrapping_sub(GUARD_LEN);
-        // SAFETY: the run came from `map` and is unused by the caller's contract; the guard pages beside it are its own.
+        // SAFETY: the run came from `map` and is unused by the caller's contract; the guard pages beside it are its
+        // own.
         unsafe { libc::munmap(first.cast(), run.len() + 2 * GUARD_LEN) == 0 }
     }
 }

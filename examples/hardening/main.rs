@@ -4,8 +4,9 @@
 //! cargo run --example hardening -- table     # every bug against every level; writes the table into docs/hardening.md
 //! cargo run --example hardening -- price     # every workload at every level: instructions (valgrind) and time; the same
 //! ```
-//! A level is a feature, so both build this example again for each one, and run those. What they then call: `corpus`, `clean OPERATIONS` (a
-//! program without a bug: any report ends it) and `work NAME OPERATIONS GUARDED` (one block guarded in so many).
+//! A level is a feature, so both build this example again for each one, and run those. What they then call: `corpus`,
+//! `clean OPERATIONS` (a program without a bug: any report ends it) and `work NAME OPERATIONS GUARDED` (one block
+//! guarded in so many).
 
 #![expect(
     clippy::std_instead_of_core,

@@ -1,4 +1,5 @@
-//! Sequences of heap operations against a shadow heap, driven by coverage. The interpreter is that of the property tests: `tests/host/sequences`.
+//! Sequences of heap operations against a shadow heap, driven by coverage. The interpreter is that of the property
+//! tests: `tests/host/sequences`.
 
 #![no_main]
 

@@ -33,7 +33,8 @@ impl<M: MemoryMap> Free<'_, M> {
     ///
     /// # Safety
     /// Every free range is RAM that is mapped, readable and writable, at its physical address plus `offset` (wrapping),
-    /// and nobody uses it through any mapping, from this call on for as long as the provider or anything it gave is used.
+    /// and nobody uses it through any mapping, from this call on for as long as the provider or anything it gave is
+    /// used.
     pub unsafe fn add_to<const REGIONS: usize>(&self, provider: &RegionProvider<REGIONS>, offset: usize) -> Added {
         let mut added = Added::default();
         for range in self.longest_first() {

@@ -1,5 +1,5 @@
-//! The adapters over maps that real loaders gave (see `recorded/README.md`), against a second way to reckon what is free:
-//! all borders sorted, and each piece between two of them asked for all entries.
+//! The adapters over maps that real loaders gave (see `recorded/README.md`), against a second way to reckon what is
+//! free: all borders sorted, and each piece between two of them asked for all entries.
 
 #![expect(
     clippy::expect_used,
@@ -182,7 +182,8 @@ fn module_tag() -> Vec<u32> {
 }
 
 fn load(words: &[u64]) -> BootInformation<'_> {
-    // SAFETY: the words are a boot information of the length that stands in it, and live longer than what is made of them.
+    // SAFETY: the words are a boot information of the length that stands in it, and live longer than what is made of
+    // them.
     unsafe { BootInformation::load(words.as_ptr().cast::<BootInformationHeader>()) }.expect("a boot information")
 }
 

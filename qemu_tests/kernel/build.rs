@@ -1,7 +1,7 @@
 //! Links each kernel by its architecture's linker script, as an image at fixed addresses.
 //!
-//! The one for x86-64 lies at the top of the repository, as an example for kernels of others. As arguments from here they
-//! need no `RUSTFLAGS`, so nothing that is built for the host is built again.
+//! The one for x86-64 lies at the top of the repository, as an example for kernels of others. As arguments from here
+//! they need no `RUSTFLAGS`, so nothing that is built for the host is built again.
 
 use std::{env, fs, io, path::Path};
 

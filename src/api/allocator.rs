@@ -1,7 +1,7 @@
 //! `Allocator` for `&Heap`: one text for each of the traits of that name.
 //!
-//! The trait is unstable in `core`. Until it is not, collections take it from versions of the crate `allocator-api2`, which are different traits to the
-//! compiler: hashbrown from 0.2, others from 0.4. So a feature chooses each.
+//! The trait is unstable in `core`. Until it is not, collections take it from versions of the crate `allocator-api2`,
+//! which are different traits to the compiler: hashbrown from 0.2, others from 0.4. So a feature chooses each.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -35,8 +35,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 /// Implements the `Allocator` of that module.
 macro_rules! allocator {
     ($trait:path, $error:path) => {
-        // SAFETY: blocks stay valid until freed, wherever the reference to the heap goes: the heap is borrowed, and its memory is the provider's. Copies of
-        // the reference are the same heap.
+        // SAFETY: blocks stay valid until freed, wherever the reference to the heap goes: the heap is borrowed, and its
+        // memory is the provider's. Copies of the reference are the same heap.
         unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> $trait for &Heap<P, C, CPUS> {
             fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, $error> {
                 self.alloc(layout).map_err(|AllocError| $error)

@@ -1,8 +1,9 @@
 //! What C wants of a heap: blocks that are freed by their address alone.
 //!
-//! No header stands in front of a block. *What an address is, the heap's descriptors say*: a block of a slab has the slab's class, a page run its length. Where a
-//! class has no block of its own and another one's serves, its address would not tell; such a block goes back, and a page run serves instead. Price: a look at the
-//! descriptor in `malloc` too, and in the last corner of a full heap a refusal where Rust is still served.
+//! No header stands in front of a block. *What an address is, the heap's descriptors say*: a block of a slab has the
+//! slab's class, a page run its length. Where a class has no block of its own and another one's serves, its address
+//! would not tell; such a block goes back, and a page run serves instead. Price: a look at the descriptor in `malloc`
+//! too, and in the last corner of a full heap a refusal where Rust is still served.
 //!
 //! With `debug-heap`, these blocks have no frame: level 1 looks at them, level 2 does not.
 
@@ -66,7 +67,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.c_aligned_alloc(ALIGN, size)
     }
 
-    /// C's `aligned_alloc`: [`c_malloc`](Self::c_malloc) at a multiple of `align`, a power of two; null also if it is none.
+    /// C's `aligned_alloc`: [`c_malloc`](Self::c_malloc) at a multiple of `align`, a power of two; null also if it is
+    /// none.
     pub fn c_aligned_alloc(&self, align: usize, size: usize) -> *mut c_void {
         if !align.is_power_of_two() {
             return null_mut();
@@ -88,7 +90,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// C's `free`. Null: nothing to do.
     ///
     /// # Safety
-    /// `start` is null, or a block in use that one of the `c_` functions of this heap gave, and nobody uses it any more.
+    /// `start` is null, or a block in use that one of the `c_` functions of this heap gave, and nobody uses it any
+    /// more.
     pub unsafe fn c_free(&self, start: *mut c_void) {
         let Some(start) = NonNull::new(start.cast::<u8>()) else { return };
         match self.place_of(start) {
@@ -109,8 +112,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// C's `realloc`: in place, else by moving its pages, else by copying. Null: the block is unchanged. Of null it is [`c_malloc`](Self::c_malloc); with size 0
-    /// it frees the block and gives null.
+    /// C's `realloc`: in place, else by moving its pages, else by copying. Null: the block is unchanged. Of null it is
+    /// [`c_malloc`](Self::c_malloc); with size 0 it frees the block and gives null.
     ///
     /// # Safety
     /// As for [`c_free`](Self::c_free); if the answer is not null, the block is only there.
@@ -200,7 +203,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 }
 
-/// Defines C's `malloc`, `calloc`, `aligned_alloc`, `realloc`, `free` and `malloc_usable_size` over a heap in a `static`.
+/// Defines C's `malloc`, `calloc`, `aligned_alloc`, `realloc`, `free` and `malloc_usable_size` over a heap in a
+/// `static`.
 ///
 /// Once in a program, and in a crate that no other one takes for Rust's: their names are global.
 ///

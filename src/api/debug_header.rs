@@ -4,8 +4,9 @@
 //! alloc ─ outer Layout ─ the heap below ─ was it written to while it was free? ─ frame
 //! free  ─ whose block? ─ state, Layout, red zones ─ claim ─ poison ─ quarantine ─ (another block) was it written to? ─ the heap below
 //! ```
-//! The frame is found by the heap's own descriptors (the slab's block around an address, the start of a run) before a byte of it is read, so that whatever is freed,
-//! nothing is read but the heap's memory. What is damaged is reported and, where the frame is whole, freed all the same; what cannot be told is left alone, and lost.
+//! The frame is found by the heap's own descriptors (the slab's block around an address, the start of a run) before a
+//! byte of it is read, so that whatever is freed, nothing is read but the heap's memory. What is damaged is reported
+//! and, where the frame is whole, freed all the same; what cannot be told is left alone, and lost.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -20,8 +21,9 @@ use crate::pages::{Chunk, Kind};
 use crate::slab::word::Slab;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// Has `hook` say where a block is allocated or freed: an address of code, such as the return address of whoever called the heap's face. Without a hook
-    /// the crate's own methods note their caller's line, and `GlobalAlloc` nothing.
+    /// Has `hook` say where a block is allocated or freed: an address of code, such as the return address of whoever
+    /// called the heap's face. Without a hook the crate's own methods note their caller's line, and `GlobalAlloc`
+    /// nothing.
     ///
     /// # Context
     /// The hook runs in every `alloc` and `free`, in whatever context that is, and must not use this heap.
@@ -201,7 +203,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.watch.report(Report { block, ..Report::new(misuse, place.addr()) });
     }
 
-    /// The outer block and its Layout of a block in use that was allocated for `layout`; `None` if there is no such block.
+    /// The outer block and its Layout of a block in use that was allocated for `layout`; `None` if there is no such
+    /// block.
     fn live_frame(&self, block: NonNull<u8>, layout: Layout) -> Option<(NonNull<u8>, Layout)> {
         let outer = outer(layout)?;
         let start = match self.emergency.owns(block) {

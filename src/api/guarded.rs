@@ -1,8 +1,8 @@
 //! Level 3 in the heap: an allocation whose turn has come gets pages of its own.
 //!
-//! The provider is called as for any run: with nothing held, by way of the gate; but if somebody is inside, the allocation goes on without, so that nobody
-//! waits to be sampled. A nested context is never sampled, and its free of a guarded block
-//! leaves the run to be given back later.
+//! The provider is called as for any run: with nothing held, by way of the gate; but if somebody is inside, the
+//! allocation goes on without, so that nobody waits to be sampled. A nested context is never sampled, and its free of a
+//! guarded block leaves the run to be given back later.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -17,9 +17,10 @@ use crate::heap::large::{LargeBlock, is_huge};
 use crate::heap::{Entered, Heap};
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// Has about one allocation in `every` guarded from now on: on pages of its own that end where the block ends, or up to an alignment before. 0: none, as at first.
-    /// Each CPU follows within a few thousand allocations of its own. At most 64 guarded blocks are in use at once; allocations that interrupted
-    /// the heap on their CPU, alignments of more than a page, and what is 1 MiB or longer over a provider that moves runs, are not sampled.
+    /// Has about one allocation in `every` guarded from now on: on pages of its own that end where the block ends, or
+    /// up to an alignment before. 0: none, as at first. Each CPU follows within a few thousand allocations of its own.
+    /// At most 64 guarded blocks are in use at once; allocations that interrupted the heap on their CPU, alignments of
+    /// more than a page, and what is 1 MiB or longer over a provider that moves runs, are not sampled.
     ///
     /// # Errors
     /// [`NoGuards`]: [`PageProvider::GUARDS`] is false.
@@ -31,8 +32,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Ok(())
     }
 
-    /// What an access that faulted at `addr` has to do with a guarded block: for the kernel's page fault handler. Waits for nothing, allocates nothing,
-    /// callable from any context.
+    /// What an access that faulted at `addr` has to do with a guarded block: for the kernel's page fault handler. Waits
+    /// for nothing, allocates nothing, callable from any context.
     pub fn explain_fault(&self, addr: usize) -> Option<Fault> {
         self.guards.explain(addr, P::PAGE_LEN)
     }

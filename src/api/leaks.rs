@@ -1,7 +1,8 @@
 //! Who has what in use: the blocks of a heap by class and by the place that allocated them, from their frames.
 //!
-//! A walk over the runs of every chunk, a look at each block's frame: nothing is kept beside the blocks, and nothing allocated. Price: a lock of the page heap is held
-//! while its chunks are walked, and places beyond the [`SITES`] met first are counted together.
+//! A walk over the runs of every chunk, a look at each block's frame: nothing is kept beside the blocks, and nothing
+//! allocated. Price: a lock of the page heap is held while its chunks are walked, and places beyond the [`SITES`] met
+//! first are counted together.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -71,11 +72,11 @@ impl Leaks {
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// The blocks in use that were allocated at least `min_age` allocations ago: 0 for all. What waits in quarantine is not in use. Guarded blocks and those of 1 MiB or
-    /// more over a provider that moves runs are not seen.
+    /// The blocks in use that were allocated at least `min_age` allocations ago: 0 for all. What waits in quarantine is
+    /// not in use. Guarded blocks and those of 1 MiB or more over a provider that moves runs are not seen.
     ///
-    /// Takes as long as the heap is large, and holds a lock as [`for_each_run`](Self::for_each_run) does; callable while others work, and then of no
-    /// one moment. About 3 KiB of stack.
+    /// Takes as long as the heap is large, and holds a lock as [`for_each_run`](Self::for_each_run) does; callable
+    /// while others work, and then of no one moment. About 3 KiB of stack.
     pub fn leaks(&self, min_age: u64) -> Leaks {
         let mut leaks = Leaks { classes: [0; CLASS_COUNT + 1], sites: [None; SITES], other_count: 0 };
         let now = self.debugging.now();

@@ -1,7 +1,8 @@
 //! What callers see: `alloc`, `resize`, `remap`, `free` in terms of [`Layout`], and the [`GlobalAlloc`] over them.
 //!
-//! The four are those of Zig's `Allocator`: `resize` never moves, `remap` may move without copying, and both may say no. `realloc` tries
-//! them in that order before it copies. Sizes and alignments are checked once, here; below, a request is a size class or a run.
+//! The four are those of Zig's `Allocator`: `resize` never moves, `remap` may move without copying, and both may say
+//! no. `realloc` tries them in that order before it copies. Sizes and alignments are checked once, here; below, a
+//! request is a size class or a run.
 
 #[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04", has_allocator))]
 mod allocator;
@@ -51,23 +52,27 @@ impl fmt::Display for AllocError {
 impl core::error::Error for AllocError {}
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// Allocates a block for `layout`. The slice is as long as may be used, at least `layout.size()` bytes, uninitialised.
+    /// Allocates a block for `layout`. The slice is as long as may be used, at least `layout.size()` bytes,
+    /// uninitialised.
     ///
     /// Size 0 gives a dangling, aligned pointer and length 0, and takes no memory.
     ///
-    /// On a `static` heap `HEAP.alloc(layout)` is this method, not [`GlobalAlloc`]'s of the same name, which gives a pointer: write
-    /// `GlobalAlloc::alloc(&HEAP, layout)` for that one. So with [`alloc_zeroed`](Self::alloc_zeroed) and [`realloc`](Self::realloc).
+    /// On a `static` heap `HEAP.alloc(layout)` is this method, not [`GlobalAlloc`]'s of the same name, which gives a
+    /// pointer: write `GlobalAlloc::alloc(&HEAP, layout)` for that one. So with [`alloc_zeroed`](Self::alloc_zeroed)
+    /// and [`realloc`](Self::realloc).
     ///
     /// # Errors
-    /// [`AllocError`] if there is no memory after everything was tried: reserves, the provider, reachable caches, longer blocks, the
-    /// provider's [`relieve`](PageProvider::relieve). In a context that interrupted the heap on its own CPU, if there is none at hand.
+    /// [`AllocError`] if there is no memory after everything was tried: reserves, the provider, reachable caches,
+    /// longer blocks, the provider's [`relieve`](PageProvider::relieve). In a context that interrupted the heap on its
+    /// own CPU, if there is none at hand.
     ///
     /// # Context
     /// Any: task, interrupt, exception, NMI, before CPU ids work. Never waits for a context that it interrupted.
     ///
     /// # Cost
-    /// Up to 32 KiB: a list's first element and some arithmetic, without a loop or a division, while the CPU's cache has a block; no locked instruction with a [pin](crate::CpuPin), one
-    /// with a [hint](crate::CpuHint). Longer: one lock and constant time while the page heap has a run.
+    /// Up to 32 KiB: a list's first element and some arithmetic, without a loop or a division, while the CPU's cache
+    /// has a block; no locked instruction with a [pin](crate::CpuPin), one with a [hint](crate::CpuHint). Longer: one
+    /// lock and constant time while the page heap has a run.
     #[cfg_attr(feature = "debug-heap", track_caller)]
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         #[cfg(feature = "debug-heap")]
@@ -107,7 +112,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         class.block_len()
     }
 
-    /// [`alloc`](Self::alloc), with the first `layout.size()` bytes zero. Pages that the provider gave zeroed and nobody used are not cleared again.
+    /// [`alloc`](Self::alloc), with the first `layout.size()` bytes zero. Pages that the provider gave zeroed and
+    /// nobody used are not cleared again.
     ///
     /// # Errors
     /// As for [`alloc`](Self::alloc).
@@ -138,12 +144,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Frees a block. Size 0: nothing to do.
     ///
-    /// Always succeeds, needs no memory, and waits for no lock of the heap. Callable from any context, on any CPU. Where it leaves more
-    /// free than the heap wants to keep, it calls the provider's [`unmap`](PageProvider::unmap), but in a nested context never.
+    /// Always succeeds, needs no memory, and waits for no lock of the heap. Callable from any context, on any CPU.
+    /// Where it leaves more free than the heap wants to keep, it calls the provider's [`unmap`](PageProvider::unmap),
+    /// but in a nested context never.
     ///
     /// # Safety
-    /// `start` came from this heap, for a Layout of the same size and alignment (or was last resized, remapped or reallocated to it), and nobody
-    /// uses the block any more.
+    /// `start` came from this heap, for a Layout of the same size and alignment (or was last resized, remapped or
+    /// reallocated to it), and nobody uses the block any more.
     #[cfg_attr(feature = "debug-heap", track_caller)]
     pub unsafe fn free(&self, start: NonNull<u8>, layout: Layout) {
         #[cfg(feature = "debug-heap")]
@@ -198,8 +205,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.free_small(block, class);
     }
 
-    /// [`free_sized`](Self::free_sized) of what is not short. Out of line, as are the two behind it, so that the path in front of each saves no
-    /// registers.
+    /// [`free_sized`](Self::free_sized) of what is not short. Out of line, as are the two behind it, so that the path
+    /// in front of each saves no registers.
     ///
     /// # Safety
     /// As for [`free_sized`](Self::free_sized).
@@ -272,7 +279,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Changes a block's size where it stands, growing or shrinking. False: unchanged.
     ///
-    /// A block in a slab can take any size of its class. A large one shrinks to what it needs, and grows if the pages behind it are free.
+    /// A block in a slab can take any size of its class. A large one shrinks to what it needs, and grows if the pages
+    /// behind it are free.
     ///
     /// # Safety
     /// As for [`free`](Self::free); after success the block's Layout is `new_size` with the old alignment.
@@ -302,7 +310,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         unsafe { self.resize_sized(start, old, new) }.is_some()
     }
 
-    /// [`resize`](Self::resize), which tells how many bytes may be used if it was done; the sizes are not 0, the alignments equal.
+    /// [`resize`](Self::resize), which tells how many bytes may be used if it was done; the sizes are not 0, the
+    /// alignments equal.
     ///
     /// # Safety
     /// As for [`resize`](Self::resize).
@@ -349,7 +358,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Changes a block's size and may move it, but never copies. `None`: unchanged, where it was. The slice is as long as may be used.
+    /// Changes a block's size and may move it, but never copies. `None`: unchanged, where it was. The slice is as long
+    /// as may be used.
     ///
     /// # Safety
     /// As for [`resize`](Self::resize); after success the block is only at the new place.
@@ -400,10 +410,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Some(moved)
     }
 
-    /// Changes a block's size: in place, else by moving its pages, else by copying. The slice is as long as may be used.
+    /// Changes a block's size: in place, else by moving its pages, else by copying. The slice is as long as may be
+    /// used.
     ///
     /// # Errors
-    /// [`AllocError`] as for [`alloc`](Self::alloc), or if `new_size` is too large for the alignment; the block is then unchanged.
+    /// [`AllocError`] as for [`alloc`](Self::alloc), or if `new_size` is too large for the alignment; the block is then
+    /// unchanged.
     ///
     /// # Safety
     /// As for [`resize`](Self::resize); after success the block is only at the new place.
@@ -431,15 +443,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         };
         let count = old.size().min(new_size);
         self.count_copied(old.size(), count);
-        // SAFETY: both blocks are at least `count` bytes long, and the new one is nobody else's, so they do not overlap.
+        // SAFETY: both blocks are at least `count` bytes long, and the new one is nobody else's, so they do not
+        // overlap.
         unsafe { start.copy_to_nonoverlapping(block.cast(), count) };
         // SAFETY: the contract is the same, and the content has moved.
         unsafe { self.free(start, old) };
         Ok(block)
     }
 
-    /// A run of its own for content that outgrows the slab sizes, if the provider can move that later on. Even if the block could grow where it is: when it no longer
-    /// can, it is longer.
+    /// A run of its own for content that outgrows the slab sizes, if the provider can move that later on. Even if the
+    /// block could grow where it is: when it no longer can, it is longer.
     fn alloc_outgrown(&self, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
         if !P::REMAPS || old.size() == 0 || old.size() > MAX_SMALL_LEN || new.size() <= MAX_SMALL_LEN {
             return None;
@@ -543,15 +556,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Some(block)
     }
 
-    /// Records what happens from now on, or nothing more. What is recorded meanwhile, and how it is printed and replayed, stands at
+    /// Records what happens from now on, or nothing more. What is recorded meanwhile, and how it is printed and
+    /// replayed, stands at
     /// [`Trace`](crate::base::trace::Trace) and at the head of `trace.rs`.
     #[cfg(feature = "trace")]
     pub fn trace_to(&self, trace: Option<&'static crate::base::trace::Trace>) {
         self.engine.trace.set(trace);
     }
 
-    /// Sets memory aside for [`enter_panic_mode`](Self::enter_panic_mode): about `len` bytes, in use from now on and for good. Once, when there is
-    /// memory; 64 KiB are plenty for a report.
+    /// Sets memory aside for [`enter_panic_mode`](Self::enter_panic_mode): about `len` bytes, in use from now on and
+    /// for good. Once, when there is memory; 64 KiB are plenty for a report.
     ///
     /// # Errors
     /// [`AllocError`] if the heap has not so much, or some was set aside before.
@@ -566,9 +580,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         })
     }
 
-    /// From now on, and for good, memory comes from what was [set aside](Self::reserve_for_panic), in whatever state the heap is: call it first
-    /// thing in a panic handler, which may have interrupted the heap in the middle of a step. Blocks are handed out one after the other and
-    /// not used again; when all are out, there is what a nested context gets. No wait is longer than for one lock, and the provider is not called any more.
+    /// From now on, and for good, memory comes from what was [set aside](Self::reserve_for_panic), in whatever state
+    /// the heap is: call it first thing in a panic handler, which may have interrupted the heap in the middle of a
+    /// step. Blocks are handed out one after the other and not used again; when all are out, there is what a nested
+    /// context gets. No wait is longer than for one lock, and the provider is not called any more.
     ///
     /// Other CPUs may go on with their own caches; a heap in panic mode is whole as long as the panic left it whole.
     ///
@@ -584,7 +599,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Any. A look at the block's descriptor where its length may be that of a page run, else some arithmetic.
     ///
     /// # Safety
-    /// `start` is a block in use that this heap gave for `layout`. (Where a block was, memory may be on its way to the provider.)
+    /// `start` is a block in use that this heap gave for `layout`. (Where a block was, memory may be on its way to the
+    /// provider.)
     ///
     /// ```compile_fail,E0133
     /// # use core::{alloc::Layout, ptr::NonNull};
@@ -613,8 +629,8 @@ fn clear(block: NonNull<[u8]>, len: usize) {
     unsafe { block.cast::<u8>().write_bytes(0, len) };
 }
 
-// SAFETY: `alloc` gives blocks of at least the Layout's size and alignment, disjoint from each other until they are freed (the invariants
-// of `slab`, `cache` and `pages`); nothing unwinds.
+// SAFETY: `alloc` gives blocks of at least the Layout's size and alignment, disjoint from each other until they are
+// freed (the invariants of `slab`, `cache` and `pages`); nothing unwinds.
 unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap<P, C, CPUS> {
     #[cfg(feature = "debug-heap")]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -1,9 +1,10 @@
 //! Blocks set aside for a context that must not fail.
 //!
-//! An interrupt handler that needs a block now cannot wait for memory, and a heap that others have exhausted has none. A reserve is
-//! filled where failing and waiting are possible, and emptied where they are not: `take` is a swap for each place it looks at, without a lock, a
-//! loop without an end or a call of the heap. A place is a pointer, so there is no list, and no ABA to guard against. Price: `take` looks at
-//! up to `N` places, and what lies in them is nobody else's.
+//! An interrupt handler that needs a block now cannot wait for memory, and a heap that others have exhausted has none.
+//! A reserve is filled where failing and waiting are possible, and emptied where they are not: `take` is a swap for
+//! each place it looks at, without a lock, a loop without an end or a call of the heap. A place is a pointer, so there
+//! is no list, and no ABA to guard against. Price: `take` looks at up to `N` places, and what lies in them is nobody
+//! else's.
 //!
 //! Source of the idea: `mempool_t` of Linux, without its waiting.
 
@@ -16,7 +17,8 @@ use crate::base::sync::{AtomicPtr, Ordering};
 
 /// Up to `N` blocks of one Layout, taken out of a heap beforehand.
 ///
-/// A kernel keeps one in a `static` beside the heap for each kind of block that a handler cannot do without, fills it in a task, and
+/// A kernel keeps one in a `static` beside the heap for each kind of block that a handler cannot do without, fills it
+/// in a task, and
 /// [fills](Self::fill) it again whenever a handler has taken from it.
 ///
 /// ```
@@ -62,7 +64,8 @@ impl<'a, H: GlobalAlloc, const N: usize> Reserve<'a, H, N> {
         self.places.iter().filter(|place| !place.load(Ordering::Relaxed).is_null()).count()
     }
 
-    /// Allocates a block for each empty place. Callable from any context, from several at once; meant for tasks, since it asks the heap.
+    /// Allocates a block for each empty place. Callable from any context, from several at once; meant for tasks, since
+    /// it asks the heap.
     ///
     /// # Errors
     /// [`AllocError`] if the heap has not enough; what it had is in the reserve.
@@ -72,14 +75,16 @@ impl<'a, H: GlobalAlloc, const N: usize> Reserve<'a, H, N> {
             let filled =
                 place.compare_exchange(core::ptr::null_mut(), block.as_ptr(), Ordering::Release, Ordering::Relaxed);
             if filled.is_err() {
-                // SAFETY: just allocated from this heap with this Layout, and the place was taken: nobody else has the block.
+                // SAFETY: just allocated from this heap with this Layout, and the place was taken: nobody else has the
+                // block.
                 unsafe { self.heap.dealloc(block.as_ptr(), self.layout) };
             }
         }
         Ok(())
     }
 
-    /// Takes a block out; `None` if there is none left. The caller's from then on, to be freed to the heap as any block of this Layout.
+    /// Takes a block out; `None` if there is none left. The caller's from then on, to be freed to the heap as any block
+    /// of this Layout.
     ///
     /// Callable from any context, NMIs included; lock-free, at most `N` swaps; does not touch the heap.
     pub fn take(&self) -> Option<NonNull<u8>> {

@@ -1,8 +1,9 @@
 //! Size classes: which block serves which Layout.
 //!
-//! Steps of 8 bytes up to 64, then four classes a doubling up to 32 KiB, and eight from 512 bytes to 8 KiB: 60 classes. A block is at most 25 %
-//! longer than what was asked above 64 bytes, 12.5 % between 512 bytes and 8 KiB, and at most 7 bytes longer below. Random sizes up to 4 KiB lose 4 % of a heap
-//! inside blocks, with four a doubling throughout 7 %. Still finer steps would lose more in half-used slabs; and a slab's word has room for 63 classes.
+//! Steps of 8 bytes up to 64, then four classes a doubling up to 32 KiB, and eight from 512 bytes to 8 KiB: 60 classes.
+//! A block is at most 25 % longer than what was asked above 64 bytes, 12.5 % between 512 bytes and 8 KiB, and at most 7
+//! bytes longer below. Random sizes up to 4 KiB lose 4 % of a heap inside blocks, with four a doubling throughout 7 %.
+//! Still finer steps would lose more in half-used slabs; and a slab's word has room for 63 classes.
 //!
 //! Alignment needs no classes of its own: a size rounded up to a multiple of its alignment falls into a class whose
 //! length is a multiple of that alignment too, since every multiple of a large power of two in a doubling *is* a class.
@@ -24,8 +25,8 @@ const LINEAR_LEN: usize = 64;
 const STEP: usize = 8;
 const LINEAR_COUNT: usize = LINEAR_LEN / STEP;
 
-/// Sizes from 1 to this are *short*: looked up in steps of 8 bytes, longer ones in steps of [`LONG_STEP`]. A table of 1 KiB, of which only the lines of
-/// the sizes in use are touched.
+/// Sizes from 1 to this are *short*: looked up in steps of 8 bytes, longer ones in steps of [`LONG_STEP`]. A table of 1
+/// KiB, of which only the lines of the sizes in use are touched.
 pub(crate) const SHORT_LEN: usize = 4096;
 const LONG_STEP: usize = 256;
 
@@ -129,7 +130,8 @@ const fn compute_len(index: usize) -> usize {
     (1 << shift) + (1 << shift) / steps(shift) * (rest + 1)
 }
 
-/// The offset of the last byte of a block with the layout's size, rounded up to its alignment: one less than that. Size 0: `usize::MAX`.
+/// The offset of the last byte of a block with the layout's size, rounded up to its alignment: one less than that. Size
+/// 0: `usize::MAX`.
 #[inline]
 const fn last_byte(layout: Layout) -> usize {
     layout.size().wrapping_sub(1) | (layout.align() - 1)
@@ -150,7 +152,8 @@ impl SizeClass {
         }
     }
 
-    /// The class that serves `layout`, if that is short: takes 1 byte to 4 KiB with its alignment. What the fast paths ask.
+    /// The class that serves `layout`, if that is short: takes 1 byte to 4 KiB with its alignment. What the fast paths
+    /// ask.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the longest short size's last byte is in the table's last step")]
     pub(crate) const fn of_short(layout: Layout) -> Option<Self> {
@@ -186,11 +189,12 @@ impl SizeClass {
     #[inline]
     pub const fn index(self) -> usize {
         let offset = self.0 as usize;
-        // SAFETY: every class is made by `with_index`, as a multiple of ENTRY_LEN. An entry's offset is then the class as it is.
+        // SAFETY: every class is made by `with_index`, as a multiple of ENTRY_LEN. An entry's offset is then the class
+        // as it is.
         unsafe { core::hint::assert_unchecked(offset % ENTRY_LEN == 0) };
         let index = offset / ENTRY_LEN;
-        // SAFETY: `with_index` is given indexes below CLASS_COUNT: by the tables from `compute_index`, by the assertion on the longest size, and
-        // by `from_index` after its check. Tables by class are then read without a check.
+        // SAFETY: `with_index` is given indexes below CLASS_COUNT: by the tables from `compute_index`, by the assertion
+        // on the longest size, and by `from_index` after its check. Tables by class are then read without a check.
         unsafe { core::hint::assert_unchecked(index < CLASS_COUNT) };
         index
     }
@@ -202,7 +206,8 @@ impl SizeClass {
         LENS[self.index()].get() as usize
     }
 
-    /// Whether an offset below 2^32 is a multiple of the block length, without a division (Lemire, Kaser and Kurz 2019).
+    /// Whether an offset below 2^32 is a multiple of the block length, without a division (Lemire, Kaser and Kurz
+    /// 2019).
     #[cfg(feature = "hardened")]
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "an index is below CLASS_COUNT, the table's length")]

@@ -4,20 +4,23 @@
 //! Heap ── Hook ── Trace (the kernel's static) ── a ring for each CPU ── lines for tools
 //! ```
 //! Decisions, and what pays for each:
-//! - *The kernel owns the rings* ([`TraceRing`], [`TraceSlot`]: two statics) and says which CPU and what time it is. So their length is its choice, and a heap that is
-//!   not traced is one pointer longer. Without the feature `trace`, [`Hook`] is empty and nothing of this is compiled.
-//! - *A full ring drops what is new and counts it.* What was recorded up to there stays whole and can be replayed; overwriting the oldest would lose the
-//!   allocations that later frees refer to.
-//! - *A slot is claimed by one compare-and-exchange, then written, then published by its state*, so that a context that interrupts another one between these steps, or a CPU
-//!   that takes itself for another one, only takes the next slot. Who loses the race [`CLAIM_TRIES`] times drops the event. After Dmitry Vyukov's bounded queue, with states that count
-//!   laps from zero: all zero is the empty ring.
-//! - *A free is recorded before it is done, an allocation after.* So where clocks agree, sorting all rings by time never shows an address allocated twice. A block that moves without a copy is
-//!   written as a free and an allocation.
+//! - *The kernel owns the rings* ([`TraceRing`], [`TraceSlot`]: two statics) and says which CPU and what time it is. So
+//!   their length is its choice, and a heap that is not traced is one pointer longer. Without the feature `trace`,
+//!   [`Hook`] is empty and nothing of this is compiled.
+//! - *A full ring drops what is new and counts it.* What was recorded up to there stays whole and can be replayed;
+//!   overwriting the oldest would lose the allocations that later frees refer to.
+//! - *A slot is claimed by one compare-and-exchange, then written, then published by its state*, so that a context that
+//!   interrupts another one between these steps, or a CPU that takes itself for another one, only takes the next slot.
+//!   Who loses the race [`CLAIM_TRIES`] times drops the event. After Dmitry Vyukov's bounded queue, with states that
+//!   count laps from zero: all zero is the empty ring.
+//! - *A free is recorded before it is done, an allocation after.* So where clocks agree, sorting all rings by time
+//!   never shows an address allocated twice. A block that moves without a copy is written as a free and an allocation.
 //!
 //! # The form, version 1
-//! [`Trace`] prints lines beside those of [`dump`](crate::Heap::dump): `smp-heap v1 events cpu=0 time=7f31 dropped=0 list=...`, all numbers hexadecimal. The list has up to 16 events of one CPU in
-//! its order, with commas between, each a letter and up to four numbers with colons between: time since the event before (the first: since `time`), address, bytes, and the
-//! alignment as a power of two.
+//! [`Trace`] prints lines beside those of [`dump`](crate::Heap::dump): `smp-heap v1 events cpu=0 time=7f31 dropped=0
+//! list=...`, all numbers hexadecimal. The list has up to 16 events of one CPU in its order, with commas between, each
+//! a letter and up to four numbers with colons between: time since the event before (the first: since `time`), address,
+//! bytes, and the alignment as a power of two.
 //!
 //! | letter | event | address | bytes | alignment |
 //! |---|---|---|---|---|
@@ -199,7 +202,8 @@ mod recording {
         len | u64::from(align) << ALIGN_SHIFT | u64::from(event.kind as u8) << KIND_SHIFT
     }
 
-    /// A recording: rings of the kernel's, and who tells CPU and time. Its `Display` takes the events out and prints them.
+    /// A recording: rings of the kernel's, and who tells CPU and time. Its `Display` takes the events out and prints
+    /// them.
     ///
     /// ```
     /// use smp_heap::{Trace, TraceRing, TraceSlot};
@@ -219,8 +223,9 @@ mod recording {
     }
 
     impl Trace {
-        /// A recording into as many rings, each with its equal part of the slots. `cpu` and `time` are called in every context and in the middle of the heap: they must not use
-        /// it, nor wait. A number without a ring goes to another CPU's.
+        /// A recording into as many rings, each with its equal part of the slots. `cpu` and `time` are called in every
+        /// context and in the middle of the heap: they must not use it, nor wait. A number without a ring goes to
+        /// another CPU's.
         pub const fn new(
             rings: &'static [TraceRing],
             slots: &'static [TraceSlot],
@@ -294,7 +299,8 @@ mod recording {
         #[inline]
         pub(crate) fn record(&self, event: impl FnOnce() -> Event) {
             let trace = self.0.load(Ordering::Acquire);
-            // SAFETY: null, or written by `set` from a reference that is valid for ever; only shared references are made of it.
+            // SAFETY: null, or written by `set` from a reference that is valid for ever; only shared references are
+            // made of it.
             if let Some(trace) = unsafe { trace.as_ref() } {
                 trace.record(event());
             }
@@ -359,7 +365,8 @@ mod recording {
             }
         }
 
-        /// A context that is interrupted between claiming a slot and publishing it: the nested one takes the next; nobody reads past the gap until it is closed.
+        /// A context that is interrupted between claiming a slot and publishing it: the nested one takes the next;
+        /// nobody reads past the gap until it is closed.
         #[test]
         fn a_context_inside_another_ones_recording_takes_the_next_slot() {
             let trace = trace(1, 4, || 0, || 0);
@@ -373,7 +380,8 @@ mod recording {
             assert!(trace.to_string().ends_with("list=a0:1:20:4,a0:2:20:4\n"));
         }
 
-        /// Four threads that all take themselves for CPU 0, each with patience, while a fifth reads: each event is read once, whole, and in its thread's order.
+        /// Four threads that all take themselves for CPU 0, each with patience, while a fifth reads: each event is read
+        /// once, whole, and in its thread's order.
         #[test]
         fn nothing_is_lost_or_torn_when_all_share_a_ring() {
             const EACH: usize = if cfg!(miri) { 50 } else { 5000 };

@@ -1,9 +1,9 @@
 //! A battery of checks that any heap over any provider must pass: run here on the host and in the test kernels, and in
 //! your kernel over your provider.
 //!
-//! Each function fills every block it gets with a pattern of its own and checks it before the block goes, so that two blocks that overlap, or
-//! one that is shorter than it said, cannot pass. Nothing is kept but in the blocks themselves and in the caller's slots, so the battery
-//! needs no other heap, and little stack.
+//! Each function fills every block it gets with a pattern of its own and checks it before the block goes, so that two
+//! blocks that overlap, or one that is shorter than it said, cannot pass. Nothing is kept but in the blocks themselves
+//! and in the caller's slots, so the battery needs no other heap, and little stack.
 
 mod run;
 
@@ -80,7 +80,8 @@ impl Random {
     }
 }
 
-/// A block in use of a heap `H`, with what its bytes must be. It knows its heap, and goes back to no other. Dropped, it is lost to the heap.
+/// A block in use of a heap `H`, with what its bytes must be. It knows its heap, and goes back to no other. Dropped, it
+/// is lost to the heap.
 ///
 /// It does not outlive the heap, whose memory it is:
 /// ```compile_fail,E0505
@@ -98,7 +99,8 @@ pub struct Filled<'h, H> {
     seed: u8,
 }
 
-// SAFETY: a block is memory that only this value's owner uses, on whatever CPU; and the heap is used through a shared reference.
+// SAFETY: a block is memory that only this value's owner uses, on whatever CPU; and the heap is used through a shared
+// reference.
 unsafe impl<H: Sync> Send for Filled<'_, H> {}
 
 impl<H> fmt::Debug for Filled<'_, H> {
@@ -151,7 +153,8 @@ impl<'h, P: PageProvider, C: CpuMode, const CPUS: usize> Filled<'h, Heap<P, C, C
         Ok(())
     }
 
-    /// Gives the block another size by `realloc`, and checks that the content came along. False: no memory, and nothing has changed.
+    /// Gives the block another size by `realloc`, and checks that the content came along. False: no memory, and nothing
+    /// has changed.
     ///
     /// # Errors
     /// [`Failure::Misplaced`], [`Failure::Damaged`].
@@ -240,7 +243,8 @@ fn check_place(block: NonNull<[u8]>, layout: Layout) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A size and alignment as programs ask for them: mostly small, now and then up to `max_size`, a few with a large alignment.
+/// A size and alignment as programs ask for them: mostly small, now and then up to `max_size`, a few with a large
+/// alignment.
 pub fn random_layout(random: &mut Random, max_size: usize) -> Layout {
     let bits = match random.below(16) {
         0..=11 => 8,
@@ -252,7 +256,8 @@ pub fn random_layout(random: &mut Random, max_size: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap_or(Layout::new::<u64>())
 }
 
-/// `steps` random steps on `slots`: allocate, free, reallocate, resize. Running out of memory is allowed; blocks stay in the slots.
+/// `steps` random steps on `slots`: allocate, free, reallocate, resize. Running out of memory is allowed; blocks stay
+/// in the slots.
 ///
 /// # Errors
 /// The first [`Failure`].
@@ -298,8 +303,8 @@ pub fn free_all<P: PageProvider, C: CpuMode, const CPUS: usize>(
     slots.iter_mut().filter_map(Option::take).try_for_each(Filled::free)
 }
 
-/// Every power-of-two alignment up to `max_align` against sizes up to `max_size`, each a power of two, one less and one more. What fails for want of
-/// memory is skipped if `may_fail`.
+/// Every power-of-two alignment up to `max_align` against sizes up to `max_size`, each a power of two, one less and one
+/// more. What fails for want of memory is skipped if `may_fail`.
 ///
 /// # Errors
 /// The first [`Failure`].
@@ -325,8 +330,8 @@ pub fn layouts<P: PageProvider, C: CpuMode, const CPUS: usize>(
     Ok(())
 }
 
-/// Allocates blocks of one Layout until there is no memory, `most` at most, linking each to the one before by its first bytes; checks and frees
-/// them all; gives their number. The Layout must be able to hold a pointer and a number.
+/// Allocates blocks of one Layout until there is no memory, `most` at most, linking each to the one before by its first
+/// bytes; checks and frees them all; gives their number. The Layout must be able to hold a pointer and a number.
 ///
 /// # Errors
 /// The first [`Failure`].

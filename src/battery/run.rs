@@ -1,6 +1,7 @@
 //! Everything at once: what a porter runs over a new provider and a new CPU identity, and reads line by line.
 //!
-//! Each check is one line. The provider's and the identity's contracts come first, since a heap over a broken one fails in any way.
+//! Each check is one line. The provider's and the identity's contracts come first, since a heap over a broken one fails
+//! in any way.
 
 use core::alloc::Layout;
 use core::fmt;
@@ -136,11 +137,13 @@ impl Mapped {
     }
 }
 
-/// Checks a heap over its provider and its CPU identity: one line a check to `report`, at most 22, each with `ok` or `FAIL` in front and what was found. Where a
-/// promise of the provider or of the identity is broken, what rests on it is not tried.
+/// Checks a heap over its provider and its CPU identity: one line a check to `report`, at most 22, each with `ok` or
+/// `FAIL` in front and what was found. Where a promise of the provider or of the identity is broken, what rests on it
+/// is not tried.
 ///
-/// `cpus` does the given work once on each CPU that uses the heap, all at once, and returns when all are done; with one CPU it is `|work| work()`. Where tasks are
-/// preempted, have it start two tasks for each CPU: only then a pin that does not keep others away is found.
+/// `cpus` does the given work once on each CPU that uses the heap, all at once, and returns when all are done; with one
+/// CPU it is `|work| work()`. Where tasks are preempted, have it start two tasks for each CPU: only then a pin that
+/// does not keep others away is found.
 ///
 /// ```
 /// # #[cfg(feature = "region")] {
@@ -160,8 +163,9 @@ impl Mapped {
 /// [`Failed`]: how many checks failed.
 ///
 /// # Context
-/// A task, with interrupts as usual, while others may use the heap. Takes some seconds under an emulator, about 4 KiB of stack on each CPU, up to 16 MiB of the
-/// provider's memory for a moment. With a pin each CPU stays pinned for some ten milliseconds.
+/// A task, with interrupts as usual, while others may use the heap. Takes some seconds under an emulator, about 4 KiB
+/// of stack on each CPU, up to 16 MiB of the provider's memory for a moment. With a pin each CPU stays pinned for some
+/// ten milliseconds.
 pub fn run<P: PageProvider, C: CpuMode, const CPUS: usize>(
     heap: &Heap<P, C, CPUS>,
     cpus: impl Fn(&(dyn Fn() + Sync)),
@@ -391,7 +395,8 @@ fn identity<P: PageProvider, C: CpuMode, const CPUS: usize>(
 }
 
 impl<const CPUS: usize> Seats<CPUS> {
-    /// Stays pinned for a while, and looks whether the number stays, and stays the caller's alone. A hint promises neither.
+    /// Stays pinned for a while, and looks whether the number stays, and stays the caller's alone. A hint promises
+    /// neither.
     fn sit<P, C: CpuMode>(&self, heap: &Heap<P, C, CPUS>) {
         let (guard, index) = heap.mode.enter();
         let Some(taken) = self.taken.get(index).filter(|_| C::PINNED) else {

@@ -6,16 +6,18 @@
 //!                              go to the slabs for each block
 //! ```
 //! Everything here is owned by whoever holds the cache, by the try-lock (hint) or the plain busy flag (pinned).
-//! The fields are atomics, accessed relaxed, so that statistics may read them meanwhile. All zero is the valid empty state:
-//! no room, so the first free of a class takes the slow path, which grants a limit.
+//! The fields are atomics, accessed relaxed, so that statistics may read them meanwhile. All zero is the valid empty
+//! state: no room, so the first free of a class takes the slow path, which grants a limit.
 //!
-//! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up to 256 KiB and
+//! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up
+//! to 256 KiB and
 //! [`MAX_BLOCKS`], as long as the cache's sum stays within its budget, a share of the bytes the heap holds. When
-//! the budget is spent, the classes in turn are asked for half of their limits, and those that were busy lately pass. So a heap of 100 KiB keeps next to nothing
-//! in caches, and a big one batches. Price: a slow path now and then hands another class's blocks back.
+//! the budget is spent, the classes in turn are asked for half of their limits, and those that were busy lately pass.
+//! So a heap of 100 KiB keeps next to nothing in caches, and a big one batches. Price: a slow path now and then hands
+//! another class's blocks back.
 //!
-//! Invariants (executed by `verify`): C1 `room <= limit`, and the list from `head` has `limit - room` blocks; C2 the list from `spare` has
-//! `spare_count <= limit` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
+//! Invariants (executed by `verify`): C1 `room <= limit`, and the list from `head` has `limit - room` blocks; C2 the
+//! list from `spare` has `spare_count <= limit` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
 
 #[cfg(not(feature = "hardened"))]
 pub(crate) mod owned_pages;
@@ -41,8 +43,8 @@ const MAX_LIST_LEN: usize = 256 * 1024;
 /// A list's first limit in bytes: a cache line's worth.
 const FIRST_LIST_LEN: usize = 64;
 
-/// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take room from each other at
-/// every slow path; with more, room stays longer where it is not needed any more.
+/// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take
+/// room from each other at every slow path; with more, room stays longer where it is not needed any more.
 const HEAT: u32 = 3;
 
 /// One class's list. 16 bytes, four to a cache line.
@@ -110,7 +112,8 @@ impl Tally {
     }
 }
 
-/// What was done at a cache besides pops and pushes, ever. The holder counts plainly; who passes the cache by does not hold it, and adds.
+/// What was done at a cache besides pops and pushes, ever. The holder counts plainly; who passes the cache by does not
+/// hold it, and adds.
 ///
 /// It stands outside of [`CpuCache`], whose length is what an index is multiplied by on every fast path.
 #[derive(Debug)]
@@ -271,8 +274,9 @@ impl CpuCache {
         self.busy.store(false, Ordering::Release);
     }
 
-    /// Takes the cache if it is free, against contexts that interrupt this one on the pinned CPU: no locked instruction. A context that
-    /// comes between the load and the store finds the cache free, finishes with it, and leaves it free. Fast.
+    /// Takes the cache if it is free, against contexts that interrupt this one on the pinned CPU: no locked
+    /// instruction. A context that comes between the load and the store finds the cache free, finishes with it, and
+    /// leaves it free. Fast.
     #[inline]
     pub(crate) fn try_mark(&self) -> bool {
         if self.busy.load(Ordering::Relaxed) {
@@ -514,8 +518,8 @@ impl CpuCache {
         self.cold(class).heat.store(HEAT, Ordering::Relaxed);
     }
 
-    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up, unless it was busy lately; or, if `all`, in any
-    /// case. Looks at every class at most once.
+    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up, unless it was busy lately;
+    /// or, if `all`, in any case. Looks at every class at most once.
     pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<(SizeClass, [List; 2])> {
         for _ in 0..CLASS_COUNT {
             let turn = self.victim.load(Ordering::Relaxed);
@@ -775,7 +779,8 @@ mod tests {
         assert!(cache.lower_limit(SizeClass::LONGEST, true).is_none() && cache.verify());
     }
 
-    /// Classes that are all busy leave each other their room; one that is not gives up its own, and all do if the cache holds too much.
+    /// Classes that are all busy leave each other their room; one that is not gives up its own, and all do if the cache
+    /// holds too much.
     #[test]
     fn who_was_busy_lately_keeps_its_room() {
         let (cache, _) = cache();

@@ -1,8 +1,10 @@
-//! Pages whose tiny blocks are known to be at home on a cache's CPU: a glance in `free`, where the way over the slab's descriptor takes four times as many instructions.
+//! Pages whose tiny blocks are known to be at home on a cache's CPU: a glance in `free`, where the way over the slab's
+//! descriptor takes four times as many instructions.
 //!
-//! A page is noted when a block of it was looked up, in a place by its number. Nothing takes it out when its slab is given up and another CPU cuts the page anew: then blocks of that
-//! CPU's stay in this cache, which costs a shared cache line, not more, until one of them takes a slow path here, which forgets its page. So whoever asks
-//! trusts the answer with speed alone.
+//! A page is noted when a block of it was looked up, in a place by its number. Nothing takes it out when its slab is
+//! given up and another CPU cuts the page anew: then blocks of that CPU's stay in this cache, which costs a shared
+//! cache line, not more, until one of them takes a slow path here, which forgets its page. So whoever asks trusts the
+//! answer with speed alone.
 
 use core::ptr::NonNull;
 

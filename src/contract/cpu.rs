@@ -17,18 +17,21 @@ use super::interrupts;
 ///
 /// # Context
 /// Called once in each heap operation, from whatever context calls the heap, NMI included, and before any CPU is
-/// set up. It must not use the heap. Aim at a few instructions. A panic in it ends the program, since it may not unwind through an allocator.
+/// set up. It must not use the heap. Aim at a few instructions. A panic in it ends the program, since it may not unwind
+/// through an allocator.
 pub trait CpuHint {
     /// A number that tends to be the same for the same CPU and different for different ones, small by
     /// preference; `None` if nothing is known yet. Any answer is sound.
     fn current_cpu(&self) -> Option<usize>;
 
-    /// Whether the running code may wait a moment for others: not in a handler of an interrupt, an exception or an NMI, since the
-    /// one it waits for may be the one that it interrupted, nor with interrupts masked, since that one may be waiting for this CPU.
-    /// Asked by slow paths only. Any answer is sound: a wrong yes costs time, a wrong no may cost the request.
+    /// Whether the running code may wait a moment for others: not in a handler of an interrupt, an exception or an NMI,
+    /// since the one it waits for may be the one that it interrupted, nor with interrupts masked, since that one may be
+    /// waiting for this CPU. Asked by slow paths only. Any answer is sound: a wrong yes costs time, a wrong no may cost
+    /// the request.
     ///
-    /// The default: whether interrupts are open on this CPU, by `RFLAGS.IF` on x86-64, `DAIF.I` on AArch64, `sstatus.SIE` on 64-bit RISC-V (a kernel in M-mode has to
-    /// override it); on other architectures, yes. It does not see an NMI, nor a handler that opens interrupts.
+    /// The default: whether interrupts are open on this CPU, by `RFLAGS.IF` on x86-64, `DAIF.I` on AArch64,
+    /// `sstatus.SIE` on 64-bit RISC-V (a kernel in M-mode has to override it); on other architectures, yes. It does not
+    /// see an NMI, nor a handler that opens interrupts.
     fn may_wait(&self) -> bool {
         interrupts::are_open()
     }
@@ -45,7 +48,8 @@ pub trait CpuHint {
 /// - what runs on this CPU is only the code that pinned, and contexts that interrupt it and finish before it
 ///   goes on (interrupts, NMIs, exceptions); no other task runs here, and the code does not move to another CPU;
 /// - neither method unwinds, nor does the guard's drop;
-/// - [`index`](Self::index) gives the same number each time, and no other CPU that holds a guard of a pin for the same heap gets that number.
+/// - [`index`](Self::index) gives the same number each time, and no other CPU that holds a guard of a pin for the same
+///   heap gets that number.
 pub unsafe trait CpuPin {
     /// Ends the pin when dropped.
     type Guard;

@@ -1,7 +1,8 @@
 //! Whether this CPU takes interrupts, as its own status register says.
 
-/// Whether interrupts are open on this CPU: `RFLAGS.IF` on x86-64, `DAIF.I` on AArch64, `sstatus.SIE` on 64-bit RISC-V. True where the crate does not know:
-/// on other architectures, and on a host, whose user code can neither mask interrupts nor, but on x86-64, read the register.
+/// Whether interrupts are open on this CPU: `RFLAGS.IF` on x86-64, `DAIF.I` on AArch64, `sstatus.SIE` on 64-bit RISC-V.
+/// True where the crate does not know: on other architectures, and on a host, whose user code can neither mask
+/// interrupts nor, but on x86-64, read the register.
 #[inline]
 pub(crate) fn are_open() -> bool {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

@@ -9,9 +9,11 @@ mod sealed {
     impl<P> Sealed for super::Pinned<P> {}
 }
 
-/// The strength of CPU identity that a heap is built with: [`Hint`] or [`Pinned`]. Sealed; a kernel implements [`CpuHint`] or [`CpuPin`].
+/// The strength of CPU identity that a heap is built with: [`Hint`] or [`Pinned`]. Sealed; a kernel implements
+/// [`CpuHint`] or [`CpuPin`].
 pub trait CpuMode: sealed::Sealed {
-    /// Whether a cache belongs to one CPU alone, so that a plain flag takes it, and one that is busy was interrupted on this very CPU.
+    /// Whether a cache belongs to one CPU alone, so that a plain flag takes it, and one that is busy was interrupted on
+    /// this very CPU.
     const PINNED: bool;
 
     /// What keeps the CPU while an operation runs.

@@ -69,11 +69,12 @@ impl PageRun {
 /// A source of page runs.
 ///
 /// # Context
-/// Every method is called by the heap with no lock of the heap held, in the interrupt state of the code that called the heap.
-/// Unless [`REENTRANT`](Self::REENTRANT) is set, one context at a time is inside `map`, `unmap`, `resize` and `remap` of one heap;
-/// so an interrupt handler that allocates while the provider runs never re-enters it. [`relieve`](Self::relieve) and
-/// [`is_busy`](Self::is_busy) are outside that rule. A method may use this very heap; such an allocation is served from what
-/// the heap holds.
+/// Every method is called by the heap with no lock of the heap held, in the interrupt state of the code that called the
+/// heap. Unless [`REENTRANT`](Self::REENTRANT) is set, one context at a time is inside `map`, `unmap`, `resize` and
+/// `remap` of one heap; so an interrupt handler that allocates while the provider runs never re-enters it.
+/// [`relieve`](Self::relieve) and
+/// [`is_busy`](Self::is_busy) are outside that rule. A method may use this very heap; such an allocation is served from
+/// what the heap holds.
 ///
 /// # Safety
 /// - A successful [`map`](Self::map) returns the start of `run.len()` bytes at a multiple of `run.align()` that
@@ -92,19 +93,20 @@ pub unsafe trait PageProvider {
     /// nested contexts too; those are then refused only when the provider has nothing.
     const REENTRANT: bool = false;
 
-    /// Whether `resize` and `remap` can change a run that this provider gave. Very large blocks (1 MiB and more), and those that
-    /// `realloc` makes outgrow what slabs serve (32 KiB), then become runs of their own, so that they grow without copying. Such a run may be as short as 36 KiB.
+    /// Whether `resize` and `remap` can change a run that this provider gave. Very large blocks (1 MiB and more), and
+    /// those that `realloc` makes outgrow what slabs serve (32 KiB), then become runs of their own, so that they grow
+    /// without copying. Such a run may be as short as 36 KiB.
     const REMAPS: bool = false;
 
-    /// Whether the page behind each run, and the one in front of it, is never mapped, and `unmap` really unmaps, so that an access to what was given back
-    /// faults. Lets the feature `guard-pages` work.
+    /// Whether the page behind each run, and the one in front of it, is never mapped, and `unmap` really unmaps, so
+    /// that an access to what was given back faults. Lets the feature `guard-pages` work.
     const GUARDS: bool = false;
 
     /// Gives a new run of pages, or `None` if there is none now.
     fn map(&self, run: PageRun) -> Option<NonNull<u8>>;
 
-    /// As [`map`](Self::map), asked of a [`REENTRANT`](Self::REENTRANT) provider by a context that must not wait: it may have interrupted a
-    /// call of this provider. The default is `map`, for providers that never wait.
+    /// As [`map`](Self::map), asked of a [`REENTRANT`](Self::REENTRANT) provider by a context that must not wait: it
+    /// may have interrupted a call of this provider. The default is `map`, for providers that never wait.
     fn try_map(&self, run: PageRun) -> Option<NonNull<u8>> {
         self.map(run)
     }
@@ -130,14 +132,16 @@ pub unsafe trait PageProvider {
     /// `None`: unchanged.
     ///
     /// # Safety
-    /// As for [`unmap`](Self::unmap) with `old`; `new` has the same alignment; after success the caller uses only the new range.
+    /// As for [`unmap`](Self::unmap) with `old`; `new` has the same alignment; after success the caller uses only the
+    /// new range.
     unsafe fn remap(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> Option<NonNull<u8>> {
         let _ = (start, old, new);
         None
     }
 
-    /// Whether this provider could ever give such a run, if all that it gave came back. A no spares the heap the search for memory that cannot make `run`
-    /// possible. Fast, and callable like [`is_busy`](Self::is_busy). The default: yes.
+    /// Whether this provider could ever give such a run, if all that it gave came back. A no spares the heap the search
+    /// for memory that cannot make `run` possible. Fast, and callable like [`is_busy`](Self::is_busy). The default:
+    /// yes.
     fn could_give(&self, run: PageRun) -> bool {
         let _ = run;
         true
@@ -149,8 +153,9 @@ pub unsafe trait PageProvider {
         run
     }
 
-    /// Whether somebody is in the way of a call at this moment, so that a refusal may not be the last word: the heap then asks
-    /// again, within a bound, before it reports that there is no memory. For providers that only try their locks.
+    /// Whether somebody is in the way of a call at this moment, so that a refusal may not be the last word: the heap
+    /// then asks again, within a bound, before it reports that there is no memory. For providers that only try their
+    /// locks.
     fn is_busy(&self) -> bool {
         false
     }

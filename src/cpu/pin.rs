@@ -53,9 +53,9 @@ impl<I: CpuHint> NeverPreempts<I> {
     ///
     /// # Safety
     /// While code is inside the heap that is given this pin, the kernel neither moves it to another CPU nor runs
-    /// another task on its CPU: interrupt and exception handlers return to the code they interrupted, and so do `id` and the
-    /// hooks that the heap calls. And `id` never gives two CPUs the same number below the heap's CPU count. If either is untrue, two tasks use one cache at once
-    /// and a block may be handed out twice.
+    /// another task on its CPU: interrupt and exception handlers return to the code they interrupted, and so do `id`
+    /// and the hooks that the heap calls. And `id` never gives two CPUs the same number below the heap's CPU count. If
+    /// either is untrue, two tasks use one cache at once and a block may be handed out twice.
     pub const unsafe fn new(id: I) -> Self {
         Self { id }
     }

@@ -1,8 +1,8 @@
 //! CPU numbers and a pin for riscv64, for kernels that run in S-mode.
 //!
 //! The hart's own number cannot be read in S-mode; it comes from the boot loader, and kernels keep it, or a pointer to
-//! their per-CPU data, in the thread pointer `tp`: [`TpNumber`] and [`Tp`]. Neither is `pure` to the compiler: it may not
-//! reuse an answer, since the code may have moved to another hart in between.
+//! their per-CPU data, in the thread pointer `tp`: [`TpNumber`] and [`Tp`]. Neither is `pure` to the compiler: it may
+//! not reuse an answer, since the code may have moved to another hart in between.
 
 use core::arch::asm;
 
@@ -14,8 +14,8 @@ use crate::contract::unwind::never_unwinding;
 /// The `usize` that lies `OFFSET` bytes behind where `tp` points: the CPU's number in the kernel's per-CPU data.
 ///
 /// # Context
-/// One load. In a trap handler only once it has put the kernel's `tp` back, if the code it interrupted was in user mode.
-/// Before `tp` is set up the load would fault or read something else; see [`Armed`](super::Armed).
+/// One load. In a trap handler only once it has put the kernel's `tp` back, if the code it interrupted was in user
+/// mode. Before `tp` is set up the load would fault or read something else; see [`Armed`](super::Armed).
 #[derive(Clone, Copy, Debug)]
 pub struct Tp<const OFFSET: usize>(());
 
@@ -23,8 +23,8 @@ impl<const OFFSET: usize> Tp<OFFSET> {
     const ENCODABLE: () = assert!(OFFSET < 2048, "the offset does not fit into an instruction");
 
     /// # Safety
-    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this hart's `tp` are aligned and readable, and stay so
-    /// if the code that asks moves to another hart at that moment.
+    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this hart's `tp` are aligned and readable, and stay
+    /// so if the code that asks moves to another hart at that moment.
     pub const unsafe fn new() -> Self {
         let () = Self::ENCODABLE;
         Self(())
@@ -78,11 +78,11 @@ impl<I: CpuHint> InterruptsMasked<I> {
     /// A pin that takes the CPU's number from `id`, which is asked when interrupts are masked already.
     ///
     /// # Safety
-    /// The heap is used in S-mode. The kernel switches tasks on interrupts or by its own calls only, not in an exception
-    /// that comes while the heap is at work, and nothing unmasks interrupts in such a handler, in `id` or in a hook
-    /// that the heap calls. `id`, asked while interrupts are masked, never gives two CPUs the same number below the
-    /// heap's CPU count. If any of it is untrue, two tasks or CPUs use one cache at once and a block may be handed out
-    /// twice.
+    /// The heap is used in S-mode. The kernel switches tasks on interrupts or by its own calls only, not in an
+    /// exception that comes while the heap is at work, and nothing unmasks interrupts in such a handler, in `id` or in
+    /// a hook that the heap calls. `id`, asked while interrupts are masked, never gives two CPUs the same number below
+    /// the heap's CPU count. If any of it is untrue, two tasks or CPUs use one cache at once and a block may be handed
+    /// out twice.
     pub const unsafe fn new(id: I) -> Self {
         Self { id }
     }
@@ -105,9 +105,9 @@ impl Drop for MaskGuard {
     }
 }
 
-// SAFETY: With `SIE` clear, only exceptions interrupt S-mode; they finish before this code goes on and switch no task, as
-// `new`'s caller promises, so the CPU is kept until the guard's drop sets the bit. (One instruction reads and clears it.)
-// The number is read masked, cannot change in the guard, and `id` gives no other CPU the same one.
+// SAFETY: With `SIE` clear, only exceptions interrupt S-mode; they finish before this code goes on and switch no task,
+// as `new`'s caller promises, so the CPU is kept until the guard's drop sets the bit. (One instruction reads and clears
+// it.) The number is read masked, cannot change in the guard, and `id` gives no other CPU the same one.
 unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
     type Guard = MaskGuard;
 

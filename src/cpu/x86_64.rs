@@ -64,8 +64,8 @@ impl<const OFFSET: usize> CpuHint for GsBase<OFFSET> {
 /// The `IA32_TSC_AUX` register, by `rdpid`. The kernel writes the CPU's number into it when it starts the CPU.
 ///
 /// # Context
-/// Any, NMI included: no memory is read. Until the kernel wrote the register its answer is usually 0 on every CPU, which
-/// is good enough for a hint and fatal for a pin; see [`Armed`](super::Armed).
+/// Any, NMI included: no memory is read. Until the kernel wrote the register its answer is usually 0 on every CPU,
+/// which is good enough for a hint and fatal for a pin; see [`Armed`](super::Armed).
 #[derive(Clone, Copy, Debug)]
 pub struct Rdpid(());
 
@@ -176,8 +176,8 @@ impl<I: CpuHint> InterruptsMasked<I> {
     /// A pin that takes the CPU's number from `id`, which is asked when interrupts are masked already.
     ///
     /// # Safety
-    /// The kernel switches tasks on interrupts or by its own calls only, not in an NMI or exception that comes while the
-    /// heap is at work, and nothing unmasks interrupts in such a handler, in `id` or in a hook that the heap calls.
+    /// The kernel switches tasks on interrupts or by its own calls only, not in an NMI or exception that comes while
+    /// the heap is at work, and nothing unmasks interrupts in such a handler, in `id` or in a hook that the heap calls.
     /// `id`, asked while interrupts are masked, never gives two CPUs the same number below the heap's CPU count. If
     /// either is untrue, two tasks or CPUs use one cache at once and a block may be handed out twice.
     pub const unsafe fn new(id: I) -> Self {

@@ -5,18 +5,21 @@
 //! ├ link │ seal │ size │ shape │ age │ allocated by │ freed by │ red ... red │ the caller's block │ red 16 B ┤
 //! └─────────────────────── 56 B ─────────────────────────────┘  8 B or more ^ a multiple of the alignment
 //! ```
-//! *A frame inside the block, not a table beside it*: the heap below stays as it is and only sees longer Layouts. Price: 80 bytes a block (more
-//! where the alignment is more than 64), and what is found out about a block is as good as its frame.
+//! *A frame inside the block, not a table beside it*: the heap below stays as it is and only sees longer Layouts.
+//! Price: 80 bytes a block (more where the alignment is more than 64), and what is found out about a block is as good
+//! as its frame.
 //!
-//! *The seal* is a hash of the frame's words, its place and the heap's key: it tells whether the frame is whole, and what state the block is in. Going
-//! from live to freed is one compare-and-exchange of it, so that of two frees at once exactly one succeeds.
+//! *The seal* is a hash of the frame's words, its place and the heap's key: it tells whether the frame is whole, and
+//! what state the block is in. Going from live to freed is one compare-and-exchange of it, so that of two frees at once
+//! exactly one succeeds.
 //!
-//! *Freed blocks wait* in a fixed number of places, each an atomic pointer: a free swaps its block into a random place and gives back whichever was
-//! there. No lock, nobody waits, and a context that interrupts another one in the middle finds every place whole. Random, not first in first out,
-//! so that the order in which blocks are used again cannot be foreseen. Price: a block waits for as many frees as there are
-//! places only on average.
+//! *Freed blocks wait* in a fixed number of places, each an atomic pointer: a free swaps its block into a random place
+//! and gives back whichever was there. No lock, nobody waits, and a context that interrupts another one in the middle
+//! finds every place whole. Random, not first in first out, so that the order in which blocks are used again cannot be
+//! foreseen. Price: a block waits for as many frees as there are places only on average.
 //!
-//! Sources of the ideas: the red zones and the quarantine of AddressSanitizer, the poison and the user tracking of Linux's SLUB.
+//! Sources of the ideas: the red zones and the quarantine of AddressSanitizer, the poison and the user tracking of
+//! Linux's SLUB.
 
 use core::alloc::Layout;
 use core::fmt;
@@ -171,7 +174,8 @@ pub(crate) fn outer(layout: Layout) -> Option<Layout> {
 #[expect(clippy::indexing_slicing, reason = "the indexes are constants below the length")]
 impl<'a> Frame<'a> {
     /// # Safety
-    /// The 56 bytes at `start`, aligned to 8, are memory of the heap that stays mapped, and are written by the heap only.
+    /// The 56 bytes at `start`, aligned to 8, are memory of the heap that stays mapped, and are written by the heap
+    /// only.
     pub(crate) unsafe fn at(start: NonNull<u8>, key: Key) -> Self {
         // SAFETY: by the contract; atomics need no initialised value and may be shared.
         Self { words: unsafe { start.cast().as_ref() }, key }
@@ -235,7 +239,8 @@ impl<'a> Frame<'a> {
         let front = front_len(layout.align());
         let red = (front - HEAD_LEN).min(FRONT_RED_LEN);
         let start = self.start().as_ptr();
-        // SAFETY: the contract says so: `red <= front - HEAD_LEN`, so this is behind the frame's words and in front of the block.
+        // SAFETY: the contract says so: `red <= front - HEAD_LEN`, so this is behind the frame's words and in front of
+        // the block.
         unsafe { start.wrapping_add(front - red).write_bytes(RED, red) };
         // SAFETY: as above: the outer block ends `BACK_LEN` bytes behind the block.
         unsafe { start.wrapping_add(front + layout.size()).write_bytes(RED, BACK_LEN) };
@@ -246,7 +251,8 @@ impl<'a> Frame<'a> {
     /// Changes the size of a live block, whose outer block was changed before.
     ///
     /// # Safety
-    /// As for [`begin`](Self::begin), with `layout` as it is now; the frame is that of the block, here or before it was moved here.
+    /// As for [`begin`](Self::begin), with `layout` as it is now; the frame is that of the block, here or before it was
+    /// moved here.
     pub(crate) unsafe fn renew(self, layout: Layout) -> NonNull<u8> {
         // SAFETY: whoever wrote these words packed them, and the contract says that they are whole.
         let site = unsafe { Site::unpack(self.get(SHAPE) >> ALLOCATED_SHIFT, self.get(ALLOCATED)) };

@@ -3,17 +3,20 @@
 //! ```text
 //! unmapped │ red 64 B ... block │ unmapped       the block's end is the page's end, as near as its alignment allows
 //! ```
-//! *Which allocation is the one* is counted down in the CPU's cache, by its holder: a load, a subtraction and a store where all are at hand. With the rate off,
-//! the count starts anew every [`IDLE`] allocations, so that a new rate reaches every CPU without anybody touching another CPU's cache.
+//! *Which allocation is the one* is counted down in the CPU's cache, by its holder: a load, a subtraction and a store
+//! where all are at hand. With the rate off, the count starts anew every [`IDLE`] allocations, so that a new rate
+//! reaches every CPU without anybody touching another CPU's cache.
 //!
-//! *Freeing asks nobody on the fast path*: guarded pages are no chunk of the heap, so the inspection of level 1 finds a foreign pointer, and only then is
-//! the table of guarded blocks looked at. That is why this level needs level 1.
+//! *Freeing asks nobody on the fast path*: guarded pages are no chunk of the heap, so the inspection of level 1 finds a
+//! foreign pointer, and only then is the table of guarded blocks looked at. That is why this level needs level 1.
 //!
-//! *Whether a block is guarded* is told by a tally for its page's hash: how many of those in use there are, and the sum of their places. Of one, which is what there
-//! nearly always is, that says which place it is; so neither an ordinary block nor a guarded one is looked for.
+//! *Whether a block is guarded* is told by a tally for its page's hash: how many of those in use there are, and the sum
+//! of their places. Of one, which is what there nearly always is, that says which place it is; so neither an ordinary
+//! block nor a guarded one is looked for.
 //!
-//! *A fixed table*: a place for each block, which remembers it after it was freed until another one takes the place, for the second free
-//! and for faults. When all are taken by blocks in use, nothing is sampled. Price: two calls of the provider for each block, with whatever a shootdown costs.
+//! *A fixed table*: a place for each block, which remembers it after it was freed until another one takes the place,
+//! for the second free and for faults. When all are taken by blocks in use, nothing is sampled. Price: two calls of the
+//! provider for each block, with whatever a shootdown costs.
 //!
 //! Sources of the idea: Electric Fence (Perens 1987), GWP-ASan, KFENCE of Linux.
 
@@ -26,7 +29,8 @@ use crate::contract::provider::PageRun;
 
 /// Guarded blocks in use at most.
 const PLACES: usize = 64;
-/// Tallies of blocks in use by page. Many more than there are blocks, since who meets one of more than one block looks at all places.
+/// Tallies of blocks in use by page. Many more than there are blocks, since who meets one of more than one block looks
+/// at all places.
 const TALLIES: usize = 1024;
 /// A tally counts blocks below this bit, and from it on has the sum of their places' numbers.
 const NUMBER_SHIFT: u32 = 8;
@@ -137,7 +141,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The provider has no unmapped pages around its runs: see [`PageProvider::GUARDS`](crate::PageProvider::GUARDS). Nothing was changed.
+/// The provider has no unmapped pages around its runs: see [`PageProvider::GUARDS`](crate::PageProvider::GUARDS).
+/// Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoGuards;
 
@@ -207,7 +212,8 @@ impl Place {
         1 | self.number.load(Relaxed) << NUMBER_SHIFT
     }
 
-    /// What an access to `addr` has to do with this block: `None`: nothing; `Some(None)`: it is in the block's own pages.
+    /// What an access to `addr` has to do with this block: `None`: nothing; `Some(None)`: it is in the block's own
+    /// pages.
     fn explain(&self, addr: usize, page_len: usize) -> Option<Option<FaultKind>> {
         let state = self.state.load(core::sync::atomic::Ordering::Acquire);
         let (start, len) = (self.run.load(Relaxed).addr(), self.run_len.load(Relaxed));
@@ -375,8 +381,8 @@ impl Guards {
         place.settle(GONE);
     }
 
-    /// What an access to `addr` has to do with a guarded block: one in use, else the one that was freed last there, since the provider gives the same
-    /// addresses out again. Nothing if the page is one in use.
+    /// What an access to `addr` has to do with a guarded block: one in use, else the one that was freed last there,
+    /// since the provider gives the same addresses out again. Nothing if the page is one in use.
     pub(crate) fn explain(&self, addr: usize, page_len: usize) -> Option<Fault> {
         let seen = || self.places.iter().filter_map(|place| Some((place.explain(addr, page_len)?, place)));
         let is_gone = |kind: &Option<FaultKind>| *kind == Some(FaultKind::AfterFree);
@@ -408,7 +414,8 @@ mod tests {
         unsafe { guards.keep(place, page, PageRun::new(PAGE, PAGE, PAGE).unwrap(), layout) }
     }
 
-    /// As many as there may be, so that some share a tally, with pages between them that are not guarded; each is found, and taken once.
+    /// As many as there may be, so that some share a tally, with pages between them that are not guarded; each is
+    /// found, and taken once.
     #[test]
     fn every_block_in_use_is_found_and_nothing_else() {
         let (guards, all) = (Box::new(Guards::new()), pages(16 * TALLIES));

@@ -5,12 +5,13 @@
 //! level 2  debug-heap    poison, red zones, quarantine, sites (debug here; framed, leaks)
 //! level 3  guard-pages   one block in N beside pages that cannot be touched (guard here; guarded)
 //! ```
-//! A kernel's bug is reported through a hook ([`Report`]) and the faulty call is ignored; without a hook it is counted. The decision behind
-//! that: a heap that stops the machine at the first double free is a worse neighbour than one that keeps its lists whole and says so, and a kernel
-//! that wants to stop does so in its hook. Price: what was lost (a list behind an overwritten link) stays lost until reboot.
+//! A kernel's bug is reported through a hook ([`Report`]) and the faulty call is ignored; without a hook it is counted.
+//! The decision behind that: a heap that stops the machine at the first double free is a worse neighbour than one that
+//! keeps its lists whole and says so, and a kernel that wants to stop does so in its hook. Price: what was lost (a list
+//! behind an overwritten link) stays lost until reboot.
 //!
-//! This file is the bottom layer: how the link of a free block is written. Without `hardened` it is the pointer itself and [`Key`] is a type
-//! without bytes, so that the files above are the same code for every level.
+//! This file is the bottom layer: how the link of a free block is written. Without `hardened` it is the pointer itself
+//! and [`Key`] is a type without bytes, so that the files above are the same code for every level.
 
 #[cfg(feature = "debug-heap")]
 pub(crate) mod debug;

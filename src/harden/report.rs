@@ -20,7 +20,8 @@ pub enum Misuse {
     InteriorPointer,
     /// A block was freed with a Layout that is not its own.
     LayoutMismatch,
-    /// The first word of a free block was overwritten. The block, and what the list led to behind it, is lost to the heap.
+    /// The first word of a free block was overwritten. The block, and what the list led to behind it, is lost to the
+    /// heap.
     CorruptLink,
     /// A byte in front of a block was overwritten (levels 2 and 3). Seen when the block is freed, which it is.
     Underrun,

@@ -4,19 +4,23 @@
 //! 63            19 18      8 7     0
 //! next, bits 3..48 | sum    | 0      all of it xor key xor the block's own address
 //! ```
-//! `sum` is 11 bits of a product of `next`, so that a changed upper half does not pass either. Read back, the low byte must be 0 and the sum must be
-//! right: 19 bits that a word which is no link of this heap *at this very place* has by chance only; and since the key's low three
-//! bits are not all 0, no zero, no pointer and no multiple of 8 ever has them. That serves two ends:
+//! `sum` is 11 bits of a product of `next`, so that a changed upper half does not pass either. Read back, the low byte
+//! must be 0 and the sum must be right: 19 bits that a word which is no link of this heap *at this very place* has by
+//! chance only; and since the key's low three bits are not all 0, no zero, no pointer and no multiple of 8 ever has
+//! them. That serves two ends:
 //! - *an overwritten link is seen before it is followed*: the list is given up, and reported;
-//! - *a block that is freed although it is free is suspected by its own first word*: one load and one comparison of a byte, in a cache line about to be
-//!   written anyway. For that the word is cleared when a block leaves its list: a block in use never carries a link, unless its user
-//!   put one there. What is suspected is then [inspected](crate::heap::inspect).
+//! - *a block that is freed although it is free is suspected by its own first word*: one load and one comparison of a
+//!   byte, in a cache line about to be written anyway. For that the word is cleared when a block leaves its list: a
+//!   block in use never carries a link, unless its user put one there. What is suspected is then
+//!   [inspected](crate::heap::inspect).
 //!
-//! The key is per heap. A heap that is all zero has none; the first chunk's arrival makes one out of where the heap and the chunk lie, before any block
-//! exists, unless the kernel has set one from better entropy (`Heap::set_key`). So it keeps out accidents, and an attacker only as far as
-//! addresses or the kernel's entropy are secret from him. Sources of the idea: glibc's safe-linking, mimalloc's secure mode, the signed links of snmalloc.
+//! The key is per heap. A heap that is all zero has none; the first chunk's arrival makes one out of where the heap and
+//! the chunk lie, before any block exists, unless the kernel has set one from better entropy (`Heap::set_key`). So it
+//! keeps out accidents, and an attacker only as far as addresses or the kernel's entropy are secret from him. Sources
+//! of the idea: glibc's safe-linking, mimalloc's secure mode, the signed links of snmalloc.
 //!
-//! Price: some 25 instructions for a pair of `alloc` and `free`, and addresses of 48 bits. Chunks elsewhere (five-level paging) are refused.
+//! Price: some 25 instructions for a pair of `alloc` and `free`, and addresses of 48 bits. Chunks elsewhere (five-level
+//! paging) are refused.
 
 use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
 
@@ -112,7 +116,8 @@ impl Key {
     /// The 8 bytes at `place`, aligned to 8, are memory of this heap that nobody writes meanwhile.
     #[inline]
     pub(crate) unsafe fn read(self, place: NonNull<u8>) -> Option<*mut u8> {
-        // SAFETY: by the contract; volatile, since a block's last user may have left anything there, also what the compiler calls uninitialised.
+        // SAFETY: by the contract; volatile, since a block's last user may have left anything there, also what the
+        // compiler calls uninitialised.
         let word = unsafe { place.cast::<u64>().read_volatile() };
         Self::decode(word, self.mask(place))
     }
@@ -167,8 +172,8 @@ impl KeyCell {
         self.0.store(key.0, Ordering::Relaxed);
     }
 
-    /// Makes a key out of this cell's address and another number, if there is none yet. Called before the heap's first block exists, so that
-    /// whoever has a block sees the key.
+    /// Makes a key out of this cell's address and another number, if there is none yet. Called before the heap's first
+    /// block exists, so that whoever has a block sees the key.
     pub(crate) fn begin(&self, number: usize) {
         let place = core::ptr::from_ref(self).addr() as u64;
         self.offer(Key::of(place.rotate_left(32) ^ number as u64));

@@ -1,13 +1,16 @@
 //! Memory that moves between classes without being free as pages: joined neighbours, and longer blocks that are lent.
 //!
-//! A slab that one block stays in is no use to other classes as pages. So before new pages are asked for, neighbours among the free blocks of a *shorter* class's slab
-//! are handed out as one block each; before an allocation fails, fresh blocks are joined with them; and at last a block of a *longer* class serves. The slab keeps its class: such a
+//! A slab that one block stays in is no use to other classes as pages. So before new pages are asked for, neighbours
+//! among the free blocks of a *shorter* class's slab are handed out as one block each; before an allocation fails,
+//! fresh blocks are joined with them; and at last a block of a *longer* class serves. The slab keeps its class: such a
 //! block goes home by its address, as the blocks that it was.
 //!
-//! *Fresh blocks only at last*: while the provider has more, they are what the shorter class is about to use. But in a heap of 1 MiB that is full, a quarter of the region is fresh.
+//! *Fresh blocks only at last*: while the provider has more, they are what the shorter class is about to use. But in a
+//! heap of 1 MiB that is full, a quarter of the region is fresh.
 //!
-//! The obvious way, to merge free blocks as they come home, is what coalescing heaps do at every free. Here only who finds no pages pays: a walk over one slab's list.
-//! Price: a class that takes a slow path counts what it lends; slabs have at most [`Places::MOST`] blocks; and who takes a block of a shorter class next finds it gone.
+//! The obvious way, to merge free blocks as they come home, is what coalescing heaps do at every free. Here only who
+//! finds no pages pays: a walk over one slab's list. Price: a class that takes a slow path counts what it lends; slabs
+//! have at most [`Places::MOST`] blocks; and who takes a block of a shorter class next finds it gone.
 //!
 //! Not with `hardened`: there a block is told by its slab's class when it is freed.
 
@@ -26,8 +29,9 @@ const JOIN_HOMES: usize = 8;
 const BARREN_WALKS: usize = 4;
 
 impl<const CPUS: usize> Engine<CPUS> {
-    /// Up to `most` blocks of the class, joined out of the free blocks of one slab of shorter ones (if `dense`, one where that is likely to succeed): the longest of those
-    /// first, at the own home first. At most one slab's list is walked; where it was in vain, [`is_joining`](Self::is_joining) says whether to try again.
+    /// Up to `most` blocks of the class, joined out of the free blocks of one slab of shorter ones (if `dense`, one
+    /// where that is likely to succeed): the longest of those first, at the own home first. At most one slab's list is
+    /// walked; where it was in vain, [`is_joining`](Self::is_joining) says whether to try again.
     pub(crate) fn join(
         &self,
         class: SizeClass,
@@ -59,7 +63,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         list
     }
 
-    /// Whether the last attempt found free blocks without neighbours, and shorter classes or other slabs were not looked at yet.
+    /// Whether the last attempt found free blocks without neighbours, and shorter classes or other slabs were not
+    /// looked at yet.
     pub(crate) fn is_joining(&self, class: SizeClass) -> bool {
         self.join_position(class).load(Ordering::Relaxed) != 0
     }
@@ -69,7 +74,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.join(class, 1, caller, None, false)?.pop()
     }
 
-    /// The free blocks of one slab at that home that may have neighbours enough, of the class with that index or shorter.
+    /// The free blocks of one slab at that home that may have neighbours enough, of the class with that index or
+    /// shorter.
     fn take_free(&self, class: SizeClass, from: usize, home: usize, dense: bool) -> Option<(Slab<'_>, List)> {
         let shorter = (0..class.index()).rev().filter(|index| *index <= from).filter_map(SizeClass::from_index);
         shorter
@@ -109,7 +115,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         Some(list).filter(|list| list.count() > 0)
     }
 
-    /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes home by its address.
+    /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes
+    /// home by its address.
     pub(crate) fn borrow(&self, class: SizeClass) -> Option<Block> {
         let longer = (class.index() + 1..CLASS_COUNT).filter_map(SizeClass::from_index);
         longer.filter(|longer| longer.block_align() >= class.block_align() && self.has_slabs(*longer)).find_map(
@@ -143,8 +150,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         let count = parts.len() as u32;
         self.lent(class).fetch_sub(1, Ordering::Relaxed);
         self.lent(own).fetch_add(u64::from(count), Ordering::Relaxed);
-        // SAFETY: a block that serves a longer class than its slab's was joined out of the slab's blocks that it touches (`join_in`), one that serves a shorter class
-        // is one of them (`borrow`), and nothing else brings a block to a class that is not its slab's.
+        // SAFETY: a block that serves a longer class than its slab's was joined out of the slab's blocks that it
+        // touches (`join_in`), one that serves a shorter class is one of them (`borrow`), and nothing else brings a
+        // block to a class that is not its slab's.
         let chain = unsafe { cut(block, offset - parts.start * own.block_len(), own, count, slab.key()) };
         Group { slab, chain }
     }

@@ -4,17 +4,18 @@
 //! refill ─ spare list │ obtain ─ own bin → new slab → any other bin
 //! spill  ─ spare list │ flush  ─ blocks grouped by slab, each group home by one push
 //! ```
-//! The order in `obtain` is "own, then new, then others": a slab that another CPU works with is left to it while there are free pages, since
-//! two CPUs that deal out one slab's blocks share its cache lines. Price: memory that others could use waits in their shards until the
-//! pages run out.
+//! The order in `obtain` is "own, then new, then others": a slab that another CPU works with is left to it while there
+//! are free pages, since two CPUs that deal out one slab's blocks share its cache lines. Price: memory that others
+//! could use waits in their shards until the pages run out.
 //!
-//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel. Lists that leave a cache may have hundreds of
-//! blocks, each the last of its slab; so they are given to the caller, who sends them home a few ([`HOME_BATCH`], [`HOME_SLABS`]) a hold. Price: meanwhile they are
-//! in no cache, and a caller that is preempted in between hides them.
+//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel. Lists that
+//! leave a cache may have hundreds of blocks, each the last of its slab; so they are given to the caller, who sends
+//! them home a few ([`HOME_BATCH`], [`HOME_SLABS`]) a hold. Price: meanwhile they are in no cache, and a caller that is
+//! preempted in between hides them.
 //!
-//! A *nested* caller interrupted the heap on this CPU, or may have. It takes single blocks straight from the slabs, prefers the spare
-//! shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own shard's lock is held, and
-//! takes on no duty that needs a lock.
+//! A *nested* caller interrupted the heap on this CPU, or may have. It takes single blocks straight from the slabs,
+//! prefers the spare shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own
+//! shard's lock is held, and takes on no duty that needs a lock.
 
 use core::ptr::NonNull;
 
@@ -40,13 +41,16 @@ const LARGER_HEAP_LEN: usize = 1 << 20;
 /// All caches together may hold this share of the bytes held: of a small heap, of a larger one.
 const CACHED_SHARES: [usize; 2] = [16, 8];
 
-/// A cache may hold up to this many bytes, within half of the bytes held, while there is more to be had: blocks that wait in caches are
-/// then nobody's loss, and a cache that is too short for what its CPU works with is the heap's greatest cost.
+/// A cache may hold up to this many bytes, within half of the bytes held, while there is more to be had: blocks that
+/// wait in caches are then nobody's loss, and a cache that is too short for what its CPU works with is the heap's
+/// greatest cost.
 const AMPLE_CACHE_LEN: usize = 1 << 20;
 
-/// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a larger one.
+/// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a
+/// larger one.
 const SLAB_SHARES: [usize; 2] = [256, 64];
-/// A slab takes at most this share of the bytes in slabs of its class, where it needs no more for one block: what is free in it is then little beside what the class uses.
+/// A slab takes at most this share of the bytes in slabs of its class, where it needs no more for one block: what is
+/// free in it is then little beside what the class uses.
 const CLASS_SHARE: usize = 4;
 /// Up to this share of the class's bytes a slab is made longer if little is then left over behind its last block.
 const TIGHT_SHARE: usize = 2;
@@ -56,11 +60,12 @@ const LONG_SLAB_SHARE: usize = 512;
 const MAX_LONG_SLAB_LEN: usize = 64 * 1024;
 /// A long block's slab holds this many on a big heap.
 const LONG_BLOCKS: usize = 4;
-/// A slab has at most this many blocks, if it is longer than a granule: one block that stays then keeps little, and all that are free can be looked at in one hold
-/// to join neighbours.
+/// A slab has at most this many blocks, if it is longer than a granule: one block that stays then keeps little, and all
+/// that are free can be looked at in one hold to join neighbours.
 const MAX_SLAB_BLOCKS: usize = Places::MOST;
 
-/// Slabs are cut in steps of 256 bytes up to the first length held, of 1 KiB up to the second, else of 4 KiB: as the granules of chunks.
+/// Slabs are cut in steps of 256 bytes up to the first length held, of 1 KiB up to the second, else of 4 KiB: as the
+/// granules of chunks.
 const TINY_HEAP_LEN: usize = 16 * 1024;
 const SMALL_HEAP_LEN: usize = 256 * 1024;
 const MIN_SLAB_LEN: usize = 256;
@@ -70,8 +75,8 @@ const RESERVE_SHARE: usize = 128;
 
 /// The most blocks that one flush sends home: each is looked up.
 const HOME_BATCH: u32 = 64;
-/// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then be whole and go to the pages,
-/// which takes as long as thirty look-ups.
+/// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then
+/// be whole and go to the pages, which takes as long as thirty look-ups.
 const HOME_SLABS: u32 = 6;
 
 /// Slabs that one flush gathers blocks for at a time.
@@ -278,7 +283,8 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Up: blocks for a caller.
 
-    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block. `surplus` gets what is to go home afterwards.
+    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block. `surplus` gets what is
+    /// to go home afterwards.
     pub(crate) fn refill(
         &self,
         cache: &CpuCache,
@@ -316,8 +322,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         list.pop()
     }
 
-    /// Up to `most` blocks, at least one: from the own bin or what CPUs left that have gone, else from a new slab, else from any other bin, else joined. Counted as taken at the
-    /// cache, if there is one.
+    /// Up to `most` blocks, at least one: from the own bin or what CPUs left that have gone, else from a new slab, else
+    /// from any other bin, else joined. Counted as taken at the cache, if there is one.
     fn obtain(&self, class: SizeClass, most: u32, caller: Caller, cache: Option<&CpuCache>) -> Result<List, Refused> {
         let list = match self.obtain_cut(class, most, caller) {
             Ok(list) => list,
@@ -373,7 +379,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         gone.map(|(_, shard)| shard.bin(class)).find_map(|bin| bin.take(most, false).ok().flatten())
     }
 
-    /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a spare one.
+    /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a
+    /// spare one.
     pub(crate) fn home_for(&self, class: SizeClass, caller: Caller) -> usize {
         let is_own = caller.index < CPUS;
         if is_own && !(caller.nested && self.bin(caller.index, class).looks_busy()) {
@@ -421,8 +428,8 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Down: blocks that come home.
 
-    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back. `surplus` gets what is to go home
-    /// afterwards.
+    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back. `surplus`
+    /// gets what is to go home afterwards.
     pub(crate) fn spill(
         &self,
         cache: &CpuCache,
@@ -466,7 +473,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Gives the first blocks of a list, which served `class`, back to their slabs, each group of one slab by one push; as many as a hold may.
+    /// Gives the first blocks of a list, which served `class`, back to their slabs, each group of one slab by one push;
+    /// as many as a hold may.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
     pub(crate) fn flush<'a>(&'a self, class: SizeClass, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
         let rest = list.count().saturating_sub(HOME_BATCH);
@@ -575,8 +583,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.pages.free(slab.desc());
     }
 
-    /// How many whole slabs a bin keeps. Counted by the length that new ones have: shorter ones fill what is left over in chunks, and
-    /// if as many of them were kept as have the same length together, they would keep a chunk each.
+    /// How many whole slabs a bin keeps. Counted by the length that new ones have: shorter ones fill what is left over
+    /// in chunks, and if as many of them were kept as have the same length together, they would keep a chunk each.
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
         let worked_len = self.pages.worked_len();
@@ -622,7 +630,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         if ample { share.max(AMPLE_CACHE_LEN.min(held_len / 2 / used_count)) } else { share }
     }
 
-    /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds. `surplus` gets that class's blocks.
+    /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds.
+    /// `surplus` gets that class's blocks.
     fn tune(&self, cache: &CpuCache, class: SizeClass, surplus: &mut Surplus) {
         if cache.is_new() {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
@@ -642,7 +651,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Notes that the CPU of this cache, which is empty, has gone; until it uses the heap again, what is at home there serves every other one first.
+    /// Notes that the CPU of this cache, which is empty, has gone; until it uses the heap again, what is at home there
+    /// serves every other one first.
     pub(crate) fn retire(&self, cache: &CpuCache) {
         if cache.goes() {
             self.gone_caches.fetch_add(1, Ordering::Relaxed);
@@ -668,7 +678,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         any
     }
 
-    /// Finds whole slabs among the partial ones too, a few a step, and gives all to the pages. False: some bin was locked.
+    /// Finds whole slabs among the partial ones too, a few a step, and gives all to the pages. False: some bin was
+    /// locked.
     pub(crate) fn release_whole(&self, step: Step<'_>) -> bool {
         let mut is_complete = true;
         for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
@@ -683,7 +694,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         is_complete
     }
 
-    /// [`release_whole`](Self::release_whole) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next few slabs, and keeps one whole one.
+    /// [`release_whole`](Self::release_whole) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next
+    /// few slabs, and keeps one whole one.
     pub(crate) fn release_from(&self, number: usize, step: Step<'_>) {
         let Some(class) = SizeClass::from_index(number % CLASS_COUNT) else { return };
         let bin = self.bin(number / CLASS_COUNT, class);

@@ -1,17 +1,19 @@
 //! The gate in front of the provider: one context at a time.
 //!
-//! A provider may take locks of its own, so it must not be entered by an interrupt handler that interrupted it. CPU ids may lie and
-//! tasks migrate in the middle of a call, so the only exclusion that always holds is one gate for the whole heap. It is held
-//! while nothing else of the heap is. Price: who needs new pages while another context maps waits for it, within a bound. A context
-//! that is certain (by a pin) to find the gate held from its own CPU does not wait at all, since the holder cannot go on before it;
-//! one that has only a hint waits the bound out, for an equal hint may be another CPU's.
+//! A provider may take locks of its own, so it must not be entered by an interrupt handler that interrupted it. CPU ids
+//! may lie and tasks migrate in the middle of a call, so the only exclusion that always holds is one gate for the whole
+//! heap. It is held while nothing else of the heap is. Price: who needs new pages while another context maps waits for
+//! it, within a bound. A context that is certain (by a pin) to find the gate held from its own CPU does not wait at
+//! all, since the holder cannot go on before it; one that has only a hint waits the bound out, for an equal hint may be
+//! another CPU's.
 //!
 //! A provider that says `REENTRANT` has no gate.
 
 use crate::base::sync::{AtomicUsize, Ordering, looks, spin_loop};
 
-/// How often a waiter looks while another CPU is inside: some tenths of a second, more than several calls of a provider take that sends
-/// interrupts to all CPUs and waits for them. Only who says that it [may wait](crate::CpuHint::may_wait) comes here.
+/// How often a waiter looks while another CPU is inside: some tenths of a second, more than several calls of a provider
+/// take that sends interrupts to all CPUs and waits for them. Only who says that it [may
+/// wait](crate::CpuHint::may_wait) comes here.
 const WAIT_LIMIT: u32 = looks(1 << 24);
 
 /// How often one looks whose hint is the holder's too: it may be inside itself, or have interrupted the holder.
@@ -24,7 +26,8 @@ const OPEN: usize = 0;
 pub(crate) struct Gate {
     /// [`OPEN`], or the holder's CPU index plus 1.
     holder: AtomicUsize,
-    /// How often somebody left: a waiter whose looks find the same holder each time may have missed that it left and came again.
+    /// How often somebody left: a waiter whose looks find the same holder each time may have missed that it left and
+    /// came again.
     visits: AtomicUsize,
 }
 
@@ -50,8 +53,8 @@ impl Gate {
         Self { holder: AtomicUsize::new(OPEN), visits: AtomicUsize::new(0) }
     }
 
-    /// Goes in, or, if `wait`, waits within the bound for whoever is inside to leave. `index` is the CPU's, and `certain` if it is
-    /// no other one's. Call with nothing of the heap held.
+    /// Goes in, or, if `wait`, waits within the bound for whoever is inside to leave. `index` is the CPU's, and
+    /// `certain` if it is no other one's. Call with nothing of the heap held.
     pub(crate) fn enter(&self, index: usize, certain: bool, wait: bool) -> Entry<'_> {
         let me = index.saturating_add(1);
         let visits = self.visits.load(Ordering::Relaxed);

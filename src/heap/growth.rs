@@ -17,19 +17,21 @@ use crate::pages::{AddError, Run, Step, Use, Want, chunk_len_for};
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
 const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
-/// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's size.
+/// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's
+/// size.
 const CHUNK_SHARE: usize = 8;
 
-/// Up to so many bytes held, a chunk for slabs is a smaller share of them: what is held then stays closer to what is used. On longer heaps that would be more chunks
-/// than the first table of their map holds.
+/// Up to so many bytes held, a chunk for slabs is a smaller share of them: what is held then stays closer to what is
+/// used. On longer heaps that would be more chunks than the first table of their map holds.
 const FINE_HEAP_LEN: usize = 64 * 1024 * 1024;
 const FINE_CHUNK_SHARE: usize = 32;
 
 /// Free pages up to this share of the bytes held stay with the heap.
 const KEPT_SHARE: usize = 4;
 
-/// How often `search` asks for its turn at the provider, or for its chunk to be noted. The gate is not fair, so that who comes while several others are with the provider all the
-/// time loses many turns; without one turn, "none" would say nothing.
+/// How often `search` asks for its turn at the provider, or for its chunk to be noted. The gate is not fair, so that
+/// who comes while several others are with the provider all the time loses many turns; without one turn, "none" would
+/// say nothing.
 const GROW_TRIES: u32 = 64;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
@@ -43,7 +45,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as short as will do.
+    /// Gets a chunk from the provider that has what is wanted, longer if there is more to be had; or, if `tight`, as
+    /// short as will do.
     pub(crate) fn grow<S: Seek>(
         &self,
         seek: &S,
@@ -64,15 +67,17 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let wait = asker.waits_inside();
         self.offer_orphans(caller);
         if !tight && wait && self.source.in_transit.is_any() {
-            // Somebody is fetching a chunk, which mostly is enough for both: else all CPUs that run out at once bring one each.
+            // Somebody is fetching a chunk, which mostly is enough for both: else all CPUs that run out at once bring
+            // one each.
             let _ = (0..SPIN_LIMIT).take_while(|_| self.source.in_transit.is_any()).map(|_| spin_loop()).count();
             let found = seek.attempt(Depth::Quick).ok();
             if found.is_some() {
                 return Ok(found);
             }
         }
-        // Counted in before there is anything to carry: a virtual CPU may be stopped right behind the provider's answer. Who takes no more than it needs has
-        // nothing for others; counted in as well, those who look again would keep each other waiting.
+        // Counted in before there is anything to carry: a virtual CPU may be stopped right behind the provider's
+        // answer. Who takes no more than it needs has nothing for others; counted in as well, those who look again
+        // would keep each other waiting.
         let mut moving = (!tight).then(|| self.source.in_transit.begin());
         for _ in 0..GROW_TRIES {
             match self.source.map_wished(need, wish, asker) {
@@ -235,7 +240,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.pages.held_len().saturating_sub(self.engine.pages.free_len())
     }
 
-    /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that went back.
+    /// Gives wholly free chunks back to the provider as long as `keep` bytes of free pages stay; gives the bytes that
+    /// went back.
     #[inline(never)]
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
         let mut len = 0;

@@ -6,14 +6,15 @@
 //! ```
 //! A glance accepts or knows nothing; only the inspection refuses, and what it refuses is reported and left as it is.
 //!
-//! *A double free is told by the block itself.* Its first word is a link under the heap's key at that very place, and leads to nothing or to the start of
-//! another block of the heap: by chance, that is one word in 2^19, times the share of all addresses at which a block of this heap starts. So no list is
-//! walked and no lock taken, and it does not matter where the block waits: in this cache, another CPU's, a slab, or a slab that has become whole and all fresh
-//! since. The obvious way, a walk over the lists, cannot look into another CPU's pinned cache. Price: a block that is freed, *written to*, and freed again
-//! is not recognised.
+//! *A double free is told by the block itself.* Its first word is a link under the heap's key at that very place, and
+//! leads to nothing or to the start of another block of the heap: by chance, that is one word in 2^19, times the share
+//! of all addresses at which a block of this heap starts. So no list is walked and no lock taken, and it does not
+//! matter where the block waits: in this cache, another CPU's, a slab, or a slab that has become whole and all fresh
+//! since. The obvious way, a walk over the lists, cannot look into another CPU's pinned cache. Price: a block that is
+//! freed, *written to*, and freed again is not recognised.
 //!
-//! *Every free is looked at, not only batches on their way home.* A pointer into the middle of a block that reached a list would be the next block handed out.
-//! What that costs is in `docs/hardening.md`.
+//! *Every free is looked at, not only batches on their way home.* A pointer into the middle of a block that reached a
+//! list would be the next block handed out. What that costs is in `docs/hardening.md`.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -27,10 +28,12 @@ use crate::pages::{Chunk, ChunkHints, Kind, PageDesc};
 use crate::slab::word::{Slab, class_index_at, home_at};
 
 impl<const CPUS: usize> Engine<CPUS> {
-    /// Whether `start` certainly is a block of that class that is in use, and, if tiny, at home at the cache's index. Fast.
+    /// Whether `start` certainly is a block of that class that is in use, and, if tiny, at home at the cache's index.
+    /// Fast.
     ///
     /// # Safety
-    /// `start` is aligned to 8, and if it is in this heap, the caller owns that memory (or breaks the contract of `free`).
+    /// `start` is aligned to 8, and if it is in this heap, the caller owns that memory (or breaks the contract of
+    /// `free`).
     #[inline]
     pub(crate) unsafe fn is_plain(&self, cache: &CpuCache, index: usize, start: NonNull<u8>, class: SizeClass) -> bool {
         let Some((desc, offset)) = self.pages.place_near(&cache.chunk_hints, start) else { return false };
@@ -69,7 +72,8 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Whether the block in a slab has a link where its user's first bytes would be.
     fn is_free(&self, start: NonNull<u8>) -> bool {
-        // SAFETY: the address is that of a block in a slab, so 8 bytes long and aligned to 8; who frees it does not write it meanwhile.
+        // SAFETY: the address is that of a block in a slab, so 8 bytes long and aligned to 8; who frees it does not
+        // write it meanwhile.
         match unsafe { self.pages.key.get().read(start) }.map(NonNull::new) {
             None => false,
             Some(None) => true,

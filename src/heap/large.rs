@@ -2,15 +2,18 @@
 //!
 //! Three kinds, told apart by what is found at the block's address:
 //! - a run in a chunk, for what no slab serves: found, split and merged by `pages`; grows into the free run behind it;
-//! - the same, shorter, for blocks that outgrew [`MAX_GROWN_SMALL_LEN`] by `realloc`: they will grow again, and a slab's block cannot. A block
-//!   that is fresh at that length stays in a slab. Price: freeing a block of 4 to 32 KiB asks for its kind;
-//! - *huge*, a run of its own straight from a provider that can move runs: grows without copying, and goes back when freed. Fresh blocks are from
-//!   [`HUGE_LEN`] on; those that `realloc` makes outgrow the slab sizes, or finds no room for where they are, at any length: what has grown will grow again, and is copied
-//!   for the last time while it is short. Price: a call of the provider for each such block and each time it grows, and a shootdown when it is freed, where a run in a chunk has
+//! - the same, shorter, for blocks that outgrew [`MAX_GROWN_SMALL_LEN`] by `realloc`: they will grow again, and a
+//!   slab's block cannot. A block that is fresh at that length stays in a slab. Price: freeing a block of 4 to 32 KiB
+//!   asks for its kind;
+//! - *huge*, a run of its own straight from a provider that can move runs: grows without copying, and goes back when
+//!   freed. Fresh blocks are from
+//!   [`HUGE_LEN`] on; those that `realloc` makes outgrow the slab sizes, or finds no room for where they are, at any
+//!   length: what has grown will grow again, and is copied for the last time while it is short. Price: a call of the
+//!   provider for each such block and each time it grows, and a shootdown when it is freed, where a run in a chunk has
 //!   neither. Where the provider cannot move runs, there are none.
 //!
-//! The cache of the CPU is held while locks of the page heap are ([`Heap::held`]): that is what tells a nested caller that it must not wait
-//! for them.
+//! The cache of the CPU is held while locks of the page heap are ([`Heap::held`]): that is what tells a nested caller
+//! that it must not wait for them.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -32,7 +35,8 @@ const HUGE_LEN: usize = 1024 * 1024;
 /// How often a huge block is noted while others write to the same table.
 const INSERT_TRIES: u32 = 64;
 
-/// The longest block that stays in a slab when `realloc` makes it grow. What the fast paths look up is then surely in one.
+/// The longest block that stays in a slab when `realloc` makes it grow. What the fast paths look up is then surely in
+/// one.
 const MAX_GROWN_SMALL_LEN: usize = SHORT_LEN;
 
 /// A large block as it came.
@@ -86,7 +90,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.alloc_near(layout).map(|desc| as_block(&hand_out(desc))).or_else(|| self.alloc_far(layout))
     }
 
-    /// The start of an [`alloc_large`](Self::alloc_large). Every way but the shortest is out of line, so that this one saves no registers.
+    /// The start of an [`alloc_large`](Self::alloc_large). Every way but the shortest is out of line, so that this one
+    /// saves no registers.
     #[cfg(not(feature = "debug-heap"))]
     #[inline(always)]
     pub(crate) fn alloc_large_start(&self, layout: Layout) -> Option<NonNull<u8>> {
@@ -114,7 +119,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         run.map(Chunk::start_of).or_else(|| self.alloc_far_start(layout))
     }
 
-    /// What the CPU keeps, or the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic mode.
+    /// What the CPU keeps, or the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic
+    /// mode.
     #[inline(always)]
     fn alloc_near(&self, layout: Layout) -> Option<&PageDesc> {
         if is_huge::<P>(layout.size()) {
@@ -370,8 +376,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Changes the length of a run in the chunk that the own cache remembers, if that cache is free: how many bytes may be used then, or `Some(None)` if it
-    /// stays as it is. `None`: not found so easily, or no run.
+    /// Changes the length of a run in the chunk that the own cache remembers, if that cache is free: how many bytes may
+    /// be used then, or `Some(None)` if it stays as it is. `None`: not found so easily, or no run.
     ///
     /// # Safety
     /// As for [`resize_large`](Self::resize_large).
@@ -388,7 +394,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Changes a large block's length where it stands. False: unchanged.
     ///
     /// # Safety
-    /// `start` is a block of this heap, of that Layout; the caller uses nothing behind `new_size` any more if the answer is true.
+    /// `start` is a block of this heap, of that Layout; the caller uses nothing behind `new_size` any more if the
+    /// answer is true.
     pub(crate) unsafe fn resize_large(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> bool {
         if let Some(run) = self.huge_run_of(start, old.size()) {
             let Some(new_run) = huge_run::<P>(new_size, old.align()) else {
@@ -427,8 +434,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         };
         self.engine.pages.huge_gone(start, run);
-        // The slot that has just become free makes room. Without a note (a race for the last slot, and no memory for a table) the block
-        // stays usable, and is not given back when it is freed.
+        // The slot that has just become free makes room. Without a note (a race for the last slot, and no memory for a
+        // table) the block stays usable, and is not given back when it is freed.
         self.insert_huge(place, new_run, caller);
         Some(NonNull::slice_from_raw_parts(place, new_run.len()))
     }
@@ -447,7 +454,8 @@ pub(crate) const fn is_huge<P: PageProvider>(len: usize) -> bool {
     P::REMAPS && len >= HUGE_LEN
 }
 
-/// Whether a block of that many bytes may be a run of its own. What is shorter is recognised by its size when it is freed.
+/// Whether a block of that many bytes may be a run of its own. What is shorter is recognised by its size when it is
+/// freed.
 const fn may_be_huge<P: PageProvider>(len: usize) -> bool {
     P::REMAPS && len > MAX_SMALL_LEN
 }

@@ -14,10 +14,11 @@
 //! An operation reads the CPU's index once, takes one cache at most, and gives it up before anything that may wait. The
 //! provider is called from `search` and from the return of surplus chunks, with nothing held.
 //!
-//! **What a busy cache means.** Pinned: this CPU was interrupted inside the heap, so the caller is *nested*: it takes single blocks
-//! from slabs, never waits, and calls the provider only if that says that it may be re-entered. Hint: another CPU has it, or the same; that cannot be told, so the caller tries
-//! the other caches once around (a *lap*, starting where the last one succeeded) and takes on no duties; it may still ask the provider,
-//! whose gate excludes what must be excluded.
+//! **What a busy cache means.** Pinned: this CPU was interrupted inside the heap, so the caller is *nested*: it takes
+//! single blocks from slabs, never waits, and calls the provider only if that says that it may be re-entered. Hint:
+//! another CPU has it, or the same; that cannot be told, so the caller tries the other caches once around (a *lap*,
+//! starting where the last one succeeded) and takes on no duties; it may still ask the provider, whose gate excludes
+//! what must be excluded.
 
 pub(crate) mod coalesce;
 pub(crate) mod depot;
@@ -63,9 +64,9 @@ use crate::slab::block::Block;
 
 /// A heap for kernels: scales with CPUs, callable from every context. See the [crate's documentation](crate).
 ///
-/// `P` gives pages, `C` says how a CPU is known ([`Hint`](crate::Hint) or [`Pinned`](crate::Pinned)), `CPUS` is the number of
-/// caches: the most CPUs that run without sharing. `new` is `const` and all zero but for the provider: a static heap costs no
-/// image size, less than 9,600 bytes of `.bss` per CPU and 14 KiB more, and no set-up code.
+/// `P` gives pages, `C` says how a CPU is known ([`Hint`](crate::Hint) or [`Pinned`](crate::Pinned)), `CPUS` is the
+/// number of caches: the most CPUs that run without sharing. `new` is `const` and all zero but for the provider: a
+/// static heap costs no image size, less than 9,600 bytes of `.bss` per CPU and 14 KiB more, and no set-up code.
 pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) engine: Engine<CPUS>,
     pub(crate) emergency: Emergency,
@@ -127,12 +128,14 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// [`new`](Self::new) at the place where the heap stays: for a heap that is no static, whose length should not pass over the stack.
+    /// [`new`](Self::new) at the place where the heap stays: for a heap that is no static, whose length should not pass
+    /// over the stack.
     ///
     /// # Safety
     /// `place` is aligned, and valid for writes of a heap's length; nobody else uses that memory.
     pub unsafe fn init_at(place: *mut Self, provider: P, mode: C) {
-        // SAFETY: the contract is the same. All bytes zero is the state that `new` gives to every field but provider and mode.
+        // SAFETY: the contract is the same. All bytes zero is the state that `new` gives to every field but provider
+        // and mode.
         unsafe { place.write_bytes(0, 1) };
         // SAFETY: a field's place, inside the caller's memory.
         let own_provider = unsafe { &raw mut (*place).source.provider };
@@ -208,8 +211,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Whether a block may be put into this cache without further questions: it is not tiny, or its slab is known to be at home on this CPU. If it
-    /// is not, keeping the block would make two CPUs deal out neighbours in one cache line for ever.
+    /// Whether a block may be put into this cache without further questions: it is not tiny, or its slab is known to be
+    /// at home on this CPU. If it is not, keeping the block would make two CPUs deal out neighbours in one cache line
+    /// for ever.
     #[cfg(not(feature = "hardened"))]
     #[inline]
     fn is_plain(&self, entered: &Entered<'_, C>, block: &Block, class: SizeClass) -> bool {
@@ -248,8 +252,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that it is nested and
-    /// does not wait for them. The caller of the work is this context, nested if the cache is busy.
+    /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that
+    /// it is nested and does not wait for them. The caller of the work is this context, nested if the cache is busy.
     pub(crate) fn held<R>(&self, work: impl FnOnce(Caller) -> R) -> R {
         let entered = self.enter();
         let caller = entered.as_ref().map_or_else(|caller| *caller, Entered::caller);

@@ -1,7 +1,10 @@
-//! The out-of-memory sequence: where memory is looked for when the fast and the slow path found none, with nothing held.
+//! The out-of-memory sequence: where memory is looked for when the fast and the slow path found none, with nothing
+//! held.
 //!
-//! Who waits, and for what: a context that [may wait](crate::CpuHint::may_wait) looks again as long as it sees another context with memory in hand (in a lock, on its
-//! way to or from the provider, among blocks to be joined), up to [`LAST_TRIES`] looks. A context that interrupted the heap on its own CPU looks once, everywhere, and waits for nothing.
+//! Who waits, and for what: a context that [may wait](crate::CpuHint::may_wait) looks again as long as it sees another
+//! context with memory in hand (in a lock, on its way to or from the provider, among blocks to be joined), up to
+//! [`LAST_TRIES`] looks. A context that interrupted the heap on its own CPU looks once, everywhere, and waits for
+//! nothing.
 
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -17,15 +20,18 @@ use crate::heap::searches::Search;
 use crate::pages::{Refused, Run, Step, Want, chunk_len_for};
 use crate::slab::block::Block;
 
-/// How often `search` looks again because a lock was busy, before it asks for pages it may not need. Each look waits within the spin limit,
-/// so the sum is about a millisecond: more than any holder takes that runs, less than a time slice of one that does not.
+/// How often `search` looks again because a lock was busy, before it asks for pages it may not need. Each look waits
+/// within the spin limit, so the sum is about a millisecond: more than any holder takes that runs, less than a time
+/// slice of one that does not.
 const BUSY_TRIES: u32 = 16;
 
-/// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the middle of a step, here or in
-/// the provider, or a virtual CPU that its host does not run, hides what it holds for a time slice. Each look waits within the spin limit.
+/// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the
+/// middle of a step, here or in the provider, or a virtual CPU that its host does not run, hides what it holds for a
+/// time slice. Each look waits within the spin limit.
 const LAST_TRIES: u32 = 4096;
 
-/// So many looks in a row without a lock in sight end the search: during a single one somebody may have come and gone unseen.
+/// So many looks in a row without a lock in sight end the search: during a single one somebody may have come and gone
+/// unseen.
 const QUIET_LOOKS: u32 = 2;
 
 /// Looks for neighbours to join, a slab each, when there are no pages for a short block.
@@ -34,7 +40,8 @@ const JOIN_TRIES: u32 = 64;
 /// How often the kernel is asked to relieve the pressure for one allocation.
 const RELIEF_TRIES: u32 = 64;
 
-/// A request that is longer than so many times what the heap holds is not made possible by what the heap could give back.
+/// A request that is longer than so many times what the heap holds is not made possible by what the heap could give
+/// back.
 const HELD_TIMES: usize = 16;
 /// Up to this length the heap tries everything, whatever it holds.
 const TRIED_LEN: usize = 16 << 20;
@@ -121,7 +128,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.held(|caller| self.engine.adopt(&run, class, caller)).ok_or(Refused::Busy)
     }
 
-    /// Finds memory for a request that was just refused, in the order of what it costs others. Called with nothing held.
+    /// Finds memory for a request that was just refused, in the order of what it costs others. Called with nothing
+    /// held.
     #[cold]
     #[inline(never)]
     pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
@@ -161,14 +169,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             .or_else(|| when(fits, || seek.last_resort(false)))
     }
 
-    /// [`search`](Self::search) by a context that interrupted the heap on its own CPU: one look everywhere, and no wait.
+    /// [`search`](Self::search) by a context that interrupted the heap on its own CPU: one look everywhere, and no
+    /// wait.
     fn search_at_once<S: Seek>(&self, seek: &S, caller: Caller) -> Option<S::Found> {
         let grow = || self.grow(seek, true, caller, false).ok().flatten();
         let at_hand = seek.attempt(Depth::Thorough { wait: false }).ok();
         at_hand.or_else(|| when(P::REENTRANT, grow)).or_else(|| seek.last_resort(true))
     }
 
-    /// Whether the caller certainly interrupted the heap on its own CPU. A hint is never certain: its id may be another CPU's, for which waiting pays.
+    /// Whether the caller certainly interrupted the heap on its own CPU. A hint is never certain: its id may be another
+    /// CPU's, for which waiting pays.
     fn interrupts(&self, search: &Search<'_>, caller: Caller) -> bool {
         // Who may wait is a task, and the search that it meets on its CPU is a preempted one's.
         let meets_own = || search.interrupts() && !self.mode.may_wait() && !self.searches.are_ids_shared();
@@ -262,7 +272,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         })
     }
 
-    /// The pressure hook, unlocked, and a search after each time that it helped. Asked once for what the heap itself could not make possible.
+    /// The pressure hook, unlocked, and a search after each time that it helped. Asked once for what the heap itself
+    /// could not make possible.
     fn retry_after_relief<S: Seek>(
         &self,
         seek: &S,
@@ -278,7 +289,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         })
     }
 
-    /// Asks the kernel to relieve the pressure until `look` finds something, the kernel says no, or it was asked often enough. Not inside the hook itself.
+    /// Asks the kernel to relieve the pressure until `look` finds something, the kernel says no, or it was asked often
+    /// enough. Not inside the hook itself.
     fn retry_after_pressure<T>(
         &self,
         need: PageRun,

@@ -1,7 +1,7 @@
 //! Runs that nobody wants: the heap could not note them, and the provider did not take them back at that moment.
 //!
-//! They wait in a lock-free stack inside themselves and are offered again before new pages are asked for, and by `trim`. So a provider
-//! that refuses loses nothing. Price: until then they are neither's, and no statistics show them.
+//! They wait in a lock-free stack inside themselves and are offered again before new pages are asked for, and by
+//! `trim`. So a provider that refuses loses nothing. Price: until then they are neither's, and no statistics show them.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -36,7 +36,8 @@ impl Orphans {
         let node = start.cast::<Node>();
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            // SAFETY: by the contract the run is ours; it is long and aligned enough (asserted above, and pages are at least 1 KiB).
+            // SAFETY: by the contract the run is ours; it is long and aligned enough (asserted above, and pages are at
+            // least 1 KiB).
             unsafe { write(node.as_ptr(), Node { next: head, start, run }) };
             match self.head.compare_exchange_weak(head, node.as_ptr(), Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,

@@ -1,9 +1,10 @@
 //! Memory for the time after a panic.
 //!
-//! A panic may strike inside the heap: a cache is then busy and locks are held for good. The handler still wants to format and to print.
-//! So a kernel may set some bytes aside in good time; in panic mode they are handed out one after the other by moving one number, without
-//! a lock, and what is freed of them is not used again. Price: the bytes, which are nobody else's meanwhile, and one look at a flag on
-//! paths that are slow anyway: the fast paths do not know, since panic mode makes every cache look busy.
+//! A panic may strike inside the heap: a cache is then busy and locks are held for good. The handler still wants to
+//! format and to print. So a kernel may set some bytes aside in good time; in panic mode they are handed out one after
+//! the other by moving one number, without a lock, and what is freed of them is not used again. Price: the bytes, which
+//! are nobody else's meanwhile, and one look at a flag on paths that are slow anyway: the fast paths do not know, since
+//! panic mode makes every cache look busy.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -49,7 +50,8 @@ impl Emergency {
         self.on.load(Ordering::Acquire)
     }
 
-    /// Bytes of it for good; `None` if no panic has begun, or so many are not left. Lock-free, callable from any context.
+    /// Bytes of it for good; `None` if no panic has begun, or so many are not left. Lock-free, callable from any
+    /// context.
     pub(crate) fn take(&self, len: usize, align: usize) -> Option<NonNull<[u8]>> {
         if !self.is_on() {
             return None;

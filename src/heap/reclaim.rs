@@ -15,7 +15,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held. False: it was busy.
+    /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held. False: it
+    /// was busy.
     pub(crate) fn drain_index(&self, index: usize) -> bool {
         self.held(|_| self.engine.pages.release_kept_of(index));
         // With hints a cache of a CPU that has gone may still get blocks from others.
@@ -35,10 +36,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         is_complete && !cache.is_busy()
     }
 
-    /// Empties the cache of the CPU that runs. For the idle loop, or for the handler of an interrupt that asks a CPU to do so; a nested caller
-    /// changes nothing.
+    /// Empties the cache of the CPU that runs. For the idle loop, or for the handler of an interrupt that asks a CPU to
+    /// do so; a nested caller changes nothing.
     ///
-    /// Takes the cache once for each class and each batch of blocks, so that nobody waits long. Callable from any context.
+    /// Takes the cache once for each class and each batch of blocks, so that nobody waits long. Callable from any
+    /// context.
     pub fn drain_current(&self) {
         for class in SizeClass::all() {
             let Ok(entered) = self.enter() else { return };
@@ -50,8 +52,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.held(|caller| self.engine.pages.release_kept_of(caller.index));
     }
 
-    /// Empties all caches: at once with CPU hints; with pins, this CPU's at once and the others' at their next slow path, or when
-    /// they call [`drain_current`](Self::drain_current).
+    /// Empties all caches: at once with CPU hints; with pins, this CPU's at once and the others' at their next slow
+    /// path, or when they call [`drain_current`](Self::drain_current).
     ///
     /// Callable from any context; takes as long as the caches are many.
     pub fn drain(&self) {
@@ -67,8 +69,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Gives what is free back to the provider, but for `keep` bytes of free pages; returns the bytes that went back.
     ///
-    /// Drains like [`drain`](Self::drain) first. Chunks go back whole, so a chunk with a single block in use stays. With nothing locked while the provider
-    /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as long as the heap is large.
+    /// Drains like [`drain`](Self::drain) first. Chunks go back whole, so a chunk with a single block in use stays.
+    /// With nothing locked while the provider runs. Callable from any context that may call the provider; not meant for
+    /// interrupt handlers, since it takes as long as the heap is large.
     pub fn trim(&self, keep: usize) -> usize {
         let caller = self.caller();
         self.offer_orphans(caller);

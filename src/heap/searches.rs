@@ -1,11 +1,13 @@
 //! Who is inside a search for memory, or inside the pressure hook, by CPU.
 //!
-//! A search works with nothing held, so a busy cache does not tell an interrupt handler that it interrupted one. What it interrupted cannot go on before it
-//! returns, so waiting for it is in vain. With a pin, the count of searches on the own CPU tells. A preempted task may leave its search on another CPU's count:
-//! a search that runs while one begun after it is still inside was not interrupted by that one; this is seen, and from then on the count is not believed.
+//! A search works with nothing held, so a busy cache does not tell an interrupt handler that it interrupted one. What
+//! it interrupted cannot go on before it returns, so waiting for it is in vain. With a pin, the count of searches on
+//! the own CPU tells. A preempted task may leave its search on another CPU's count: a search that runs while one begun
+//! after it is still inside was not interrupted by that one; this is seen, and from then on the count is not believed.
 //! With a hint the count tells nothing, since another CPU may have the same id.
 //!
-//! Price: under a pin, a context that meets the search of a preempted task on its CPU gives up early, until the count is no longer believed.
+//! Price: under a pin, a context that meets the search of a preempted task on its CPU gives up early, until the count
+//! is no longer believed.
 
 use crate::base::sync::{AtomicUsize, Ordering};
 

@@ -1,10 +1,12 @@
 //! Blocks that become shorter where they are, when there is no memory to move them to.
 //!
-//! A slab's block serves a shorter class as one that was borrowed does: it goes home by its address. Blocks of the shorter class may have a larger alignment, so the content moves
-//! up within the block if it has to. A page run that becomes a short block stays a run, and is freed as one when it comes home.
+//! A slab's block serves a shorter class as one that was borrowed does: it goes home by its address. Blocks of the
+//! shorter class may have a larger alignment, so the content moves up within the block if it has to. A page run that
+//! becomes a short block stays a run, and is freed as one when it comes home.
 //!
-//! Price: where the next multiple of the alignment lies too far up (a class of five times a power of two, cut down to four times), the block stays as long as it is. With
-//! `hardened`, where a block is told by its slab's class and its place, content does not move and runs do not become short blocks.
+//! Price: where the next multiple of the alignment lies too far up (a class of five times a power of two, cut down to
+//! four times), the block stays as long as it is. With `hardened`, where a block is told by its slab's class and its
+//! place, content does not move and runs do not become short blocks.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -20,14 +22,16 @@ use crate::slab::free_blocks::{cut, touched};
 use crate::slab::word::Slab;
 
 impl<const CPUS: usize> Engine<CPUS> {
-    /// How many bytes up the content of a slab's block moves that serves `old` and shall serve `new`; `None` if that has no room in it.
+    /// How many bytes up the content of a slab's block moves that serves `old` and shall serve `new`; `None` if that
+    /// has no room in it.
     fn slide(start: NonNull<u8>, old: SizeClass, new: SizeClass) -> Option<usize> {
         let slide = start.addr().get().wrapping_neg() & (new.block_align() - 1);
         let fits = slide + new.block_len() <= old.block_len() && !(cfg!(feature = "hardened") && slide > 0);
         fits.then_some(slide)
     }
 
-    /// Counts a block at `offset` in a slab that served `old` as one that serves `new` at `new_offset`; gives the slab's blocks that are left over, in front and behind.
+    /// Counts a block at `offset` in a slab that served `old` as one that serves `new` at `new_offset`; gives the
+    /// slab's blocks that are left over, in front and behind.
     fn recount(
         &self,
         slab: Slab<'_>,
@@ -54,7 +58,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Makes a live block shorter without other memory; gives it where it is then. `None`: unchanged.
     ///
     /// # Safety
-    /// `start` is a block of this heap, of Layout `old`, and the caller's alone; `new` is shorter, with the same alignment. After success the block has Layout `new`.
+    /// `start` is a block of this heap, of Layout `old`, and the caller's alone; `new` is shorter, with the same
+    /// alignment. After success the block has Layout `new`.
     pub(crate) unsafe fn shrink_in_place(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
         let Some(class) = SizeClass::of(new) else { return self.keep_long(start, new) };
         match self.engine.slab_of(start, None) {

@@ -1,7 +1,7 @@
 //! Slow paths of short blocks: the own cache is empty, full or busy.
 //!
-//! The names say what is found: `refill` and `spill` hold the cache, `elsewhere` finds it busy. What is refused here goes to the out-of-memory sequence
-//! (`oom`), with nothing held.
+//! The names say what is found: `refill` and `spill` hold the cache, `elsewhere` finds it busy. What is refused here
+//! goes to the out-of-memory sequence (`oom`), with nothing held.
 
 #[cfg(feature = "hardened")]
 use core::alloc::Layout;
@@ -60,8 +60,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.return_surplus(caller);
     }
 
-    /// Sends blocks home that are in no cache any more, a batch a hold, so that nobody waits long: with the cache of whichever CPU this is by then, or
-    /// as a nested caller if that is busy.
+    /// Sends blocks home that are in no cache any more, a batch a hold, so that nobody waits long: with the cache of
+    /// whichever CPU this is by then, or as a nested caller if that is busy.
     pub(crate) fn send_home(&self, lists: impl IntoIterator<Item = (SizeClass, List)>) {
         for (class, mut list) in lists {
             while list.count() > 0 {
@@ -85,7 +85,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.put(entered, class, block);
     }
 
-    /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may be freed.
+    /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may
+    /// be freed.
     #[cfg(feature = "hardened")]
     #[cold]
     #[inline(never)]
@@ -113,7 +114,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// What the inspection refused: nothing is freed, unless it is a block that the heap's descriptors do not know, of a Layout that fits.
+    /// What the inspection refused: nothing is freed, unless it is a block that the heap's descriptors do not know, of
+    /// a Layout that fits.
     #[cfg(feature = "hardened")]
     pub(crate) fn refuse(&self, misuse: Misuse, start: NonNull<u8>, caller: Caller, fits: impl Fn(Layout) -> bool) {
         #[cfg(feature = "guard-pages")]
@@ -190,8 +192,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// One bounded lap over the other caches in use, from where the last lap from here succeeded, by try-lock. Pinned caches are nobody
-    /// else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes on until it succeeds.
+    /// One bounded lap over the other caches in use, from where the last lap from here succeeded, by try-lock. Pinned
+    /// caches are nobody else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes on until it
+    /// succeeds.
     fn lap<T>(&self, caller: Caller, work: impl FnOnce(&CpuCache) -> T) -> Option<T> {
         if C::PINNED {
             return None;

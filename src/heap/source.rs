@@ -1,4 +1,5 @@
-//! The provider, and the only file that calls it: its gate, its calls and how often each was made, and the runs that it did not take back.
+//! The provider, and the only file that calls it: its gate, its calls and how often each was made, and the runs that it
+//! did not take back.
 
 use core::ptr::NonNull;
 
@@ -90,7 +91,8 @@ impl<P: PageProvider> Source<P> {
         }
     }
 
-    /// [`with`](Self::with), again as long as others are inside and leave. `None`: it was not this caller's turn within the bound.
+    /// [`with`](Self::with), again as long as others are inside and leave. `None`: it was not this caller's turn within
+    /// the bound.
     pub(crate) fn ask<T>(&self, asker: Asker, call: impl Fn(&P) -> T) -> Option<T> {
         for _ in 0..ASK_TRIES {
             match self.with(asker, &call) {
@@ -235,7 +237,8 @@ impl Recent {
         self.returned_len.fetch_add(len, Ordering::Relaxed);
     }
 
-    /// So many bytes came, with so many in use: as far as as many had gone back, that was a mistake. A guess, if others change it meanwhile.
+    /// So many bytes came, with so many in use: as far as as many had gone back, that was a mistake. A guess, if others
+    /// change it meanwhile.
     pub(crate) fn note_mapped(&self, len: usize, used_len: usize) {
         self.note(used_len);
         let returned_len = self.returned_len.load(Ordering::Relaxed);
@@ -258,7 +261,8 @@ impl Recent {
         kept
     }
 
-    /// Begins anew with that many bytes in use, and forgets a share of what is in use no more and was not since the last call.
+    /// Begins anew with that many bytes in use, and forgets a share of what is in use no more and was not since the
+    /// last call.
     pub(crate) fn decay(&self, used_len: usize) {
         self.forget(DECAY_SHARE);
         let since = self.since_len.swap(used_len, Ordering::Relaxed).max(used_len);

@@ -26,7 +26,8 @@ unsafe impl CpuPin for OneCpu {
     }
 }
 
-/// The host's memory with books, as a provider that does what a test tells it to. `MOVES`: it can move runs, and its pages come zeroed.
+/// The host's memory with books, as a provider that does what a test tells it to. `MOVES`: it can move runs, and its
+/// pages come zeroed.
 #[derive(Debug, Default)]
 struct Host<const MOVES: bool> {
     /// By address: what the heap has, and what the host's allocator gave for it.
@@ -265,7 +266,8 @@ fn slabs_that_nested_frees_emptied_are_found() {
     }
 }
 
-/// What a context gets that interrupted the heap, in blocks of `size` bytes, after twelve blocks of 900 KiB were freed, or as many bytes in slabs.
+/// What a context gets that interrupted the heap, in blocks of `size` bytes, after twelve blocks of 900 KiB were freed,
+/// or as many bytes in slabs.
 #[cfg(not(feature = "debug-heap"))]
 fn all_that_is_free_is_had<C: CpuMode>(mode: C, panics: bool, size: usize) {
     const LONG: usize = 900 << 10;
@@ -331,7 +333,8 @@ fn a_huge_block_freed_in_a_nested_context_waits_for_an_ordinary_one() {
     all_back(&heap);
 }
 
-/// Over memory that holds something else, with every byte of what `new` makes zero but provider and mode; and it works as any.
+/// Over memory that holds something else, with every byte of what `new` makes zero but provider and mode; and it works
+/// as any.
 #[test]
 fn a_heap_made_in_place_is_as_a_new_one() {
     type Made = Heap<Host<false>, Hint<UnknownCpu>, 4>;
@@ -360,7 +363,8 @@ fn a_cpu_costs_less_than_9600_bytes_of_bss() {
     assert!(one < 24 << 10, "{one} bytes for one");
 }
 
-/// Each kind of event as often as the heap counts what it did, and each block with the Layout that it was asked for with.
+/// Each kind of event as often as the heap counts what it did, and each block with the Layout that it was asked for
+/// with.
 #[test]
 #[cfg(all(feature = "trace", not(feature = "debug-heap")))]
 fn a_trace_tells_what_the_heap_did() {

@@ -42,7 +42,8 @@ impl Scene {
     }
 }
 
-/// What the fast paths do with the cache, if it is free: take a block, use it, put it back; or keep it if there is no room.
+/// What the fast paths do with the cache, if it is free: take a block, use it, put it back; or keep it if there is no
+/// room.
 fn take_and_return(cache: &'static CpuCache, out: &Kept<Block>) {
     let class = class(BLOCK_LEN);
     let Some(block) = with(cache, || cache.pop(class)).flatten() else { return };

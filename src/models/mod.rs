@@ -5,11 +5,13 @@
 //! cargo test --test models -- slab                   some
 //! LOOM_MAX_PREEMPTIONS=4 cargo test --test models    further
 //! ```
-//! A model builds its part of the heap, runs some threads on it [together](crate::base::sync::model::together), and then checks that nothing is lost.
-//! What else is found while they run: accesses to a block, and to memory that was given away, that nothing orders; loops without end.
-//! Nested contexts are [interruptions](crate::base::sync::model::interrupted): at each access of the interrupted work, one after the other.
+//! A model builds its part of the heap, runs some threads on it [together](crate::base::sync::model::together), and
+//! then checks that nothing is lost. What else is found while they run: accesses to a block, and to memory that was
+//! given away, that nothing orders; loops without end. Nested contexts are
+//! [interruptions](crate::base::sync::model::interrupted): at each access of the interrupted work, one after the other.
 //!
-//! Each model must be seen to fail: `tests/plants` breaks the shipped code, one line at a time, and says which model noticed.
+//! Each model must be seen to fail: `tests/plants` breaks the shipped code, one line at a time, and says which model
+//! noticed.
 
 #![expect(
     clippy::unwrap_used,
@@ -64,12 +66,14 @@ use crate::slab::block::Block;
 /// How many executions are run between two looks at how many there were.
 const CHECKPOINT: usize = 500;
 
-/// Runs a model in every order of its threads' accesses with up to `preemptions` preemptions; `LOOM_MAX_PREEMPTIONS` overrides that.
+/// Runs a model in every order of its threads' accesses with up to `preemptions` preemptions; `LOOM_MAX_PREEMPTIONS`
+/// overrides that.
 pub(crate) fn explore(preemptions: usize, model: impl Fn() + 'static) {
     explore_some(preemptions, usize::MAX, model);
 }
 
-/// The same, but for a model that is too large: about `most` executions and no more; `LOOM_MAX_PERMUTATIONS` overrides that.
+/// The same, but for a model that is too large: about `most` executions and no more; `LOOM_MAX_PERMUTATIONS` overrides
+/// that.
 pub(crate) fn explore_some(preemptions: usize, most: usize, model: impl Fn() + 'static) {
     let start = Instant::now();
     let mut builder = loom::model::Builder::new();
@@ -135,9 +139,11 @@ impl<T> Place<T> {
         unsafe { &*self.0 }
     }
 
-    /// Puts a copy of another place's value there, which was filled and never used: a model's stack is too short for a heap to pass over it.
+    /// Puts a copy of another place's value there, which was filled and never used: a model's stack is too short for a
+    /// heap to pass over it.
     pub(crate) fn fill_from(&self, unused: &Self) -> &'static T {
-        // SAFETY: both are leaked memory for one `T`; the copied value is never used or dropped itself, so that it is one value still.
+        // SAFETY: both are leaked memory for one `T`; the copied value is never used or dropped itself, so that it is
+        // one value still.
         unsafe { self.0.copy_from_nonoverlapping(unused.0, 1) };
         // SAFETY: just written; nobody writes it again in this execution.
         unsafe { &*self.0 }

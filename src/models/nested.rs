@@ -1,7 +1,9 @@
-//! Nested contexts: an interrupt at every access of an operation, one after the other, and in one model an NMI at every access of that.
+//! Nested contexts: an interrupt at every access of an operation, one after the other, and in one model an NMI at every
+//! access of that.
 //!
-//! Not loom: one CPU runs, so nothing is reordered for it, and what a nested context can see changes only by an access. Each run starts with a new heap
-//! and ends with everything freed, given back, and verified on the way. Other CPUs, and what a compiler might move over the pinned flag, are not here.
+//! Not loom: one CPU runs, so nothing is reordered for it, and what a nested context can see changes only by an access.
+//! Each run starts with a new heap and ends with everything freed, given back, and verified on the way. Other CPUs, and
+//! what a compiler might move over the pinned flag, are not here.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -30,7 +32,8 @@ models! {
     an_interrupt_is_interrupted
 }
 
-/// Each region's length. There are so many that a nested context finds one that is not on its way into the heap or out of it.
+/// Each region's length. There are so many that a nested context finds one that is not on its way into the heap or out
+/// of it.
 const LEN: usize = 64 << 10;
 const REGIONS: usize = 4;
 /// Regions that touch would be one.
@@ -136,8 +139,8 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
         heap
     }
 
-    /// What an interrupt's handler does: allocate in the same and in another class and a page run; free what it got before, and some of it. It
-    /// keeps the rest. Nothing is refused, unless the provider must not be entered.
+    /// What an interrupt's handler does: allocate in the same and in another class and a page run; free what it got
+    /// before, and some of it. It keeps the rest. Nothing is refused, unless the provider must not be entered.
     fn handle(heap: &'static Any<P, C>, earlier: Option<Block<P, C>>, kept: &Kept<Block<P, C>>) {
         for size in [SIZE, 24, 5000] {
             match filled(heap, size) {
@@ -149,7 +152,8 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
         free_all(earlier.into_iter().chain(again).collect());
     }
 
-    /// Interrupts `work` at every access. `before` makes the heap what it is then, and gives the blocks that `work` is about.
+    /// Interrupts `work` at every access. `before` makes the heap what it is then, and gives the blocks that `work` is
+    /// about.
     fn explore(
         &self,
         before: impl Fn(&'static Any<P, C>) -> Vec<Block<P, C>>,

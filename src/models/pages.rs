@@ -83,7 +83,8 @@ fn a_chunk_leaves_once_its_last_run_is_free() {
     });
 }
 
-/// A CPU keeps a run and has it back while another context, refused by the pools, frees what is kept, and allocates of it.
+/// A CPU keeps a run and has it back while another context, refused by the pools, frees what is kept, and allocates of
+/// it.
 fn a_kept_run_is_had_once() {
     let ground = Ground::new();
     explore(3, move || {
@@ -116,7 +117,8 @@ fn a_kept_run_is_had_once() {
     });
 }
 
-/// The chunk of the run that a CPU kept last goes, and another one comes to the same place; a block there is not taken for that run.
+/// The chunk of the run that a CPU kept last goes, and another one comes to the same place; a block there is not taken
+/// for that run.
 fn a_known_run_does_not_outlive_its_chunk() {
     let (ground, told) = (Ground::new(), Place::new());
     explore(3, move || {
@@ -154,7 +156,8 @@ fn give_back(start: &NonNull<u8>, run: PageRun) {
     bury(start..start + run.len());
 }
 
-/// A chunk goes and another one comes to the same place; who is told of a block there does not take it for one of the older chunk's.
+/// A chunk goes and another one comes to the same place; who is told of a block there does not take it for one of the
+/// older chunk's.
 fn a_hint_does_not_outlive_its_chunk() {
     let (ground, hint, told) = (Ground::new(), Place::new(), Place::new());
     explore(3, move || {
@@ -183,7 +186,8 @@ fn enter_shorter(pages: &'static Pages<1>, start: NonNull<u8>, use_: Use) -> Run
     unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap()
 }
 
-/// The provider has a chunk's memory back and gives it to another context before the first one has said so: what is looked up there is the new chunk.
+/// The provider has a chunk's memory back and gives it to another context before the first one has said so: what is
+/// looked up there is the new chunk.
 fn a_chunk_comes_to_where_another_one_is_leaving() {
     let (ground, taken) = (Ground::new(), Place::new());
     explore(3, move || {
@@ -217,8 +221,8 @@ fn is_found(map: &ChunkMap, entry: &Entry, addr: usize) -> bool {
     map.lookup(addr) == Some(entry.value())
 }
 
-/// The slots that a lookup passes are used anew meanwhile, first and last by chunks between which the asked-for one lies: one's start with the
-/// other's end would seem to be around it.
+/// The slots that a lookup passes are used anew meanwhile, first and last by chunks between which the asked-for one
+/// lies: one's start with the other's end would seem to be around it.
 fn a_lookup_finds_its_chunk_while_others_come_and_go() {
     let map = Place::new();
     explore(3, move || {

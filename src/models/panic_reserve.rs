@@ -12,7 +12,8 @@ models! {
     panic_memory_is_handed_out_once
 }
 
-/// Three contexts report at once. A context that interrupts another one is one of these orders: it runs to its end in the middle of the other.
+/// Three contexts report at once. A context that interrupts another one is one of these orders: it runs to its end in
+/// the middle of the other.
 fn panic_memory_is_handed_out_once() {
     const LEN: usize = 64;
     let (reserve, memory) = (Place::new(), memory(2 * GAP_LEN).as_ptr().expose_provenance());

@@ -190,7 +190,8 @@ fn the_last_pushes_against_a_taker() {
     });
 }
 
-/// Both blocks of a slab come home at once, and there is no reserve: who settles gives the slab away, and the other one is done with it.
+/// Both blocks of a slab come home at once, and there is no reserve: who settles gives the slab away, and the other one
+/// is done with it.
 fn a_whole_slab_goes_while_its_enlister_is_still_to_come() {
     let scene = Scene::new(512);
     explore(3, move || {
@@ -209,7 +210,8 @@ fn a_whole_slab_goes_while_its_enlister_is_still_to_come() {
     });
 }
 
-/// A slab in a list becomes whole by two pushes, one of them a nested context's, while another context trims: it is given away once, or is found.
+/// A slab in a list becomes whole by two pushes, one of them a nested context's, while another context trims: it is
+/// given away once, or is found.
 fn a_slab_is_unlinked_against_pushes_in_flight() {
     let scene = Scene::new(512);
     explore(2, move || {
@@ -238,7 +240,8 @@ fn a_slab_is_unlinked_against_pushes_in_flight() {
     });
 }
 
-/// A slab of which one block is out, in the list of partial ones: the block comes home, a claim is made, while another context takes and a third one trims.
+/// A slab of which one block is out, in the list of partial ones: the block comes home, a claim is made, while another
+/// context takes and a third one trims.
 fn a_claim_against_a_taker_and_a_trimmer() {
     let scene = Scene::new(512);
     explore(2, move || {

@@ -40,7 +40,8 @@ fn trim(bin: &'static Bin, pages: &'static Pages<1>, gone: &Kept<()>) {
     }
 }
 
-/// The two blocks of a slab come home, the slab goes back to its chunk, the chunk to the provider; and somebody takes blocks as long as there are any.
+/// The two blocks of a slab come home, the slab goes back to its chunk, the chunk to the provider; and somebody takes
+/// blocks as long as there are any.
 fn a_slab_and_its_chunk_go_while_the_last_block_comes_home() {
     let scene = Scene::new(BLOCK_LEN);
     explore(1, move || {
@@ -82,7 +83,8 @@ fn a_slab_and_its_chunk_go_while_the_last_block_comes_home() {
     });
 }
 
-/// A block is in a cache, and its slab has all others. The cache's owner wants it, another context drains the cache, a third one trims the bin.
+/// A block is in a cache, and its slab has all others. The cache's owner wants it, another context drains the cache, a
+/// third one trims the bin.
 fn a_cache_is_drained_into_a_bin_that_is_trimmed() {
     let (scene, cache) = (Scene::new(BLOCK_LEN), Place::new());
     explore(3, move || {

@@ -1,12 +1,14 @@
 //! The heap as lines for tools: what a kernel writes to its serial port or a file, and a program elsewhere reads.
 //!
-//! A table for people changes with what people ask; a program that reads it breaks. So there is a second form, with a version in
-//! each line, one fact a line and one name a value. It costs a few times the bytes of a table, and in return a line stands alone: it is found anywhere
-//! in a log, behind whatever the kernel puts before its lines, and between whatever else it says.
+//! A table for people changes with what people ask; a program that reads it breaks. So there is a second form, with a
+//! version in each line, one fact a line and one name a value. It costs a few times the bytes of a table, and in return
+//! a line stands alone: it is found anywhere in a log, behind whatever the kernel puts before its lines, and between
+//! whatever else it says.
 //!
 //! # The form, version 1
-//! A line is `smp-heap v1`, a word, and `key=value` pairs, each after one space. Values are decimal numbers without sign, or hexadecimal behind `0x` where the key
-//! is an address, or words of letters. A dump begins with a `dump` line and ends with an `end` line.
+//! A line is `smp-heap v1`, a word, and `key=value` pairs, each after one space. Values are decimal numbers without
+//! sign, or hexadecimal behind `0x` where the key is an address, or words of letters. A dump begins with a `dump` line
+//! and ends with an `end` line.
 //!
 //! | word | keys | |
 //! |---|---|---|
@@ -18,8 +20,8 @@
 //! | `run` | `chunk` `offset` `len` `kind`, for a slab also `block` `blocks` `out` | a run of pages: address of its chunk, bytes; `kind` is `free`, `large` or `slab`; blocks that fit, blocks not in the slab |
 //! | `end` | `lines` | how many lines there were since `dump`, itself included, this one not: a reader knows whether any was lost |
 //!
-//! Within version 1, words and keys may be added and order may change; a reader passes over what it does not know. What is there keeps its name and
-//! meaning, or the version changes.
+//! Within version 1, words and keys may be added and order may change; a reader passes over what it does not know. What
+//! is there keeps its name and meaning, or the version changes.
 
 use core::fmt;
 
@@ -30,7 +32,8 @@ use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
 use crate::observe::stats::{CpuClassStats, RunInfo, RunKind, Stats};
 
-/// The heap as lines, made by [`Heap::dump`]. Its `Display` looks at the heap when it is printed, and allocates nothing; the last line has no line end.
+/// The heap as lines, made by [`Heap::dump`]. Its `Display` looks at the heap when it is printed, and allocates
+/// nothing; the last line has no line end.
 pub struct Dump<'a, P, C, const CPUS: usize> {
     heap: &'a Heap<P, C, CPUS>,
     time: u64,
@@ -40,16 +43,17 @@ pub struct Dump<'a, P, C, const CPUS: usize> {
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// The heap as lines for tools, of this moment, `time` in microseconds since whenever the kernel likes.
     ///
-    /// Printing it shows every run of pages ([`for_each_run`](Self::for_each_run)), so that what it is printed to must not use this heap, and takes as long as the
-    /// heap is large; [`brief`](Dump::brief) leaves the runs out. Otherwise as [`stats`](Self::stats).
+    /// Printing it shows every run of pages ([`for_each_run`](Self::for_each_run)), so that what it is printed to must
+    /// not use this heap, and takes as long as the heap is large; [`brief`](Dump::brief) leaves the runs out. Otherwise
+    /// as [`stats`](Self::stats).
     pub const fn dump(&self, time: u64) -> Dump<'_, P, C, CPUS> {
         Dump { heap: self, time, has_runs: true }
     }
 }
 
 impl<P, C, const CPUS: usize> Dump<'_, P, C, CPUS> {
-    /// The same without the runs of pages: some lines only, for one dump a second, say. May be printed where [`Heap::stats`] may be called, to
-    /// anything.
+    /// The same without the runs of pages: some lines only, for one dump a second, say. May be printed where
+    /// [`Heap::stats`] may be called, to anything.
     pub const fn brief(mut self) -> Self {
         self.has_runs = false;
         self

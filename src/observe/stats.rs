@@ -1,13 +1,14 @@
 //! What the heap looks like: numbers, and the map of its runs.
 //!
-//! Fast paths count nothing. Live blocks are derived: blocks that ever left slabs, less those that came back, less those in caches. So the
-//! price of statistics is paid by who asks for them, a walk over the classes of every cache; and by slow paths, which add a plain number
-//! to a line they have at hand.
+//! Fast paths count nothing. Live blocks are derived: blocks that ever left slabs, less those that came back, less
+//! those in caches. So the price of statistics is paid by who asks for them, a walk over the classes of every cache;
+//! and by slow paths, which add a plain number to a line they have at hand.
 //!
-//! **At rest** every number is exact, but for the longest free run where more than 16 are about as long. **While others work** each number is of some moment during the
-//! call, and sums over CPUs are sums of different moments. The live blocks of a class are then off by at most what was allocated and freed of it during
-//! the call, and two lists of its blocks for each CPU: what went between a cache and the slabs after one of the two was read. What was in the middle of
-//! such a step counts as live. Counts that only ever rise never fall from one call to the next.
+//! **At rest** every number is exact, but for the longest free run where more than 16 are about as long. **While others
+//! work** each number is of some moment during the call, and sums over CPUs are sums of different moments. The live
+//! blocks of a class are then off by at most what was allocated and freed of it during the call, and two lists of its
+//! blocks for each CPU: what went between a cache and the slabs after one of the two was read. What was in the middle
+//! of such a step counts as live. Counts that only ever rise never fall from one call to the next.
 
 use core::fmt;
 
@@ -32,7 +33,8 @@ pub struct ClassStats {
     pub live_count: u64,
     /// Free blocks in caches.
     pub cached_count: u64,
-    /// Blocks of this class that other classes' slabs serve, as neighbours joined or longer blocks lent, less those that its own slabs serve to others.
+    /// Blocks of this class that other classes' slabs serve, as neighbours joined or longer blocks lent, less those
+    /// that its own slabs serve to others.
     pub lent_count: i64,
     /// Slabs with blocks to give, of all CPUs.
     pub partial_count: u64,
@@ -91,8 +93,8 @@ pub struct CpuClassStats {
 }
 
 impl CpuClassStats {
-    /// Blocks that this cache gave to callers less those it took from them. Negative on a CPU that frees what others allocate. Over all CPUs it
-    /// sums up to the live blocks of the class, but for those that went past every cache.
+    /// Blocks that this cache gave to callers less those it took from them. Negative on a CPU that frees what others
+    /// allocate. Over all CPUs it sums up to the live blocks of the class, but for those that went past every cache.
     pub const fn balance(&self) -> i64 {
         self.refilled_count.wrapping_sub(self.flushed_count).wrapping_sub(self.cached_count) as i64
     }
@@ -129,7 +131,8 @@ pub struct Stats<const CPUS: usize> {
     pub relief_count: u64,
     /// Bytes that `realloc` ever copied out of blocks of up to [`MAX_SMALL_LEN`](crate::MAX_SMALL_LEN).
     pub copied_short_len: u64,
-    /// Bytes that `realloc` ever copied out of longer blocks; with a provider that can move runs, blocks that grew into that length are moved instead.
+    /// Bytes that `realloc` ever copied out of longer blocks; with a provider that can move runs, blocks that grew into
+    /// that length are moved instead.
     pub copied_long_len: u64,
     /// Frees of addresses that this heap never gave; nothing happened to them.
     pub stray_count: u64,
@@ -147,7 +150,8 @@ impl<const CPUS: usize> Stats<CPUS> {
         small + self.large_len() as u64
     }
 
-    /// How much of the free pages is not in the longest free run, in thousandths: 0 where all free pages are one run, or there are none.
+    /// How much of the free pages is not in the longest free run, in thousandths: 0 where all free pages are one run,
+    /// or there are none.
     pub fn fragmentation(&self) -> u64 {
         let elsewhere = self.free_len.saturating_sub(self.largest_free_len) as u64;
         (1000 * elsewhere).checked_div(self.free_len as u64).unwrap_or(0)
@@ -186,8 +190,9 @@ pub struct RunInfo {
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// The heap in numbers. Tries the heap's locks one by one, for a moment each, and waits for none; callable from any context, at any time. About 3 KiB of
-    /// stack, and 88 bytes per CPU. How exact it is while others work stands at [`Stats`].
+    /// The heap in numbers. Tries the heap's locks one by one, for a moment each, and waits for none; callable from any
+    /// context, at any time. About 3 KiB of stack, and 88 bytes per CPU. How exact it is while others work stands at
+    /// [`Stats`].
     pub fn stats(&self) -> Stats<CPUS> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // Runs that wait for a lock to be free are free.
@@ -222,7 +227,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// One size class on one CPU; `None` if the heap has no cache with that index. Callable from any context, at any time.
+    /// One size class on one CPU; `None` if the heap has no cache with that index. Callable from any context, at any
+    /// time.
     pub fn class_stats_on(&self, cpu: usize, class: SizeClass) -> Option<CpuClassStats> {
         let cache = self.engine.cache(cpu)?;
         let (refilled_count, flushed_count) = cache.tally(class).get();
@@ -297,11 +303,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         stats
     }
 
-    /// Has every bug that is noticed reported to `hook`, instead of only being counted. There is one hook; the last one set is called.
+    /// Has every bug that is noticed reported to `hook`, instead of only being counted. There is one hook; the last one
+    /// set is called.
     ///
     /// # Context
-    /// The hook runs where the bug was noticed: in any context, and in the middle of the heap. It may do what an interrupt handler may that interrupted
-    /// the heap on this CPU: print, stop the machine, even use this heap, which then serves it as a nested context.
+    /// The hook runs where the bug was noticed: in any context, and in the middle of the heap. It may do what an
+    /// interrupt handler may that interrupted the heap on this CPU: print, stop the machine, even use this heap, which
+    /// then serves it as a nested context.
     #[cfg(feature = "hardened")]
     pub fn set_report_hook(&self, hook: fn(&Report)) {
         self.engine.watch.set_hook(hook);
@@ -313,17 +321,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.watch.count(misuse)
     }
 
-    /// Makes the key that links of free blocks are written under out of `entropy`. Before the heap has its first memory; false: it has some, and
-    /// with it a key made of addresses.
+    /// Makes the key that links of free blocks are written under out of `entropy`. Before the heap has its first
+    /// memory; false: it has some, and with it a key made of addresses.
     #[cfg(feature = "hardened")]
     pub fn set_key(&self, entropy: u64) -> bool {
         self.engine.pages.key.offer(crate::harden::Key::of(entropy))
     }
 
-    /// Shows every run of every chunk, chunk by chunk, in the order of addresses within a chunk. For pictures and dumps.
+    /// Shows every run of every chunk, chunk by chunk, in the order of addresses within a chunk. For pictures and
+    /// dumps.
     ///
-    /// Holds one lock of the page heap at a time while `show` runs, so `show` must not use this heap, and other CPUs look elsewhere
-    /// meanwhile. Huge blocks, which are no chunks, are not shown.
+    /// Holds one lock of the page heap at a time while `show` runs, so `show` must not use this heap, and other CPUs
+    /// look elsewhere meanwhile. Huge blocks, which are no chunks, are not shown.
     pub fn for_each_run(&self, mut show: impl FnMut(RunInfo)) {
         self.engine.pages.for_each_run(&mut |run| show(describe(&run)));
     }
@@ -434,7 +443,8 @@ mod tests {
         }
     }
 
-    /// Allocates and frees while the cache of CPU 0 is taken, with that many blocks; gives laps, nested allocations, nested frees.
+    /// Allocates and frees while the cache of CPU 0 is taken, with that many blocks; gives laps, nested allocations,
+    /// nested frees.
     fn while_busy<C: CpuMode>(mode: C, blocks: usize) -> [(u64, u64, u64); 2] {
         let heap = Heap::<_, _, 2>::new(Host, mode);
         let layout = Layout::new::<[u64; 8]>();

@@ -1,8 +1,9 @@
 //! Every invariant of the heap, executed.
 //!
-//! The invariants stand where the state is: P1 to P8 beside the fields of `pages::pool`, S and B at the head of `slab` and `partial`, C of
-//! `cache`. What belongs to one lock is checked at any time, by whoever has that lock. The sums over all locks hold at rest only: between two locks a block is on
-//! its way, and no lock says so. Price of checking at any time: a bin's slabs are turned in their list, and a pool is closed to others while its runs are walked.
+//! The invariants stand where the state is: P1 to P8 beside the fields of `pages::pool`, S and B at the head of `slab`
+//! and `partial`, C of `cache`. What belongs to one lock is checked at any time, by whoever has that lock. The sums
+//! over all locks hold at rest only: between two locks a block is on its way, and no lock says so. Price of checking at
+//! any time: a bin's slabs are turned in their list, and a pool is closed to others while its runs are walked.
 //!
 //! Here are the identities between layers, checked at rest:
 //! - E1: for each class, the blocks that slabs count as out are the blocks that were ever taken less those pushed.
@@ -72,16 +73,18 @@ struct Sums {
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// Checks the invariants of each cache, bin and pool of pages, one after the other, whatever others do meanwhile. For a kernel that suspects damage.
+    /// Checks the invariants of each cache, bin and pool of pages, one after the other, whatever others do meanwhile.
+    /// For a kernel that suspects damage.
     ///
-    /// Takes what it looks at, and leaves out what it cannot have: see [`Skipped`]. It changes nothing but the order of slabs in their lists.
+    /// Takes what it looks at, and leaves out what it cannot have: see [`Skipped`]. It changes nothing but the order of
+    /// slabs in their lists.
     ///
     /// # Errors
     /// The first [`Violation`] found: the heap's memory was damaged, or the heap is wrong.
     ///
     /// # Context
-    /// Any. Takes as long as the heap is large. A cache is held for one class at a time, a bin for four slabs; a pool of pages for as long as it has chunks and
-    /// runs, while others look elsewhere.
+    /// Any. Takes as long as the heap is large. A cache is held for one class at a time, a bin for four slabs; a pool
+    /// of pages for as long as it has chunks and runs, while others look elsewhere.
     pub fn verify(&self) -> Result<Skipped, Violation> {
         let mut skipped = Skipped::default();
         for class in SizeClass::all() {
@@ -103,7 +106,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// The first [`Violation`] found: the heap's memory was damaged, or the heap is wrong.
     ///
     /// # Safety
-    /// From the call to the return nobody else uses the heap: no other thread or CPU, no interrupt handler; and what they did before happened before this call.
+    /// From the call to the return nobody else uses the heap: no other thread or CPU, no interrupt handler; and what
+    /// they did before happened before this call.
     pub unsafe fn verify_at_rest(&self) -> Result<(), Violation> {
         for class in SizeClass::all() {
             for (home, bin) in self.engine.bins(class) {

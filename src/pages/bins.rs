@@ -8,11 +8,11 @@
 //! - *Good fit instead of best fit*: a request is rounded up to the next bin's lower end, where every run fits.
 //!   Price: a run that lies in the request's own bin and would have fitted is missed, so when nothing else is
 //!   found a bounded number of runs of that bin is looked at.
-//! - *Lists end with null, and the first run's `prev` is the last run.* A list can then be turned in constant time, so that a search which gave up
-//!   goes on where it stopped when it is repeated, and a first or only run comes and goes with fewer writes than in a ring. Price: the last run is
-//!   found through the first one.
-//! - *A bin for every length there can be*, and a power of two of them, so that no index has to be checked or capped. Price: 24 heads that
-//!   stay empty in all but the longest heaps.
+//! - *Lists end with null, and the first run's `prev` is the last run.* A list can then be turned in constant time, so
+//!   that a search which gave up goes on where it stopped when it is repeated, and a first or only run comes and goes
+//!   with fewer writes than in a ring. Price: the last run is found through the first one.
+//! - *A bin for every length there can be*, and a power of two of them, so that no index has to be checked or capped.
+//!   Price: 24 heads that stay empty in all but the longest heaps.
 //! - *Lengths count in units of 256 bytes*, since chunks with different granules share bins.
 //!
 //! All zero is the empty state. Every function is called under the pool's lock.
@@ -75,7 +75,8 @@ impl Bins {
         self.filled.get(bin / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (bin % 64) & 1 != 0)
     }
 
-    /// Puts a run where another one is, in bin `from`, that it is part of or has become part of: with lengths of one bin, in its place there.
+    /// Puts a run where another one is, in bin `from`, that it is part of or has become part of: with lengths of one
+    /// bin, in its place there.
     #[inline(always)]
     pub(crate) fn replace(&self, old: &PageDesc, from: usize, new: &PageDesc, to: usize) {
         if from != to {

@@ -11,10 +11,12 @@
 //!   the power of two it may have been asked for; [`chunk_len_for`] does that sum.
 //! - *The granule is 256 bytes in chunks up to 16 KiB, 1 KiB up to 256 KiB, else 4 KiB.* With it a first chunk of 4 KiB
 //!   has 14 granules, one of 100 KiB gives 96 KiB, and the descriptors of a large chunk stay below 1 % of it. Price:
-//!   run lengths of different chunks compare only in bytes (or units of 256), so every descriptor's length is shifted by its chunk's.
+//!   run lengths of different chunks compare only in bytes (or units of 256), so every descriptor's length is shifted
+//!   by its chunk's.
 //! - *A descriptor leads back to its chunk by its index*, not by a pointer: 4 bytes instead of 8, and a descriptor
 //!   stays half a cache line. Price: that step leaves the reference's provenance, so the chunk's pointer is
-//!   exposed once, when it is created; [`Chunk::of`] and, the other way, [`Chunk::table`] are the only places that pick it up again.
+//!   exposed once, when it is created; [`Chunk::of`] and, the other way, [`Chunk::table`] are the only places that pick
+//!   it up again.
 
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 
@@ -64,7 +66,8 @@ const _: () = assert!(HEADER_LEN == 64, "one cache line");
 const _: () = assert!(HEADER_LEN % align_of::<PageDesc>() == 0, "the table follows the header at once");
 const _: () = assert!(1 << UNIT_SHIFT >= align_of::<Chunk>(), "a header can stand behind any granule");
 
-/// A chunk's descriptors, with what the header says of them read once: to the compiler, the header might change with every store.
+/// A chunk's descriptors, with what the header says of them read once: to the compiler, the header might change with
+/// every store.
 #[derive(Clone, Copy)]
 pub(crate) struct Descs<'a> {
     chunk: &'a Chunk,
@@ -110,8 +113,8 @@ impl<'a> Descs<'a> {
         }
         // SAFETY: `index` is less than the chunk's count, and the table has as many descriptors inside the run.
         let desc = unsafe { self.chunk.table().add(index) };
-        // SAFETY: in the run and aligned (`create`), shared by reference only, alive as long as the header; every value of its fields is valid, and none is read
-        // before a run that begins or ends here, or a slab, wrote it.
+        // SAFETY: in the run and aligned (`create`), shared by reference only, alive as long as the header; every value
+        // of its fields is valid, and none is read before a run that begins or ends here, or a slab, wrote it.
         Some(unsafe { desc.as_ref() })
     }
 
@@ -132,7 +135,8 @@ impl<'a> Descs<'a> {
 
 impl Chunk {
     /// Writes the header at the end of a run, and one run of kind `Leaving` over all granules: nobody
-    /// knows it yet. `None` if there is no room for one granule. Takes the same time at any length, but with `hardened`; nothing is locked.
+    /// knows it yet. `None` if there is no room for one granule. Takes the same time at any length, but with
+    /// `hardened`; nothing is locked.
     ///
     /// # Safety
     /// `base` is the start of `run` as the provider gave it, used by nobody else, and if `zeroed` all zeros; it
@@ -184,8 +188,8 @@ impl Chunk {
     pub(crate) fn of(desc: &PageDesc) -> &Chunk {
         let addr = core::ptr::from_ref(desc).addr() - desc.index() * DESC_LEN - HEADER_LEN;
         let header = with_exposed_provenance::<Chunk>(addr);
-        // SAFETY: a `PageDesc` that a run begins at is element `index` of the table that stands right behind its header (`begin`), and `create` exposed the
-        // run's provenance. The header lives as long as its descriptors.
+        // SAFETY: a `PageDesc` that a run begins at is element `index` of the table that stands right behind its header
+        // (`begin`), and `create` exposed the run's provenance. The header lives as long as its descriptors.
         unsafe { &*header }
     }
 
@@ -234,7 +238,8 @@ impl Chunk {
         self.touched.load(Ordering::Relaxed) as usize
     }
 
-    /// Granules up to `end` are used from now on, and some more, so that this is seldom; gives the bytes that the mark moves by.
+    /// Granules up to `end` are used from now on, and some more, so that this is seldom; gives the bytes that the mark
+    /// moves by.
     #[expect(clippy::cast_possible_truncation, reason = "at most `count`")]
     pub(crate) fn touch(&self, end: usize) -> usize {
         let old = self.touched();
@@ -370,8 +375,9 @@ const fn granule_shift(run_len: usize) -> u32 {
 }
 
 /// The run to ask the provider for, so that its chunk certainly has room for a run of `len` bytes at a multiple
-/// of `align`, and for a granule more: a run that is the whole chunk could not be handed out before the chunk is in its pool
-/// ([`add_chunk`](super::Pages::add_chunk)), whose lock a nested caller may have interrupted. `None` if `len` is 0, an argument that should be a power of two is not, or the sum overflows.
+/// of `align`, and for a granule more: a run that is the whole chunk could not be handed out before the chunk is in its
+/// pool ([`add_chunk`](super::Pages::add_chunk)), whose lock a nested caller may have interrupted. `None` if `len` is
+/// 0, an argument that should be a power of two is not, or the sum overflows.
 #[expect(clippy::indexing_slicing, reason = "the loop ends at the table's length")]
 pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> Option<PageRun> {
     if len == 0 || !align.is_power_of_two() {

@@ -425,8 +425,8 @@ impl<'a> View<'a> {
         self.slots(section, order).find(|slot| slot.key() == key && slot.value.load(Relaxed) == value)
     }
 
-    /// Enters `entry` for a section, if one of its slots here is free. A slot is first taken by marking it as leaving, with no
-    /// start, which no reader takes for anything; so inserters need no lock against each other.
+    /// Enters `entry` for a section, if one of its slots here is free. A slot is first taken by marking it as leaving,
+    /// with no start, which no reader takes for anything; so inserters need no lock against each other.
     fn put(self, section: usize, entry: &Entry) -> Option<()> {
         let (slot, reuse) = self.slots(section, entry.order).find_map(Slot::take)?;
         self.used.fetch_add(1, Relaxed);

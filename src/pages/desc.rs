@@ -8,16 +8,18 @@
 //! - `word`: by read-modify-write by anybody while the run is a slab (see `slab`); unused otherwise.
 //! - `next`, `prev`: whoever holds the list that the run is in (the pool's lock, the bin's lock), or the one
 //!   context that owns the run while it is in none.
-//! - `tag` and `index`: whoever owns the run: its pool's lock for free runs, its bin's lock for a linked slab, its only owner
-//!   otherwise.
+//! - `tag` and `index`: whoever owns the run: its pool's lock for free runs, its bin's lock for a linked slab, its only
+//!   owner otherwise.
 //!
-//! *A descriptor is written when a run begins or ends there, and in slabs, and not before*: so the first use of a region costs the same at any length, and
-//! a long block has two. What lies between is as the provider's memory was, and nobody reads it. With `hardened` any address may be asked for, so there all are written
-//! when the chunk is made. Price: a store each time a run is cut.
+//! *A descriptor is written when a run begins or ends there, and in slabs, and not before*: so the first use of a
+//! region costs the same at any length, and a long block has two. What lies between is as the provider's memory was,
+//! and nobody reads it. With `hardened` any address may be asked for, so there all are written when the chunk is made.
+//! Price: a store each time a run is cut.
 
 use crate::base::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// What a granule is, written in the descriptors of a run's first granule, of its last one, and, in slabs, of all of them.
+/// What a granule is, written in the descriptors of a run's first granule, of its last one, and, in slabs, of all of
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -71,7 +73,8 @@ pub(crate) struct PageDesc {
 
 const _: () = assert!(size_of::<PageDesc>() == 32, "two descriptors fill a cache line");
 
-/// What a descriptor said at one moment. Loads of atomics are not merged by the compiler, so who needs more than one part reads it once.
+/// What a descriptor said at one moment. Loads of atomics are not merged by the compiler, so who needs more than one
+/// part reads it once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tag(u32);
 

@@ -1,13 +1,16 @@
 //! The chunks that blocks were last found in, kept by each cache: a fast path's way to a block's descriptor.
 //!
-//! Tiny blocks are asked for their slab's home at each free, long ones for their kind. Chunks are few and long, so a handful of places, chosen by the
-//! address, nearly always know the right one, and the way is a few loads and comparisons. Price: a chunk that left must not be trusted; [`Pages`](super::Pages) counts
-//! removals, and hints of another count are void. Whoever frees a block of a newer chunk in the same place got that
-//! block after the older one's removal was counted, so it sees the count.
+//! Tiny blocks are asked for their slab's home at each free, long ones for their kind. Chunks are few and long, so a
+//! handful of places, chosen by the address, nearly always know the right one, and the way is a few loads and
+//! comparisons. Price: a chunk that left must not be trusted; [`Pages`](super::Pages) counts removals, and hints of
+//! another count are void. Whoever frees a block of a newer chunk in the same place got that block after the older
+//! one's removal was counted, so it sees the count.
 //!
-//! *Which place is an address's* follows the heap's length: the places share it out in stretches, neighbouring ones in places of their own. A chunk longer
-//! than a stretch is in several places. A place has room for two chunks, of which the upper one is asked first: providers that leave gaps between runs (guard pages)
-//! make chunks drift over the stretches' borders, so that most stretches see two. Where they see more, short ones, these take the room from each other.
+//! *Which place is an address's* follows the heap's length: the places share it out in stretches, neighbouring ones in
+//! places of their own. A chunk longer than a stretch is in several places. A place has room for two chunks, of which
+//! the upper one is asked first: providers that leave gaps between runs (guard pages) make chunks drift over the
+//! stretches' borders, so that most stretches see two. Where they see more, short ones, these take the room from each
+//! other.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -54,7 +57,8 @@ impl ChunkHint {
         }
     }
 
-    /// The granule that `addr` lies in, if the chunk has it: this hint, the bytes from the chunk's start on, and the granule's index.
+    /// The granule that `addr` lies in, if the chunk has it: this hint, the bytes from the chunk's start on, and the
+    /// granule's index.
     #[inline]
     fn index(&self, addr: NonNull<u8>) -> Option<(&Self, usize, usize)> {
         let offset = addr.as_ptr().addr().wrapping_sub(self.start.load(Relaxed));
@@ -104,8 +108,8 @@ impl ChunkHints {
         &self.places[addr >> (self.shift.load(Relaxed) & 63) & (COUNT - 1)]
     }
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the hints know. The caller holds the cache
-    /// that they are part of. Fast.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the hints know. The caller
+    /// holds the cache that they are part of. Fast.
     #[inline]
     pub(crate) fn desc(&self, addr: NonNull<u8>, removals: usize) -> Option<&PageDesc> {
         self.place(addr, removals).map(|(desc, ..)| desc)
@@ -123,7 +127,8 @@ impl ChunkHints {
         let table = unsafe { NonNull::new_unchecked(hint.table.load(Relaxed)) };
         // SAFETY: the index is that of a granule of the chunk that `table` belongs to, which has a descriptor for each.
         let desc = unsafe { table.add(index) };
-        // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by reference only.
+        // SAFETY: no chunk has left since the hint was written, so this one is still there; descriptors are shared by
+        // reference only.
         Some((unsafe { desc.as_ref() }, offset, hint.shift.load(Relaxed) & 63))
     }
 
@@ -136,7 +141,8 @@ impl ChunkHints {
         Some((desc, offset.wrapping_sub(first << shift)))
     }
 
-    /// Remembers the chunk that `addr` is in, of a heap of `held_len` bytes. `removals` was read before the chunk was looked up.
+    /// Remembers the chunk that `addr` is in, of a heap of `held_len` bytes. `removals` was read before the chunk was
+    /// looked up.
     pub(crate) fn set(&self, chunk: &Chunk, addr: NonNull<u8>, removals: usize, held_len: usize) {
         if self.removals.load(Relaxed) != removals {
             self.places.iter().flat_map(|Place(hints)| hints).for_each(|hint| hint.count.store(0, Relaxed));

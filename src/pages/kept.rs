@@ -1,14 +1,17 @@
 //! A CPU's kept run: a large block's run that was just freed, for the next block of its length.
 //!
-//! Kernels ask for the same lengths again: buffers, stacks, rings. So a run that is as long as the one that its CPU cut last is not merged, and
-//! such a pair of calls opens no pool. Decisions, and what pays for each:
-//! - *One run for each CPU, which its cache's holder fills by a plain store and anybody empties by an exchange*: one locked instruction for both calls, where a pool's lock takes
-//!   two. Nobody but the holder fills it, so a run that an exchange finds is the one that was read. Price: 64 bytes for each CPU.
-//! - *The memory is everybody's.* A request that the pools refuse frees kept runs before it is refused, and so do a block that would grow into one, draining,
-//!   trimming and the statistics. Price: these look at each CPU's; and a chunk that only a kept run is in is not seen to be empty until then.
+//! Kernels ask for the same lengths again: buffers, stacks, rings. So a run that is as long as the one that its CPU cut
+//! last is not merged, and such a pair of calls opens no pool. Decisions, and what pays for each:
+//! - *One run for each CPU, which its cache's holder fills by a plain store and anybody empties by an exchange*: one
+//!   locked instruction for both calls, where a pool's lock takes two. Nobody but the holder fills it, so a run that an
+//!   exchange finds is the one that was read. Price: 64 bytes for each CPU.
+//! - *The memory is everybody's.* A request that the pools refuse frees kept runs before it is refused, and so do a
+//!   block that would grow into one, draining, trimming and the statistics. Price: these look at each CPU's; and a
+//!   chunk that only a kept run is in is not seen to be empty until then.
 //! - *Its holder frees it when it cuts a run of another length*: what is not asked for again does not wait.
-//! - *The place remembers the run that was in it last*: freed again, as such a block mostly is, it is known by its address alone, without the look-up that other frees
-//!   take. As with [`ChunkHints`](super::ChunkHints), a chunk's removal makes that void.
+//! - *The place remembers the run that was in it last*: freed again, as such a block mostly is, it is known by its
+//!   address alone, without the look-up that other frees take. As with [`ChunkHints`](super::ChunkHints), a chunk's
+//!   removal makes that void.
 
 use core::ptr::{NonNull, null_mut};
 
@@ -60,8 +63,8 @@ impl Kept {
         self.start.store(null_mut(), Relaxed);
     }
 
-    /// Keeps a large block's run, whose tag this is, by the holder, if none is kept and the next block is likely to be as long. False: unchanged. So many chunks
-    /// have left ever.
+    /// Keeps a large block's run, whose tag this is, by the holder, if none is kept and the next block is likely to be
+    /// as long. False: unchanged. So many chunks have left ever.
     #[inline(always)]
     pub(super) fn keep(&self, run: &PageDesc, tag: Tag, removals: usize) -> bool {
         let descs = Descs::around(run);
@@ -78,8 +81,8 @@ impl Kept {
         true
     }
 
-    /// Keeps the run of the large block at `start`, which is the caller's, by the holder, if it is the one that was kept last. False: unchanged. So many
-    /// chunks have left ever. Fast.
+    /// Keeps the run of the large block at `start`, which is the caller's, by the holder, if it is the one that was
+    /// kept last. False: unchanged. So many chunks have left ever. Fast.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
     pub(super) fn keep_again(&self, start: NonNull<u8>, removals: usize) -> bool {
@@ -87,8 +90,9 @@ impl Kept {
         if !is_known {
             return false;
         }
-        // SAFETY: `keep` set it together with the address. A chunk's removal is counted before its memory can come to anybody else, so with equal counts the
-        // caller's block at that address is in the very chunk that the run was in, which cannot leave before the block is free.
+        // SAFETY: `keep` set it together with the address. A chunk's removal is counted before its memory can come to
+        // anybody else, so with equal counts the caller's block at that address is in the very chunk that the run was
+        // in, which cannot leave before the block is free.
         let Some(run) = (unsafe { PageDesc::from_link(self.known_run.load(Relaxed)) }) else { return false };
         let tag = run.tag();
         // While a run is kept, it is the known one, and deferred.
@@ -105,7 +109,8 @@ impl Kept {
         self.run.store(run.as_link(), Ordering::Release);
     }
 
-    /// The kept run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if it is as long as that takes; and its address.
+    /// The kept run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if
+    /// it is as long as that takes; and its address.
     #[inline(always)]
     pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<(&'a PageDesc, NonNull<u8>)> {
         let (link, start) = (self.run.load(Relaxed), NonNull::new(self.start.load(Relaxed))?);

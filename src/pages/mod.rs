@@ -11,11 +11,11 @@
 //! - *Shards with try-lock.* One lock over all runs becomes the whole heap's limit as soon as several CPUs use
 //!   large blocks. A request starts at its own shard and moves on when that one is busy. Price: memory free in one
 //!   shard is looked for by others only after their own; so the number of shards follows the bytes held, one below
-//!   16 MiB and one more for each further 16 MiB, as many as chunks at most, and a lap over all of them comes before new pages. A region that is one
-//!   chunk has one lock.
+//!   16 MiB and one more for each further 16 MiB, as many as chunks at most, and a lap over all of them comes before
+//!   new pages. A region that is one chunk has one lock.
 //! - *Slabs and large blocks in different chunks.* Slabs live long and are small; between large blocks they would
-//!   keep those from merging. Price: one more chunk. Heaps below 16 MiB, of one chunk, or whose provider gave less than wished for mix them when one
-//!   pool is out.
+//!   keep those from merging. Price: one more chunk. Heaps below 16 MiB, of one chunk, or whose provider gave less than
+//!   wished for mix them when one pool is out.
 //! - *Nothing is ever waited for but within a bound*, and not at all if the caller does not allow it: a free that
 //!   cannot have its pool's lock leaves the run on the pool's lock-free stack.
 //! - *Nothing here calls the provider.* The heap above asks for pages and gives them in (`add_chunk`, `add_table`,
@@ -67,7 +67,8 @@ const FIRST_LEN: usize = 1 << 20;
 /// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
 /// With 64, a fit behind 500 shorter runs of its bin is found.
 const ROUND_LIMIT: usize = 64;
-/// Lengths of runs that are set aside for contexts which find every lock held; each only in a heap that used [`SPARE_SHARE`] times as much.
+/// Lengths of runs that are set aside for contexts which find every lock held; each only in a heap that used
+/// [`SPARE_SHARE`] times as much.
 const SPARE_LENS: [usize; 4] = [4 << 10, 4 << 10, 16 << 10, 48 << 10];
 const SPARE_SHARE: usize = 128;
 /// Below it, nothing is set aside: a small heap is filled to the brim.
@@ -110,7 +111,8 @@ pub(crate) struct Pages<const N: usize> {
     shards: [[Pool; 2]; N],
     /// Each CPU's kept run.
     kept: [Kept; N],
-    /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that interrupted the holder.
+    /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that
+    /// interrupted the holder.
     spares: [AtomicPtr<PageDesc>; SPARE_LENS.len()],
 }
 
@@ -175,8 +177,9 @@ impl<const N: usize> Pages<N> {
         self.held_len.get()
     }
 
-    /// Bytes that the provider has given and that were used at some time: what the sizes of caches, slabs and reserves follow, so that a long region spends no more on them
-    /// than a heap that grew to what is used of it. At first up to [`FIRST_LEN`].
+    /// Bytes that the provider has given and that were used at some time: what the sizes of caches, slabs and reserves
+    /// follow, so that a long region spends no more on them than a heap that grew to what is used of it. At first up to
+    /// [`FIRST_LEN`].
     pub(crate) fn worked_len(&self) -> usize {
         let held_len = self.held_len();
         held_len.saturating_sub(self.told.untouched_len.load(Relaxed)).max(held_len.min(FIRST_LEN))
@@ -220,8 +223,8 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Spreads requests over as many shards as what is held, and the number of chunks, is worth; and parts the kinds if there is enough of both. A guess, if
-    /// others change that meanwhile.
+    /// Spreads requests over as many shards as what is held, and the number of chunks, is worth; and parts the kinds if
+    /// there is enough of both. A guess, if others change that meanwhile.
     fn tune(&self) {
         let (held_len, chunk_count) = (self.held_len(), self.chunk_count.load(Relaxed));
         self.active.store(active_for(held_len, N).min(chunk_count), Relaxed);
@@ -243,8 +246,9 @@ impl<const N: usize> Pages<N> {
         self.pools().filter_map(|pool| self.open(pool, false)).map(|open| open.largest_free()).max().unwrap_or(0)
     }
 
-    /// The pool that an allocation of `len` bytes looks at first, if its lock is free: the own kind's at `shard`, or while little is held, and that has nothing,
-    /// the other kind's. `None` also if it has nothing, or no run is so long.
+    /// The pool that an allocation of `len` bytes looks at first, if its lock is free: the own kind's at `shard`, or
+    /// while little is held, and that has nothing, the other kind's. `None` also if it has nothing, or no run is so
+    /// long.
     #[inline(always)]
     fn open_near(&self, len: usize, use_: Use, shard: usize) -> Option<Open<'_>> {
         if len.wrapping_sub(1) >= MAX_RUN_LEN || use_ == Use::Grown && self.held_len() > SHARD_LEN {
@@ -263,21 +267,23 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// What [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions: the first descriptor of a run that may still have to be handed out.
-    /// Never waits. `align` is a power of two.
+    /// What [`alloc`](Self::alloc) nearly always comes to, at a fraction of the instructions: the first descriptor of a
+    /// run that may still have to be handed out. Never waits. `align` is a power of two.
     #[inline(always)]
     fn alloc_near(&self, len: usize, align: usize, use_: Use, shard: usize) -> Option<&PageDesc> {
         let open = self.open_near(len, use_, shard)?;
         open.alloc_first(len.wrapping_sub(1), align, if use_ == Use::Slab { Kind::Slab } else { Kind::Large })
     }
 
-    /// The run for a large block that the CPU keeps whose cache the caller holds, if it fits: no lock. `len` is not 0, `align` a power of two.
+    /// The run for a large block that the CPU keeps whose cache the caller holds, if it fits: no lock. `len` is not 0,
+    /// `align` a power of two.
     #[inline(always)]
     pub(crate) fn reuse(&self, cpu: usize, len: usize, align: usize) -> Option<(&PageDesc, NonNull<u8>)> {
         self.kept.get(cpu)?.reuse(len.wrapping_sub(1), align)
     }
 
-    /// A run for a large block that lies at hand, by who holds that CPU's cache and could not [`reuse`](Self::reuse) what it keeps. Never waits. `align` is a power of two.
+    /// A run for a large block that lies at hand, by who holds that CPU's cache and could not [`reuse`](Self::reuse)
+    /// what it keeps. Never waits. `align` is a power of two.
     #[inline(always)]
     pub(crate) fn cut(&self, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
         let kept = self.kept.get(cpu)?;
@@ -291,7 +297,8 @@ impl<const N: usize> Pages<N> {
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
-    /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] kept runs and does it again. At most `8 * N + 1 + KEPT_LIMIT` holds.
+    /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] kept runs and does it
+    /// again. At most `8 * N + 1 + KEPT_LIMIT` holds.
     pub(crate) fn alloc(
         &self,
         len: usize,
@@ -447,7 +454,8 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Keeps a run of that CPU's instead of freeing it, by who holds its cache and owns the run, a large block's; its tag is given. False: unchanged.
+    /// Keeps a run of that CPU's instead of freeing it, by who holds its cache and owns the run, a large block's; its
+    /// tag is given. False: unchanged.
     #[inline(always)]
     pub(crate) fn keep(&self, cpu: usize, desc: &PageDesc, tag: Tag) -> bool {
         self.kept.get(cpu).is_some_and(|kept| kept.keep(desc, tag, self.removals.load(Relaxed)))
@@ -492,8 +500,8 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Changes the length of a large block in place; gives the bytes that it has then. `None`: unchanged, as there is no free memory behind it or the
-    /// lock could not be had (waited for within the spin limit if `wait`).
+    /// Changes the length of a large block in place; gives the bytes that it has then. `None`: unchanged, as there is
+    /// no free memory behind it or the lock could not be had (waited for within the spin limit if `wait`).
     #[inline(always)]
     pub(crate) fn resize(&self, desc: &PageDesc, new_len: usize, wait: bool) -> Option<usize> {
         let (shift, tag, last) = (Chunk::of(desc).shift() % usize::BITS, desc.tag(), new_len.wrapping_sub(1));
@@ -548,13 +556,15 @@ impl<const N: usize> Pages<N> {
         unsafe { Chunk::from_link(header.cast()) }
     }
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the caller's hints know. Fast.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the caller's hints know.
+    /// Fast.
     #[inline]
     pub(crate) fn desc_near<'a>(&'a self, hints: &'a ChunkHints, addr: NonNull<u8>) -> Option<&'a PageDesc> {
         hints.desc(addr, self.removals.load(Relaxed))
     }
 
-    /// The descriptor of the granule that `addr`, an address in a live block, lies in. The caller holds the cache that the hints are part of.
+    /// The descriptor of the granule that `addr`, an address in a live block, lies in. The caller holds the cache that
+    /// the hints are part of.
     #[inline]
     pub(crate) fn desc<'a>(&'a self, hints: &'a ChunkHints, addr: NonNull<u8>) -> Option<&'a PageDesc> {
         self.desc_near(hints, addr).or_else(|| self.desc_far(hints, addr))
@@ -705,8 +715,8 @@ impl<const N: usize> Pages<N> {
         self.told.surplus.load(Relaxed)
     }
 
-    /// Frees what CPUs keep, and deferred runs of all pools, at most 1024 of each, a few a hold; true if there were any. Each hold is a step
-    /// of the caller's, and waits for its lock within the spin limit if the step says so.
+    /// Frees what CPUs keep, and deferred runs of all pools, at most 1024 of each, a few a hold; true if there were
+    /// any. Each hold is a step of the caller's, and waits for its lock within the spin limit if the step says so.
     #[inline(never)]
     pub(crate) fn drain_deferred(&self, step: Step<'_>) -> bool {
         let mut any = false;
@@ -814,8 +824,9 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Checks invariants P1 to P7, which stand beside the fields of `Pool`, pool by pool, at any time; gives how many pools were busy and left out. Each pool is a
-    /// step of the caller's, and its lock is held as long as it has chunks and runs.
+    /// Checks invariants P1 to P7, which stand beside the fields of `Pool`, pool by pool, at any time; gives how many
+    /// pools were busy and left out. Each pool is a step of the caller's, and its lock is held as long as it has chunks
+    /// and runs.
     pub(crate) fn verify_pools(&self, step: Step<'_>) -> Result<usize, PageFault> {
         let mut skipped = 0;
         for (index, pool) in self.pools().enumerate() {

@@ -11,9 +11,9 @@
 //! - *A block that had to move because it grew goes to the middle of the longest free run*, when memory is plentiful:
 //!   it then grows in place from there on. Price: packing, which is why it must be plentiful.
 //!
-//! Hold bound: [`DRAIN_LIMIT`] + 2 runs freed, or as many less one and one allocated, each with at most three insertions or removals in
-//! bins and at most one move of a chunk between two lists; an allocation looks at 49 candidates at most
-//! ([`Open::alloc`]), under pressure at 16 more ([`Open::alloc_round`]).
+//! Hold bound: [`DRAIN_LIMIT`] + 2 runs freed, or as many less one and one allocated, each with at most three
+//! insertions or removals in bins and at most one move of a chunk between two lists; an allocation looks at 49
+//! candidates at most ([`Open::alloc`]), under pressure at 16 more ([`Open::alloc_round`]).
 
 use core::ptr::NonNull;
 
@@ -67,8 +67,8 @@ struct Place<'a> {
 /// - P6: `free_len` is the bytes in free runs, `held_len` the bytes in the chunks' provider runs,
 ///   `chunk_count` and `empty_count` the chunks in both lists and in `empty`.
 /// - P7: the map leads from the chunk's first and last byte to it (checked by `Pages::verify`, as
-/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables, its `own_len` over what of them is no granule,
-///   its `untouched_len` over what of chunks lies behind the mark that no used run ever passed).
+/// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables, its `own_len` over what of them is no
+///   granule, its `untouched_len` over what of chunks lies behind the mark that no used run ever passed).
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -211,8 +211,8 @@ impl Pool {
         }
     }
 
-    /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to [`DRAIN_LIMIT`] deferred
-    /// runs. Tells of a surplus when that makes a chunk empty beside another one.
+    /// Takes the lock, within the spin limit if `wait`, else only if it is open; then frees up to [`DRAIN_LIMIT`]
+    /// deferred runs. Tells of a surplus when that makes a chunk empty beside another one.
     #[inline(always)]
     pub(crate) fn open<'a>(&'a self, told: &'a Told, wait: bool) -> Option<Open<'a>> {
         if !(self.lock.try_take() || wait && self.lock.take_bounded()) {
@@ -256,8 +256,8 @@ impl Pool {
         self.free_len.load(Relaxed)
     }
 
-    /// Whether a run of `len` bytes may be free here, or may become free, as somebody has the lock or left a run to who takes it. A guess, without the lock: a small
-    /// heap's pools are often empty.
+    /// Whether a run of `len` bytes may be free here, or may become free, as somebody has the lock or left a run to who
+    /// takes it. A guess, without the lock: a small heap's pools are often empty.
     #[inline]
     pub(crate) fn may_have(&self, len: usize) -> bool {
         self.free_len() >= len || self.has_deferred() || self.is_busy()
@@ -284,7 +284,8 @@ fn sub(counter: &AtomicUsize, change: usize) {
 }
 
 impl<'a> Open<'a> {
-    /// A run of `last + 1` bytes off the start of the first run of the first bin whose runs all are long enough, if that does: what
+    /// A run of `last + 1` bytes off the start of the first run of the first bin whose runs all are long enough, if
+    /// that does: what
     /// [`alloc`](Self::alloc) nearly always finds. `align` is a power of two.
     #[inline(always)]
     pub(crate) fn alloc_first(&self, last: usize, align: usize, kind: Kind) -> Option<&'a PageDesc> {
@@ -372,7 +373,8 @@ impl<'a> Open<'a> {
         head
     }
 
-    /// [`take`](Self::take) of a place that begins where its run does, which is in that bin and at least `len` granules long.
+    /// [`take`](Self::take) of a place that begins where its run does, which is in that bin and at least `len` granules
+    /// long.
     #[inline(always)]
     fn take_start(&self, descs: Descs<'a>, from: (&'a PageDesc, Tag, usize), len: usize, kind: Kind) {
         let (run, tag, _) = from;
@@ -383,7 +385,8 @@ impl<'a> Open<'a> {
         mark_used(descs, run, kind, len, tag.is_zeroed());
     }
 
-    /// Takes `len` granules, as many as there are at most, off the start of a free run. Its first descriptor is then the caller's to write.
+    /// Takes `len` granules, as many as there are at most, off the start of a free run. Its first descriptor is then
+    /// the caller's to write.
     #[inline(always)]
     fn shorten(&self, descs: Descs<'a>, (run, tag, bin): (&'a PageDesc, Tag, usize), len: usize) {
         sub(&self.pool.free_len, len << descs.shift());
@@ -420,8 +423,9 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving` brings its chunk into the pool; the
-    /// run in front of it, handed out first, may be free by then. True: the chunk is empty now, and another one was before.
+    /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving`
+    /// brings its chunk into the pool; the run in front of it, handed out first, may be free by then. True: the chunk
+    /// is empty now, and another one was before.
     #[inline(always)]
     pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) -> bool {
         if tag.is(Kind::Leaving) {
@@ -711,7 +715,8 @@ fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
     Ok((count, len))
 }
 
-/// Whether first and last descriptor of a run tell the same. A used run's owner changes them meanwhile, without the lock.
+/// Whether first and last descriptor of a run tell the same. A used run's owner changes them meanwhile, without the
+/// lock.
 fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
     let (len, end) = (head.len(), tail.tag());
     let is_single = len == 1;

@@ -217,7 +217,8 @@ fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: 
     Some(run)
 }
 
-/// Random allocations, frees, deferred frees, kept runs and resizes over chunks of the given lengths, verified after every other step.
+/// Random allocations, frees, deferred frees, kept runs and resizes over chunks of the given lengths, verified after
+/// every other step.
 fn mix(seed: u64, chunks: &[usize], steps: usize) {
     let (given, pages, mut rng) = (Given::default(), Box::new(Pages::<3>::new()), Rng(seed * 77 + 1));
     for (at, len) in chunks.iter().enumerate() {
@@ -328,7 +329,8 @@ fn large_chunk() -> (Given, Box<Pages<2>>, usize) {
     (given, pages, whole)
 }
 
-/// A run that is as long as the one cut last waits for the next block of that length, unmerged, and no lock is taken; who cuts another length frees it.
+/// A run that is as long as the one cut last waits for the next block of that length, unmerged, and no lock is taken;
+/// who cuts another length frees it.
 #[test]
 fn a_freed_run_is_kept_for_a_block_of_its_length() {
     let (_given, pages, whole) = large_chunk();
@@ -459,7 +461,8 @@ fn a_run_that_is_its_whole_chunk_is_not_kept() {
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
 }
 
-/// Free runs of one bin, first, between others, last and alone there, lose a granule to the used run in front of each and stay in the bin.
+/// Free runs of one bin, first, between others, last and alone there, lose a granule to the used run in front of each
+/// and stay in the bin.
 #[test]
 fn a_free_run_that_gets_shorter_within_its_bin_keeps_its_place() {
     for (count, at) in [(3, 0), (3, 1), (3, 2), (1, 0)] {
@@ -1025,7 +1028,8 @@ fn all_zero_is_the_empty_state() {
     unsafe { dealloc(pages.as_ptr().cast(), layout) };
 }
 
-/// Each lock is held, as by a context that was interrupted: runs that were set aside serve, each once, until the next ordinary caller sets others aside.
+/// Each lock is held, as by a context that was interrupted: runs that were set aside serve, each once, until the next
+/// ordinary caller sets others aside.
 #[test]
 fn who_finds_every_lock_held_has_what_was_set_aside() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));

@@ -2,12 +2,13 @@
 //!
 //! Each region is a `linked_list_allocator` heap of its own, behind a `spin` mutex of its own. Decisions, and what
 //! pays for each:
-//! - *Regions that touch are one*, in whatever order they come, also while runs of them are out: a block may lie across what a memory map lists as two entries.
-//!   Price: adding a region below one that is in use moves that one's holes to a new list, a step for each.
-//! - *The heap is asked to take the longest piece that there is* ([`prefer`](PageProvider::prefer)), mostly a whole region, which it then cuts by itself. Price: who
-//!   asks this provider for runs beside the heap must do so first.
-//! - *Slots beyond the built-in ones lie in the memory handed over*, a page for a dozen; such a page goes back to its region when joined regions have made it needless. So a long
-//!   memory map needs no const parameter.
+//! - *Regions that touch are one*, in whatever order they come, also while runs of them are out: a block may lie across
+//!   what a memory map lists as two entries. Price: adding a region below one that is in use moves that one's holes to
+//!   a new list, a step for each.
+//! - *The heap is asked to take the longest piece that there is* ([`prefer`](PageProvider::prefer)), mostly a whole
+//!   region, which it then cuts by itself. Price: who asks this provider for runs beside the heap must do so first.
+//! - *Slots beyond the built-in ones lie in the memory handed over*, a page for a dozen; such a page goes back to its
+//!   region when joined regions have made it needless. So a long memory map needs no const parameter.
 //! - *First fit over a sorted list of holes.* It needs no memory beside the regions and merges whatever comes
 //!   back, so everything returned makes the region whole again. Price: time in proportion to the number of holes,
 //!   under the region's lock; as the heap takes whole regions, these are few.
@@ -15,9 +16,10 @@
 //!   context that the caller interrupted. Price: when a holder is interrupted or preempted for longer than that, `map`
 //!   answers `None` and `unmap` false though nothing is wrong. A kernel that wants neither masks interrupts (or
 //!   preemption) around its use of the heap; with several regions the others go on serving.
-//! - *Only whole pages of [`PAGE_LEN`](PageProvider::PAGE_LEN) bytes at multiples of it are used*, and neither the first page of the address space nor the last one. Every hole is then a
-//!   multiple of a page too, so no rest is ever too short for the list to remember, whatever the alignment. Price: up to
-//!   a page less one byte at either end of a region, which could not have served a run anyway.
+//! - *Only whole pages of [`PAGE_LEN`](PageProvider::PAGE_LEN) bytes at multiples of it are used*, and neither the
+//!   first page of the address space nor the last one. Every hole is then a multiple of a page too, so no rest is ever
+//!   too short for the list to remember, whatever the alignment. Price: up to a page less one byte at either end of a
+//!   region, which could not have served a run anyway.
 //! - *Free memory is written to*: a hole keeps its length and its successor in its first two words. Pages do not
 //!   come zeroed, and memory must not be handed over that still has to be read.
 //!
@@ -50,7 +52,8 @@ const TABLE_SLOTS: usize = (PAGE_LEN - size_of::<usize>()) / size_of::<Slot>();
 /// No run is preferred that is longer than this: the most that one chunk of the heap holds.
 const LONGEST: usize = 1 << 38;
 
-/// Page runs from regions of memory that the kernel hands over, at any time. The first `REGIONS` that do not touch need no memory for their slots.
+/// Page runs from regions of memory that the kernel hands over, at any time. The first `REGIONS` that do not touch need
+/// no memory for their slots.
 ///
 /// Starts empty (every `map` is refused) and is meant for a `static`:
 ///
@@ -110,12 +113,13 @@ enum Answer {
 pub enum RegionError {
     /// The region does not fit into the address space, or is longer than `isize::MAX` bytes.
     Wraps,
-    /// The region has not one whole page of 1024 bytes at a multiple of 1024, beside the first and the last one of the address space.
+    /// The region has not one whole page of 1024 bytes at a multiple of 1024, beside the first and the last one of the
+    /// address space.
     TooSmall,
     /// The region shares a page with one that was added before, or is that one.
     Overlaps,
-    /// Another context is adding a region, or is in one that touches, and did not finish within the bound. Try again, but not from a context that
-    /// may have interrupted it.
+    /// Another context is adding a region, or is in one that touches, and did not finish within the bound. Try again,
+    /// but not from a context that may have interrupted it.
     Busy,
 }
 
@@ -144,10 +148,11 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         }
     }
 
-    /// Hands a region of memory over to the provider, which uses its whole 1024-byte pages and writes to them at once. A region that touches one that was
-    /// added before becomes one with it.
+    /// Hands a region of memory over to the provider, which uses its whole 1024-byte pages and writes to them at once.
+    /// A region that touches one that was added before becomes one with it.
     ///
-    /// May be called before the provider's first use and at any time after it. The first page of the address space is left out, and so is the last one.
+    /// May be called before the provider's first use and at any time after it. The first page of the address space is
+    /// left out, and so is the last one.
     ///
     /// # Errors
     /// See [`RegionError`]. The provider goes on as before and the region stays the caller's.
@@ -155,8 +160,9 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
     /// # Safety
     /// The `len` bytes from `start` on are mapped, readable and writable, `start`'s provenance covers them, and nothing
     /// but this provider uses them, from this call on until the provider and every run it gave are used no more.
-    /// (For a provider in a `static` that is: for ever.) Where the region touches another one, either one's pointer may be used for both: they are parts of one allocation, or
-    /// of none that the language knows, as what a boot loader's map lists. If the answer is an error, nothing is asked.
+    /// (For a provider in a `static` that is: for ever.) Where the region touches another one, either one's pointer may
+    /// be used for both: they are parts of one allocation, or of none that the language knows, as what a boot loader's
+    /// map lists. If the answer is an error, nothing is asked.
     pub unsafe fn add_region(&self, start: *mut u8, len: usize) -> Result<(), RegionError> {
         if isize::try_from(len).is_err() {
             return Err(RegionError::Wraps);
@@ -171,7 +177,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         if self.find(|slot| slot.span().overlaps(pages).then_some(())).is_some() {
             return Err(RegionError::Overlaps);
         }
-        // SAFETY: `pages` lies inside the caller's bytes, which nothing else uses: the caller says so, and no other region of ours has a page of it.
+        // SAFETY: `pages` lies inside the caller's bytes, which nothing else uses: the caller says so, and no other
+        // region of ours has a page of it.
         unsafe { self.add(start.with_addr(pages.start), pages) }?;
         self.drop_tables();
         Ok(())
@@ -189,14 +196,16 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         self.held_len.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are not mapped, in whole pages, not necessarily in one piece. While others map and unmap, a sum of moments.
+    /// Bytes that are not mapped, in whole pages, not necessarily in one piece. While others map and unmap, a sum of
+    /// moments.
     pub fn free_len(&self) -> usize {
         let mut len = 0;
         self.for_each(|slot| len += slot.free_len());
         len
     }
 
-    /// The first success of `look` over all slots, empty ones too. What is kept of it is used by the holder of `adding` only: tables come and go.
+    /// The first success of `look` over all slots, empty ones too. What is kept of it is used by the holder of `adding`
+    /// only: tables come and go.
     fn find<'a, R>(&'a self, mut look: impl FnMut(&'a Slot) -> Option<R>) -> Option<R> {
         let found = self.first.iter().find_map(&mut look);
         if found.is_some() || self.more.load(Ordering::Relaxed).is_null() {
@@ -205,7 +214,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         self.readers.fetch_add(1, Ordering::SeqCst);
         let mut next = self.more.load(Ordering::SeqCst);
         let mut found = None;
-        // SAFETY: null, or written by `add_table`; not given back while this context is counted in `readers`, or the caller holds `adding`.
+        // SAFETY: null, or written by `add_table`; not given back while this context is counted in `readers`, or the
+        // caller holds `adding`.
         while let Some(table) = unsafe { next.as_ref() }.filter(|_| found.is_none()) {
             found = table.slots.iter().find_map(&mut look);
             next = table.next;
@@ -264,7 +274,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
             // Looked at again: the region may have been joined with another one meanwhile.
             let is_out = slot.span().contains(addr, run) && list.used() >= run.len();
             is_out.then(|| {
-                // SAFETY: this list, or one that is part of it now, gave these bytes and has not had them back (the caller's promise).
+                // SAFETY: this list, or one that is part of it now, gave these bytes and has not had them back (the
+                // caller's promise).
                 unsafe { put(&mut list, addr, run.len()) };
                 slot.note(&list);
             })
@@ -275,14 +286,17 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         taken.is_some()
     }
 
-    /// Takes in memory whose pages are those of `pages`, joined with what touches it. The caller holds `adding`. An error changes nothing.
+    /// Takes in memory whose pages are those of `pages`, joined with what touches it. The caller holds `adding`. An
+    /// error changes nothing.
     ///
     /// # Safety
-    /// It may be read and written through the pointer, and is nobody else's and part of no region; a region that touches it is as `add_region` says.
+    /// It may be read and written through the pointer, and is nobody else's and part of no region; a region that
+    /// touches it is as `add_region` says.
     unsafe fn add(&self, start: *mut u8, pages: Span) -> Result<(), RegionError> {
         let lower = self.find(|slot| (slot.span().end == pages.start).then_some(slot));
         let upper = self.find(|slot| (slot.span().start == pages.end).then_some(slot));
-        // SAFETY: as many bytes may be used through this pointer, the first ones of them are ours to write, and there is at least one page.
+        // SAFETY: as many bytes may be used through this pointer, the first ones of them are ours to write, and there
+        // is at least one page.
         let fresh = |len| unsafe { Heap::new(start, len) };
         // The list that the sum gets, and what is free of it, but for the new pages.
         let (slot, mut list, len, mut free) = match (lower, upper) {
@@ -310,7 +324,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
                     **rest = Heap::empty();
                     upper.set(rest, Span::NONE);
                 }
-                // SAFETY: the region goes on with what is added; `add_region`'s contract is that its pointer may be used for that.
+                // SAFETY: the region goes on with what is added; `add_region`'s contract is that its pointer may be
+                // used for that.
                 unsafe { list.extend(len) };
                 (lower, list, len, free)
             }
@@ -331,7 +346,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         Ok(())
     }
 
-    /// Puts the list of a region, all of which is free, into an empty slot, in a new table if there is none; the table is a page of that region. The caller holds `adding`.
+    /// Puts the list of a region, all of which is free, into an empty slot, in a new table if there is none; the table
+    /// is a page of that region. The caller holds `adding`.
     fn enter(&self, mut list: Heap, span: Span) {
         let empty =
             self.find(|slot| if slot.span().len() == 0 { slot.lock_long().map(|guard| (slot, guard)) } else { None });
@@ -350,7 +366,8 @@ impl<const REGIONS: usize> RegionProvider<REGIONS> {
         self.more.store(table.as_ptr(), Ordering::SeqCst);
     }
 
-    /// Moves what is in the last table to empty slots elsewhere, and gives the table's page to the region that it came from, as long as that works. The caller holds `adding`.
+    /// Moves what is in the last table to empty slots elsewhere, and gives the table's page to the region that it came
+    /// from, as long as that works. The caller holds `adding`.
     fn drop_tables(&self) {
         while self.drop_table().is_some() {}
     }
@@ -426,7 +443,8 @@ unsafe impl<const REGIONS: usize> PageProvider for RegionProvider<REGIONS> {
         self.find(|slot| slot.span().serves(run).then_some(())).is_some()
     }
 
-    /// The longest run that there is at that alignment, up to 256 GiB; never less than `run`. Regions whose lock stays held are left out.
+    /// The longest run that there is at that alignment, up to 256 GiB; never less than `run`. Regions whose lock stays
+    /// held are left out.
     fn prefer(&self, run: PageRun) -> PageRun {
         let longest = own(run).and_then(|run| {
             let mut longest = 0;
@@ -450,11 +468,13 @@ fn own(run: PageRun) -> Option<PageRun> {
 
 /// So many bytes, a multiple of a page, as the lists know them.
 fn layout(len: usize) -> Layout {
-    // SAFETY: a page's length is a power of two, and what is part of a region does not exceed `isize::MAX`, rounded up to it.
+    // SAFETY: a page's length is a power of two, and what is part of a region does not exceed `isize::MAX`, rounded up
+    // to it.
     unsafe { Layout::from_size_align_unchecked(len, PAGE_LEN) }
 }
 
-/// Puts memory back into a region's list, by the pointer that the region came with: another one may be good for the run alone, and a merged hole is wider.
+/// Puts memory back into a region's list, by the pointer that the region came with: another one may be good for the run
+/// alone, and a merged hole is wider.
 ///
 /// # Safety
 /// The bytes are the region's, and in no hole; nobody uses them.
@@ -598,7 +618,8 @@ struct Span {
 }
 
 impl Span {
-    /// The whole pages from an address to the last byte, without the first page of the address space and the last one; `None` if there are none.
+    /// The whole pages from an address to the last byte, without the first page of the address space and the last one;
+    /// `None` if there are none.
     fn of_pages(start: usize, last: usize) -> Option<Self> {
         let start = align_up(start.max(PAGE_LEN), PAGE_LEN)?;
         let end = last.checked_add(1).unwrap_or(usize::MAX - (PAGE_LEN - 1)) & !(PAGE_LEN - 1);

@@ -1,8 +1,9 @@
 //! Work for idle times, and CPUs that go.
 //!
-//! *What to keep is told by what was in use since the last call*, not by a clock, which the heap has none of: the kernel's calls are the time. *A CPU that goes leaves its slabs
-//! where they are*, and the others look there first: a slab's home never changes, since every pusher reads it. Price: the most that was in use is
-//! noted where chunks come and go, and while a CPU is gone each refill looks at its bins.
+//! *What to keep is told by what was in use since the last call*, not by a clock, which the heap has none of: the
+//! kernel's calls are the time. *A CPU that goes leaves its slabs where they are*, and the others look there first: a
+//! slab's home never changes, since every pusher reads it. Price: the most that was in use is noted where chunks come
+//! and go, and while a CPU is gone each refill looks at its bins.
 
 use crate::base::size_class::SizeClass;
 use crate::base::sync::Ordering;
@@ -15,14 +16,18 @@ use crate::heap::depot::Engine;
 const RETIRE_TRIES: u32 = 64;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// Gives back what was not in use lately, in small steps; for an idle loop or a timer. Returns the bytes that the provider took.
+    /// Gives back what was not in use lately, in small steps; for an idle loop or a timer. Returns the bytes that the
+    /// provider took.
     ///
-    /// Each call looks at `budget` bins of slabs (a heap has 60 for each CPU and three CPUs more), beginning where the last call ended, and frees whole slabs there
-    /// but for one a bin; then it forgets an eighth of what was in use once and is not now, and offers the provider those chunks that are neither in use nor were lately.
-    /// From the first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps nothing anew; without a call, they leave a quarter
-    /// of the bytes held. Caches are left alone: [`drain_current`](Self::drain_current) is for a CPU that will sleep.
+    /// Each call looks at `budget` bins of slabs (a heap has 60 for each CPU and three CPUs more), beginning where the
+    /// last call ended, and frees whole slabs there but for one a bin; then it forgets an eighth of what was in use
+    /// once and is not now, and offers the provider those chunks that are neither in use nor were lately. From the
+    /// first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps nothing
+    /// anew; without a call, they leave a quarter of the bytes held. Caches are left alone:
+    /// [`drain_current`](Self::drain_current) is for a CPU that will sleep.
     ///
-    /// Takes two holds a bin, and one call of the provider for each chunk that goes. Callable from any context that may call the provider.
+    /// Takes two holds a bin, and one call of the provider for each chunk that goes. Callable from any context that may
+    /// call the provider.
     pub fn maintain(&self, budget: usize) -> usize {
         let bins = budget.min(Engine::<CPUS>::BINS);
         let first = self.source.recent.turn.fetch_add(bins, Ordering::Relaxed);
@@ -37,15 +42,17 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.return_chunks(self.source.recent.spare_len(used_len), caller)
     }
 
-    /// Moves everything that a CPU holds to the others, after it was taken offline: its cache goes home, and its partial slabs serve every other CPU before new pages
-    /// do. When the CPU uses the heap again, it counts again. False: there is no such cache, or with hints another CPU was in it each time that this was tried; then nothing
+    /// Moves everything that a CPU holds to the others, after it was taken offline: its cache goes home, and its
+    /// partial slabs serve every other CPU before new pages do. When the CPU uses the heap again, it counts again.
+    /// False: there is no such cache, or with hints another CPU was in it each time that this was tried; then nothing
     /// but its free blocks has moved.
     ///
-    /// Takes as long as the cache is full, a batch of blocks a hold. Callable from any context that is not nested in the heap.
+    /// Takes as long as the cache is full, a batch of blocks a hold. Callable from any context that is not nested in
+    /// the heap.
     ///
     /// # Safety
-    /// No context of that CPU is inside the heap, nor enters it before this returns; and what it did there happened before this call, as for anything that is handed
-    /// from one CPU to another.
+    /// No context of that CPU is inside the heap, nor enters it before this returns; and what it did there happened
+    /// before this call, as for anything that is handed from one CPU to another.
     pub unsafe fn retire_cpu(&self, index: usize) -> bool {
         let Some(cache) = self.engine.cache(index) else { return false };
         let is_empty = (0..RETIRE_TRIES).any(|_| {

@@ -18,14 +18,17 @@ const SPARE_HOMES: usize = 3;
 const SHARES: usize = 32 + 16 + 16;
 const WHOLE: usize = 128;
 
-/// The most bytes that a heap holds beside `live_len` bytes of live blocks, as long as blocks die in about the order they were born: producer and consumer, queues,
-/// bursts. `classes` are those in use, `cpus` how many CPUs use the heap. Blocks count with their class's [`block_len`](SizeClass::block_len).
+/// The most bytes that a heap holds beside `live_len` bytes of live blocks, as long as blocks die in about the order
+/// they were born: producer and consumer, queues, bursts. `classes` are those in use, `cpus` how many CPUs use the
+/// heap. Blocks count with their class's [`block_len`](SizeClass::block_len).
 ///
-/// What is held is at most `(live + fixed) / (1 - shares)`. *Fixed*: a full cache for each CPU (1 MiB), two slabs for each class and home, two
-/// chunks of 1 MiB that a little use keeps. *Shares*: free pages stay up to 1/4 of the bytes held, caches up to 1/8, a new chunk is up to 1/8, whole slabs of each class up to 1/128.
-/// Saturates. It is a bound for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
+/// What is held is at most `(live + fixed) / (1 - shares)`. *Fixed*: a full cache for each CPU (1 MiB), two slabs for
+/// each class and home, two chunks of 1 MiB that a little use keeps. *Shares*: free pages stay up to 1/4 of the bytes
+/// held, caches up to 1/8, a new chunk is up to 1/8, whole slabs of each class up to 1/128. Saturates. It is a bound
+/// for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
 ///
-/// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's length.
+/// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's
+/// length.
 pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {
     let homes = cpus.saturating_add(SPARE_HOMES);
     let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(CACHE_LEN)));

@@ -15,8 +15,8 @@ use crate::harden::Key;
 /// The caller owns the block `block`, or reads a list that nobody takes blocks from meanwhile.
 #[inline]
 pub(crate) unsafe fn next(block: NonNull<u8>, key: Key) -> Option<*mut u8> {
-    // SAFETY: a block is at least 8 bytes long and aligned to 8 (`SizeClass`), initialised by `set_next`, and nobody writes
-    // its link while the caller owns it, or while it is in a list from which only the caller takes.
+    // SAFETY: a block is at least 8 bytes long and aligned to 8 (`SizeClass`), initialised by `set_next`, and nobody
+    // writes its link while the caller owns it, or while it is in a list from which only the caller takes.
     unsafe { key.read(block) }
 }
 
@@ -98,8 +98,8 @@ impl Chain {
     /// Links `count` blocks of `len` bytes that lie side by side from `start` on.
     ///
     /// # Safety
-    /// `count * len` bytes from `start` on are memory of this heap that nobody uses, within one run; `len` and `start` are
-    /// multiples of 8; `count` is not 0.
+    /// `count * len` bytes from `start` on are memory of this heap that nobody uses, within one run; `len` and `start`
+    /// are multiples of 8; `count` is not 0.
     pub(crate) unsafe fn carve(start: NonNull<u8>, len: usize, count: u32, key: Key) -> Self {
         let mut last = start;
         for _ in 1..count {
@@ -199,10 +199,12 @@ impl Default for List {
     }
 }
 
-/// Reads `count` links of a shared list: gives the last of the `count` blocks from `head` on, and the link behind it. `None`: one of them is damaged.
+/// Reads `count` links of a shared list: gives the last of the `count` blocks from `head` on, and the link behind it.
+/// `None`: one of them is damaged.
 ///
 /// # Safety
-/// `head` heads a list under `key` of at least `count` blocks, `count` is not 0, and nobody but the caller takes blocks from it meanwhile.
+/// `head` heads a list under `key` of at least `count` blocks, `count` is not 0, and nobody but the caller takes blocks
+/// from it meanwhile.
 pub(crate) unsafe fn peek(head: NonNull<u8>, count: u32, key: Key) -> Option<(NonNull<u8>, *mut u8)> {
     let mut last = head;
     for _ in 1..count {

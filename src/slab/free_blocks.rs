@@ -1,8 +1,9 @@
 //! Which blocks of a slab are free, as bits: what a free list is turned into to see neighbours.
 //!
-//! A free list tells nothing about who lies beside whom, and to keep that in order would cost every free. So the whole list of one slab is taken out and
-//! marked here when neighbours are wanted, with no lock held: the blocks are the taker's. Price: a walk over the list; slabs of more blocks than there are bits
-//! cannot be looked at, which is one reason why slabs do not have more.
+//! A free list tells nothing about who lies beside whom, and to keep that in order would cost every free. So the whole
+//! list of one slab is taken out and marked here when neighbours are wanted, with no lock held: the blocks are the
+//! taker's. Price: a walk over the list; slabs of more blocks than there are bits cannot be looked at, which is one
+//! reason why slabs do not have more.
 
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -32,7 +33,8 @@ impl Places {
     /// The places of a list's blocks.
     ///
     /// # Safety
-    /// From `start` on lies a slab of at most [`MOST`](Self::MOST) blocks of `class`, and every block of the list is one of them.
+    /// From `start` on lies a slab of at most [`MOST`](Self::MOST) blocks of `class`, and every block of the list is
+    /// one of them.
     pub(crate) unsafe fn of(start: NonNull<u8>, class: SizeClass, mut list: List) -> Self {
         let mut places = Self { start, class, free: [0; WORDS], next: 0 };
         while let Some(block) = list.pop() {
@@ -45,8 +47,8 @@ impl Places {
         places
     }
 
-    /// The next `len` bytes (not 0) from a multiple of `align` on that lie in free blocks only, as one block: with it go all blocks that it touches. Gives how
-    /// many those are too.
+    /// The next `len` bytes (not 0) from a multiple of `align` on that lie in free blocks only, as one block: with it
+    /// go all blocks that it touches. Gives how many those are too.
     pub(crate) fn join(&mut self, len: usize, align: usize) -> Option<(Block, u32)> {
         while self.next < Self::MOST {
             let skip = self.addr(self.next).wrapping_neg() & (align - 1);
@@ -123,7 +125,8 @@ pub(crate) unsafe fn cut(block: Block, skip: usize, class: SizeClass, count: u32
     }
     // SAFETY: by the contract the first of them begins there, in the same slab.
     let first = unsafe { block.into_start().sub(skip) };
-    // SAFETY: by the contract they are the caller's, side by side within one slab and so one run; blocks are multiples of 8 long, at multiples of 8.
+    // SAFETY: by the contract they are the caller's, side by side within one slab and so one run; blocks are multiples
+    // of 8 long, at multiples of 8.
     unsafe { Chain::carve(first, class.block_len(), count, key) }
 }
 

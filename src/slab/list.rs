@@ -7,14 +7,14 @@
 //!           └─ inbox     slabs that became partial, pushed by anybody without the lock
 //! ```
 //! A slab always belongs to its home bin. Deciding so costs that what others free strands at an idle home until
-//! somebody looks there; in return no slab is handed from CPU to CPU, whose cache lines would follow it, and a claimer knows
-//! which lock to take from the slab's word alone.
+//! somebody looks there; in return no slab is handed from CPU to CPU, whose cache lines would follow it, and a claimer
+//! knows which lock to take from the slab's word alone.
 //!
 //! The lock is only ever tried. One hold links at most [`INBOX_BATCH`] slabs and takes from at most [`TAKE_SLABS`],
 //! whatever the heap's size.
 //!
-//! Invariants (executed by `verify`): B1 the links of both lists agree in both directions; B2 each slab in a list has the kind of the list, and class and
-//! home of the bin; B3 every slab in `whole` is whole; B4 at rest
+//! Invariants (executed by `verify`): B1 the links of both lists agree in both directions; B2 each slab in a list has
+//! the kind of the list, and class and home of the bin; B3 every slab in `whole` is whole; B4 at rest
 //! each LISTED slab is in exactly one list or the inbox.
 
 use core::ptr::null_mut;
@@ -127,8 +127,8 @@ impl Bin {
         }
     }
 
-    /// Takes up to `most` blocks out of a few slabs. `Err`: there may be blocks, but somebody was in the way, and stayed there within the
-    /// spin limit if `wait`.
+    /// Takes up to `most` blocks out of a few slabs. `Err`: there may be blocks, but somebody was in the way, and
+    /// stayed there within the spin limit if `wait`.
     pub(crate) fn take(&self, most: u32, wait: bool) -> Result<Option<List>, Busy> {
         if self.looks_empty() {
             return Ok(None);
@@ -155,8 +155,9 @@ impl Bin {
         }
     }
 
-    /// Takes all free blocks out of the first of the next few partial slabs that has `least` of them: if `dense`, freed ones only, of a slab of
-    /// which a quarter was freed; else fresh ones too. The next call goes on behind it. Never waits.
+    /// Takes all free blocks out of the first of the next few partial slabs that has `least` of them: if `dense`, freed
+    /// ones only, of a slab of which a quarter was freed; else fresh ones too. The next call goes on behind it. Never
+    /// waits.
     pub(crate) fn take_free(&self, least: usize, dense: bool) -> Option<(Slab<'_>, List)> {
         if self.looks_empty() {
             return None;
@@ -183,7 +184,8 @@ impl Bin {
         None
     }
 
-    /// Takes from one slab and leaves it in the list where it belongs afterwards. `None`: pushers came in between too often.
+    /// Takes from one slab and leaves it in the list where it belongs afterwards. `None`: pushers came in between too
+    /// often.
     fn take_from(&self, held: &Held<'_>, slab: Slab<'_>, most: u32) -> Option<Chain> {
         let stays = slab.desc().kind() == Kind::SlabPartial && !slab.may_exhaust(most);
         if stays {
@@ -210,8 +212,8 @@ impl Bin {
         }
     }
 
-    /// Settles the claim on `slab`, whose home this is. If the slab stayed whole it joins the reserve; gives a slab that the reserve,
-    /// of `keep` slabs, has no place for: the caller owns it. Never waits.
+    /// Settles the claim on `slab`, whose home this is. If the slab stayed whole it joins the reserve; gives a slab
+    /// that the reserve, of `keep` slabs, has no place for: the caller owns it. Never waits.
     pub(crate) fn settle<'a>(&self, slab: Slab<'a>, keep: u32) -> Option<Slab<'a>> {
         let Some(held) = self.lock.try_lock() else {
             // It stays among the partial ones: who takes from the bin, or sweeps it, finds it.
@@ -283,8 +285,9 @@ impl Bin {
             .all(|(ring, kind)| ring.verify(|desc| belongs(desc, *kind, class, home)))
     }
 
-    /// Checks B1 to B3 and what each slab tells of itself for the next few slabs, and turns the lists so that the next call goes on behind them. `left` counts
-    /// down over the calls, for partial and for whole slabs; start it with [`u32::MAX`]. `None`: some rule does not hold.
+    /// Checks B1 to B3 and what each slab tells of itself for the next few slabs, and turns the lists so that the next
+    /// call goes on behind them. `left` counts down over the calls, for partial and for whole slabs; start it with
+    /// [`u32::MAX`]. `None`: some rule does not hold.
     pub(crate) fn verify_next(&self, class: SizeClass, home: usize, left: &mut [u32; 2], wait: bool) -> Option<Sweep> {
         let held = if wait { self.lock.lock_bounded() } else { self.lock.try_lock() };
         let Some(held) = held else { return Some(Sweep::Busy) };
@@ -306,15 +309,16 @@ impl Bin {
         Some(if left.iter().all(|left| *left == 0) { Sweep::Done } else { Sweep::More })
     }
 
-    /// Links everything out of the inbox, at rest only: so that [`verify`](Self::verify) sees all. False if the lock was busy.
+    /// Links everything out of the inbox, at rest only: so that [`verify`](Self::verify) sees all. False if the lock
+    /// was busy.
     pub(crate) fn receive_all(&self) -> bool {
         let Some(held) = self.lock.try_lock() else { return false };
         while self.receive(&held) {}
         true
     }
 
-    /// Slabs with something to give, and whole ones in the reserve. Links first what it finds in the inbox, up to [`COUNT_HOLDS`] batches; if the
-    /// lock is taken, what is there is not counted. Never waits.
+    /// Slabs with something to give, and whole ones in the reserve. Links first what it finds in the inbox, up to
+    /// [`COUNT_HOLDS`] batches; if the lock is taken, what is there is not counted. Never waits.
     pub(crate) fn counts(&self) -> (u32, u32) {
         for _ in 0..COUNT_HOLDS {
             if self.inbox.load(Ordering::Relaxed).is_null() {
@@ -678,7 +682,8 @@ pub(crate) mod tests {
         assert_eq!((counts(&bin), surplus), ((0, 3), 2));
     }
 
-    /// One context takes, others give back what it took, all on a few slabs: B1 to B3, S1 to S3 hold at the end, and each block is where it belongs.
+    /// One context takes, others give back what it took, all on a few slabs: B1 to B3, S1 to S3 hold at the end, and
+    /// each block is where it belongs.
     #[test]
     fn one_taker_and_two_pushers_lose_nothing() {
         const SLABS: u32 = 3;

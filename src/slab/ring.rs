@@ -1,8 +1,8 @@
 //! A ring of descriptors: the doubly linked list that bins keep their slabs in.
 //!
-//! Circular, so that turning it (first becomes last) moves one pointer, and a slab is unlinked without a look at the others.
-//! Links live in the descriptors. Every method is called under the lock of the list's owner; the fields are atomics only so
-//! that a guess from outside is no data race. All zero is the empty ring.
+//! Circular, so that turning it (first becomes last) moves one pointer, and a slab is unlinked without a look at the
+//! others. Links live in the descriptors. Every method is called under the lock of the list's owner; the fields are
+//! atomics only so that a guess from outside is no data race. All zero is the empty ring.
 
 use core::ptr::null_mut;
 
@@ -17,8 +17,9 @@ pub(crate) struct Ring {
 
 /// The descriptor behind a link of a ring or of an inbox.
 fn follow<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
-    // SAFETY: links are null or come from `PageDesc::as_link` of a slab in the list. A slab leaves its list before its run is freed, and its
-    // chunk goes only when all its runs are free; so the descriptor lives while a list leads to it.
+    // SAFETY: links are null or come from `PageDesc::as_link` of a slab in the list. A slab leaves its list before its
+    // run is freed, and its chunk goes only when all its runs are free; so the descriptor lives while a list leads to
+    // it.
     unsafe { PageDesc::from_link(link) }
 }
 

@@ -4,8 +4,8 @@
 //! bit 63       62      56..62  40..56  28..40  16..28  0..16
 //! CLAIMED  LISTED      class   home    carved  count   head
 //! ```
-//! `head` heads the list of freed blocks (offset in steps of 8 bytes, plus one; 0: none), `count` is that list's length;
-//! `carved` says how many blocks were ever handed out, the rest are *fresh*; `class` and `home` (the shard it
+//! `head` heads the list of freed blocks (offset in steps of 8 bytes, plus one; 0: none), `count` is that list's
+//! length; `carved` says how many blocks were ever handed out, the rest are *fresh*; `class` and `home` (the shard it
 //! belongs to) never change while the run is a slab.
 //!
 //! # Protocol
@@ -13,9 +13,11 @@
 //! read-modify-write of the word. A push publishes: from then on the slab may be taken, emptied and unmapped by others,
 //! so the pusher touches neither blocks nor descriptor again, unless its own step gave it a [`Duty`]:
 //!
-//! - It set LISTED: the slab had nothing to give and was in no list. Until the pusher enlists it, nobody else can find it.
-//! - It set CLAIMED: its push made the slab *whole* (every carved block is back). The claim keeps the slab from being given back
-//!   until the claimer has cleared it. There is one claimer at a time, since the bit is set by read-modify-write.
+//! - It set LISTED: the slab had nothing to give and was in no list. Until the pusher enlists it, nobody else can find
+//!   it.
+//! - It set CLAIMED: its push made the slab *whole* (every carved block is back). The claim keeps the slab from being
+//!   given back until the claimer has cleared it. There is one claimer at a time, since the bit is set by
+//!   read-modify-write.
 //!
 //! A nested context never claims: to settle a claim means to take a lock. It leaves the slab listed; whoever takes from
 //! the bin next, or trims, finds it there.
@@ -27,8 +29,9 @@
 //! - S4: at rest no slab is CLAIMED.
 //! - S5: at rest a slab is in its home bin's lists exactly if it is LISTED.
 //!
-//! There is one popper at a time and the word changes by read-modify-write only, so a list cannot change under its popper except in
-//! front, which changes `head`: no ABA tag is needed. The release sequence carries every earlier pusher's links to the popper.
+//! There is one popper at a time and the word changes by read-modify-write only, so a list cannot change under its
+//! popper except in front, which changes `head`: no ABA tag is needed. The release sequence carries every earlier
+//! pusher's links to the popper.
 
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
@@ -81,8 +84,8 @@ pub(crate) struct Duty {
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) chain: Chain,
-    /// Nothing is left in the slab and it is no longer LISTED. From that moment a pusher may enlist it again, so a taker
-    /// unlinks it *before* it takes what [may be](Slab::may_exhaust) all.
+    /// Nothing is left in the slab and it is no longer LISTED. From that moment a pusher may enlist it again, so a
+    /// taker unlinks it *before* it takes what [may be](Slab::may_exhaust) all.
     pub(crate) exhausted: bool,
 }
 
@@ -117,8 +120,9 @@ impl Word {
     }
 }
 
-/// How long a slab of a class should be, in bytes: a multiple of `granule` that holds at least one block and comes close to `target`. A few blocks are
-/// added if less is then left over behind the last one: up to `most` bytes until that is at most a 32nd, else an eighth. At most [`MAX_BLOCKS`] blocks fit.
+/// How long a slab of a class should be, in bytes: a multiple of `granule` that holds at least one block and comes
+/// close to `target`. A few blocks are added if less is then left over behind the last one: up to `most` bytes until
+/// that is at most a 32nd, else an eighth. At most [`MAX_BLOCKS`] blocks fit.
 pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize, most: usize) -> usize {
     let block_len = class.block_len();
     let mut used_len = target.checked_div(block_len).unwrap_or(0).clamp(1, MAX_BLOCKS / 2) * block_len;
@@ -141,7 +145,8 @@ fn round_up(len: usize, granule: usize) -> usize {
 #[cfg(feature = "hardened")]
 pub(crate) const NO_SLAB: u64 = 0x3f << CLASS_SHIFT;
 
-/// The class of the slab that a granule belongs to, as an index: any granule's descriptor will do. None's, if there is no slab.
+/// The class of the slab that a granule belongs to, as an index: any granule's descriptor will do. None's, if there is
+/// no slab.
 #[cfg(feature = "hardened")]
 #[inline]
 pub(crate) fn class_index_at(desc: &PageDesc) -> usize {
@@ -274,8 +279,8 @@ impl<'a> Slab<'a> {
         }
     }
 
-    /// Whether [`take`](Self::take) of `most` blocks could leave nothing. If not, it cannot do so later either: pushers only add.
-    /// The caller holds the home bin's lock.
+    /// Whether [`take`](Self::take) of `most` blocks could leave nothing. If not, it cannot do so later either: pushers
+    /// only add. The caller holds the home bin's lock.
     pub(crate) fn may_exhaust(self, most: u32) -> bool {
         let word = self.load();
         let fresh = (self.capacity() as u64).saturating_sub(word.carved());
@@ -306,7 +311,8 @@ impl<'a> Slab<'a> {
     #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
     fn take_freed(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let head = NonNull::new(self.head_of(old))?;
-        // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only popper.
+        // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only
+        // popper.
         let (last, rest) = unsafe { peek(head, count as u32, self.key()) }?;
         let exhausted = count == old.count() && old.carved() == capacity;
         let mut new = Word(old.0 - (count << COUNT_SHIFT)).with_head(self.head_for(rest));
@@ -340,7 +346,8 @@ impl<'a> Slab<'a> {
         Some(Taken { chain, exhausted })
     }
 
-    /// Makes a whole slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's lock and saw
+    /// Makes a whole slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's
+    /// lock and saw
     /// [`is_whole`](Self::is_whole): no block is out, so nobody pushes.
     pub(crate) fn renew(self) {
         self.desc.word.fetch_and(IDENTITY | LISTED, Ordering::AcqRel);
@@ -367,8 +374,9 @@ impl<'a> Slab<'a> {
         head.is_some_and(|head| unsafe { peek(head, word.count() as u32, self.key()) }.is_none())
     }
 
-    /// Loses the free list, whose blocks count as handed out from now on: where it began, how many they were, and whether nothing is left in the slab,
-    /// which then is no longer LISTED. The caller holds the bin's lock and has unlinked the slab.
+    /// Loses the free list, whose blocks count as handed out from now on: where it began, how many they were, and
+    /// whether nothing is left in the slab, which then is no longer LISTED. The caller holds the bin's lock and has
+    /// unlinked the slab.
     #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
     pub(crate) fn give_up(self) -> (NonNull<u8>, u32, bool) {
         loop {
@@ -427,7 +435,8 @@ impl<'a> Slab<'a> {
         (offset % self.class().block_len() == 0 && index < self.capacity()).then_some(index)
     }
 
-    /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the home bin's lock, or owns the slab alone.
+    /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the home bin's lock, or owns the
+    /// slab alone.
     #[expect(clippy::cast_possible_truncation, reason = "16 bits each")]
     pub(crate) fn verify(self) -> bool {
         let word = self.load();
@@ -444,8 +453,8 @@ impl<'a> Slab<'a> {
             if offset % block_len != 0 || offset / block_len >= carved {
                 return false;
             }
-            // SAFETY: the bin's lock, which the caller holds, makes it the only popper, and pushers change nothing behind the head that was read: the block is
-            // in the list, one of the slab's, as was just checked.
+            // SAFETY: the bin's lock, which the caller holds, makes it the only popper, and pushers change nothing
+            // behind the head that was read: the block is in the list, one of the slab's, as was just checked.
             let Some(next) = (unsafe { crate::slab::block::next(here, self.key()) }) else { return false };
             block = next;
         }

@@ -1,4 +1,5 @@
-//! Compiles and runs a test of this package again, with another `--cfg`, in a target folder of that name. Arguments and environment are passed on.
+//! Compiles and runs a test of this package again, with another `--cfg`, in a target folder of that name. Arguments and
+//! environment are passed on.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};

@@ -1,4 +1,5 @@
-//! The battery over sound and over broken providers and pins: each break is named, in the line of the promise that it breaks.
+//! The battery over sound and over broken providers and pins: each break is named, in the line of the promise that it
+//! breaks.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -93,7 +94,8 @@ unsafe impl<const ZEROED: bool> Send for Broken<ZEROED> {}
 // SAFETY: as above.
 unsafe impl<const ZEROED: bool> Sync for Broken<ZEROED> {}
 
-// SAFETY: it breaks the contract on purpose; nothing of this memory is anybody else's, and the battery touches only what it was given, which is never more.
+// SAFETY: it breaks the contract on purpose; nothing of this memory is anybody else's, and the battery touches only
+// what it was given, which is never more.
 unsafe impl<const ZEROED: bool> PageProvider for Broken<ZEROED> {
     const ZEROED: bool = ZEROED;
 

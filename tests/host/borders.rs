@@ -1,6 +1,8 @@
-//! Sizes at the borders: of a page, of each class, of what slabs serve, of what is a run of its own; and the ends of what is counted.
+//! Sizes at the borders: of a page, of each class, of what slabs serve, of what is a run of its own; and the ends of
+//! what is counted.
 //!
-//! Promises shown: a block that takes another size where it stands is freed as what it is then; after everything is freed, the provider has every page (3).
+//! Promises shown: a block that takes another size where it stands is freed as what it is then; after everything is
+//! freed, the provider has every page (3).
 
 use std::alloc::Layout;
 
@@ -65,7 +67,8 @@ fn runs_and_blocks_are_resized_around_every_border() {
     resize_around_every_border(&Heap::new(Mmap::default(), Pinned(ThreadCpu)), seed + 2);
 }
 
-/// Each length that a run can take in place, from each that it can have: the only block of the heap, so that its chunk is remembered.
+/// Each length that a run can take in place, from each that it can have: the only block of the heap, so that its chunk
+/// is remembered.
 #[test]
 fn a_run_takes_every_border_length_and_goes_back() {
     play_cpu(0);

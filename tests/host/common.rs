@@ -198,8 +198,8 @@ impl CpuHint for ThreadCpu {
     }
 }
 
-// SAFETY: a thread keeps its number, `play_cpu` is called once in each thread with numbers of its own, and a signal handler that interrupts it
-// finishes before it goes on.
+// SAFETY: a thread keeps its number, `play_cpu` is called once in each thread with numbers of its own, and a signal
+// handler that interrupts it finishes before it goes on.
 unsafe impl CpuPin for ThreadCpu {
     type Guard = ();
     fn pin(&self) {}

@@ -1,7 +1,8 @@
-//! Every bug of freeing, for a block of every kind: tiny, short, longer than a page, the longest of slabs, a run, a huge one.
+//! Every bug of freeing, for a block of every kind: tiny, short, longer than a page, the longest of slabs, a run, a
+//! huge one.
 //!
-//! Shown: each is reported, by each level of hardening, in builds with and without debug assertions; the heap is whole afterwards and gives
-//! everything back.
+//! Shown: each is reported, by each level of hardening, in builds with and without debug assertions; the heap is whole
+//! afterwards and gives everything back.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -29,7 +30,8 @@ fn noticed(heap: &Tested) -> u64 {
     Misuse::ALL.into_iter().map(|misuse| heap.misuse_count(misuse)).sum()
 }
 
-/// Does one thing with a block of a heap that works, and expects to have it reported. The block is in use before, and afterwards if `stays`.
+/// Does one thing with a block of a heap that works, and expects to have it reported. The block is in use before, and
+/// afterwards if `stays`.
 fn is_noticed(what: &str, size: usize, stays: bool, wrong: impl Fn(&Tested, NonNull<u8>)) {
     play_cpu(0);
     let heap = Tested::new(Mmap::default(), Pinned(ThreadCpu));
@@ -59,7 +61,8 @@ fn is_noticed(what: &str, size: usize, stays: bool, wrong: impl Fn(&Tested, NonN
 #[test]
 fn every_bug_is_noticed_in_blocks_of_every_kind() {
     for (kind, size, wrong_sizes) in KINDS {
-        // SAFETY: none, here and below: the contract of `free` is broken, which the heap has to see before it does anything.
+        // SAFETY: none, here and below: the contract of `free` is broken, which the heap has to see before it does
+        // anything.
         let free = |heap: &Tested, block: NonNull<u8>, size| unsafe { heap.free(block, layout(size)) };
         is_noticed(&format!("{kind}, freed twice"), size, false, |heap, block| {
             free(heap, block, size);

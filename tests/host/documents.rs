@@ -1,4 +1,5 @@
-//! The documents, held against the tree: links lead somewhere, a sentence has a line of its own, and the glossary gives each word one meaning.
+//! The documents, held against the tree: links lead somewhere, a sentence has a line of its own, and the glossary gives
+//! each word one meaning.
 
 use std::collections::BTreeSet;
 use std::fs;

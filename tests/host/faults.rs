@@ -1,6 +1,7 @@
 //! Faults, one after the other: every call of a provider fails once, regions that make no sense, no memory on any CPU.
 //!
-//! Promises shown: 5 (a failing provider leaves a whole heap, and nothing leaks), 3 (all memory back), 7 (errors are values).
+//! Promises shown: 5 (a failing provider leaves a whole heap, and nothing leaks), 3 (all memory back), 7 (errors are
+//! values).
 
 use std::alloc::Layout;
 use std::sync::Barrier;
@@ -131,7 +132,8 @@ fn a_region_that_shares_a_page_or_leaves_the_address_space_is_refused() {
     let base = memory.start();
     let heap = Heap::<_, _, 2>::new(RegionProvider::<3>::new(), Hint(UnknownCpu));
     let add = |start: *mut u8, len| {
-        // SAFETY: only the region in the middle and its neighbours are taken, which is the memory above; what is refused is not touched.
+        // SAFETY: only the region in the middle and its neighbours are taken, which is the memory above; what is
+        // refused is not touched.
         unsafe { heap.provider().add_region(start, len) }
     };
     let (from, to) = (16 << 10, 48 << 10);
@@ -172,7 +174,8 @@ const CPUS: usize = 4;
 /// Bytes that they have between them.
 const SCARCE_LEN: usize = 4 << 20;
 
-/// Every CPU takes what it can get of one size, until each was refused while all others hold what they got; round after round.
+/// Every CPU takes what it can get of one size, until each was refused while all others hold what they got; round after
+/// round.
 fn run_out<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, CPUS>) {
     let together = Barrier::new(CPUS);
     for size in [48, 700, 4096, 20_000, 100_000, 48] {

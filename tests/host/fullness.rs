@@ -1,7 +1,7 @@
 //! How full a heap gets: the bytes asked for, as a share of the region, when an allocation is refused.
 //!
-//! Blocks of random sizes are allocated until the first null; then a tenth of them is freed at random and the heap filled again, over and over.
-//! `cargo test --test host fullness -- --nocapture` prints the table.
+//! Blocks of random sizes are allocated until the first null; then a tenth of them is freed at random and the heap
+//! filled again, over and over. `cargo test --test host fullness -- --nocapture` prints the table.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -113,7 +113,8 @@ const fn row(name: &'static str, len: usize, top: usize, shift: usize, least: [f
     Row { name, len, sizes: Sizes { top, shift }, least }
 }
 
-// The aims are 91 and 88, 87 and 80, 88 and 74, 91 and 89, 87 and 82, 90 and 81 percent: why some are missed stands in docs/design.md, "Known limits".
+// The aims are 91 and 88, 87 and 80, 88 and 74, 91 and 89, 87 and 82, 90 and 81 percent: why some are missed stands in
+// docs/design.md, "Known limits".
 #[cfg(not(feature = "hardened"))]
 const ROWS: [Row; 6] = [
     row("skewed, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 8, [91.0, 88.0]),

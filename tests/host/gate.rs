@@ -1,6 +1,7 @@
 //! A provider that must not be entered twice, and takes its time: all CPUs want pages at once.
 //!
-//! Promises shown: the provider is called by one context at a time, and waiting for it is no false out-of-memory, whatever the hints say (2).
+//! Promises shown: the provider is called by one context at a time, and waiting for it is no false out-of-memory,
+//! whatever the hints say (2).
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -59,7 +60,8 @@ fn all_want_pages<C: CpuMode + Sync>(heap: &Heap<Slow, C, THREADS>, size: usize)
         heap.provider().refused.fetch_add(refused, Ordering::Relaxed);
         blocks.into_iter().flatten().for_each(|block| block.free().unwrap());
     });
-    // A wait has a bound, which a host that runs much else may exceed once or twice; who does not wait is refused nearly always.
+    // A wait has a bound, which a host that runs much else may exceed once or twice; who does not wait is refused
+    // nearly always.
     let refused = heap.provider().refused.load(Ordering::Relaxed);
     assert!(
         4 * refused <= THREADS * TURNS,

@@ -18,7 +18,8 @@ fn a_provider_without_guard_pages_is_said_to_have_none() {
     assert_eq!(heap.set_guard_rate(1), Err(NoGuards));
 }
 
-/// Runs of the provider's that pairs of `alloc` and `free` of blocks of that size took, of a heap that had enough before.
+/// Runs of the provider's that pairs of `alloc` and `free` of blocks of that size took, of a heap that had enough
+/// before.
 fn sampled(size: usize, every: u32, pairs: usize) -> u64 {
     play_cpu(0);
     let heap: Heap<_, _, 2> = Heap::new(Space, Pinned(ThreadCpu));

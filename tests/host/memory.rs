@@ -1,7 +1,8 @@
 //! Memory that comes home: what is held over what is live, when loads change, stop, and move between CPUs.
 //!
-//! One thread plays all CPUs in turn, and chunks lie at multiples of every block's alignment, so every figure is the same in each run, but for a table of chunks that some addresses need. `-- memory:: --nocapture` prints them. With `hardened` no neighbours are joined, so what depends on
-//! that is left out.
+//! One thread plays all CPUs in turn, and chunks lie at multiples of every block's alignment, so every figure is the
+//! same in each run, but for a table of chunks that some addresses need. `-- memory:: --nocapture` prints them. With
+//! `hardened` no neighbours are joined, so what depends on that is left out.
 
 use std::alloc::Layout;
 use std::collections::VecDeque;
@@ -20,8 +21,8 @@ const MIB: usize = 1 << 20;
 /// What a cache may hold whatever the heap's size.
 const CPU_LEN: usize = MIB;
 
-/// What a CPU may keep beside what is live, where all classes are in use: its cache, and at its home two slabs of each class, as
-/// `worst_case_overhead` counts.
+/// What a CPU may keep beside what is live, where all classes are in use: its cache, and at its home two slabs of each
+/// class, as `worst_case_overhead` counts.
 #[cfg(not(feature = "hardened"))]
 fn cpu_constant() -> usize {
     CPU_LEN + SizeClass::all().map(|class| 2 * (64 << 10).max(4 * class.block_len())).sum::<usize>()
@@ -129,7 +130,8 @@ impl<'a> Live<'a> {
 /// Block lengths in an order that goes up and down, up to 24 KiB.
 const LENS: [usize; 8] = [64, 512, 4096, 128, 24 << 10, 1024, 8192, 256];
 
-/// The live set of one class is replaced by that of the next, block by block, the oldest first: what is held stays near what is live.
+/// The live set of one class is replaced by that of the next, block by block, the oldest first: what is held stays near
+/// what is live.
 fn replaced(cpus: usize, live_len: usize) -> f64 {
     let heap = heap();
     let mut live = Live::new(&heap, cpus);
@@ -244,7 +246,8 @@ fn long_random_churn_holds_little_more_than_is_live() {
     for cpus in [1, CPUS] {
         let constant = (cpus * CPU_LEN) as f64 / LIVE_LEN as f64;
         assert!(churned(cpus, 16, 1024, LIVE_LEN) <= 1.08 + constant);
-        // Longer blocks leave more over, in slabs of few blocks at each CPU's home: within what is written for them, and far from all of it.
+        // Longer blocks leave more over, in slabs of few blocks at each CPU's home: within what is written for them,
+        // and far from all of it.
         let longer = churned(cpus, 16, 32 << 10, LIVE_LEN);
         assert!(longer <= 1.15 + (cpus * cpu_constant()) as f64 / LIVE_LEN as f64);
         // Sixty classes: each of them has slabs that are half used at each CPU.
@@ -349,7 +352,8 @@ fn handed_over(shape: Shape, len: usize) -> (usize, usize) {
     (held, peak)
 }
 
-/// Within the formula; and of what is live, whoever frees it, a quarter more than a CPU that makes and frees all of it, and a constant for each CPU.
+/// Within the formula; and of what is live, whoever frees it, a quarter more than a CPU that makes and frees all of it,
+/// and a constant for each CPU.
 #[test]
 fn what_is_handed_over_stays_within_the_formula_and_near_what_one_owner_holds() {
     for len in [64, 1024, 16 << 10] {

@@ -1,6 +1,8 @@
-//! Signals as interrupts: a handler that allocates and frees comes at any instruction of the heap, on a CPU (thread) that is inside it.
+//! Signals as interrupts: a handler that allocates and frees comes at any instruction of the heap, on a CPU (thread)
+//! that is inside it.
 //!
-//! Promises shown: 1 (no deadlock in nested contexts; a hang is the test's failure), 5 (whole afterwards), and that frees always succeed.
+//! Promises shown: 1 (no deadlock in nested contexts; a hang is the test's failure), 5 (whole afterwards), and that
+//! frees always succeed.
 
 use std::alloc::Layout;
 use std::cell::{Cell, UnsafeCell};
@@ -71,7 +73,8 @@ extern "C" fn on_signal(_: libc::c_int) {
     SIGNALS.fetch_add(1, Ordering::Relaxed);
     NESTED.fetch_add(u64::from(INSIDE.get()), Ordering::Relaxed);
     OWN.with(|own| {
-        // SAFETY: only handlers of this thread come here, one at a time since the signal is blocked meanwhile, and `storm` after them.
+        // SAFETY: only handlers of this thread come here, one at a time since the signal is blocked meanwhile, and
+        // `storm` after them.
         let Handler { random, pinned, hinted } = unsafe { &mut *own.0.get() };
         match USES_PIN.load(Ordering::Relaxed) {
             true => interrupt(&PINNED, random, pinned),
@@ -136,7 +139,8 @@ fn storm<C: CpuMode + Sync>(heap: &'static Regions<C>, uses_pin: bool) {
     });
     let [signals, nested, refused] = [&SIGNALS, &NESTED, &REFUSED].map(|counter| counter.load(Ordering::Relaxed));
     println!("{signals} signals, {nested} of them inside the churn, {refused} allocations refused");
-    // There is memory, and the provider may be re-entered; but a thread that the host preempts with a lock held hides what that guards.
+    // There is memory, and the provider may be re-entered; but a thread that the host preempts with a lock held hides
+    // what that guards.
     assert!(1000 * refused <= signals, "{refused} of {signals}");
     assert!(!BROKEN.load(Ordering::Relaxed), "a handler's block was damaged");
     heap.verify_all().unwrap();

@@ -1,4 +1,5 @@
-//! A region is one piece of memory: one small block costs its own page, regions that touch are one, and the first use costs the same at any length.
+//! A region is one piece of memory: one small block costs its own page, regions that touch are one, and the first use
+//! costs the same at any length.
 
 use std::alloc::Layout;
 

@@ -343,7 +343,8 @@ fn a_foreign_pointer_is_counted_and_ignored() {
     let heap = heap();
     filled(&heap, 64).free().unwrap();
     let foreign = Memory::new(1 << 16, 4096);
-    // SAFETY: not what the contract asks for; the heap promises no more than to look the address up and to leave it alone.
+    // SAFETY: not what the contract asks for; the heap promises no more than to look the address up and to leave it
+    // alone.
     unsafe { heap.free(NonNull::new(foreign.start()).unwrap(), layout(1 << 16, 8)) };
     assert_eq!(heap.stats().stray_count, 1);
     heap.verify_all().unwrap();

@@ -1,9 +1,10 @@
-//! Random sequences of operations against a shadow heap: any kind of heap, any CPU, any context, any fault. See `sequences` for what is checked.
+//! Random sequences of operations against a shadow heap: any kind of heap, any CPU, any context, any fault. See
+//! `sequences` for what is checked.
 //!
 //! Promises shown: 1 (nested contexts come back), 2, 3 (all memory back), 5 (failing providers), 6 (every Layout).
 //!
-//! `PROPTEST_CASES=100000` runs that many; `PROPTEST_RNG_SEED` repeats a run. A failing sequence is made as short as it gets and printed, and its seed is
-//! kept in `random_sequences.txt` beside this file.
+//! `PROPTEST_CASES=100000` runs that many; `PROPTEST_RNG_SEED` repeats a run. A failing sequence is made as short as it
+//! gets and printed, and its seed is kept in `random_sequences.txt` beside this file.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -79,8 +80,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A provider that fails from the first call on, and often: without it, sequences in which nothing happens to fail are common enough that all of a run's
-/// can be such.
+/// A provider that fails from the first call on, and often: without it, sequences in which nothing happens to fail are
+/// common enough that all of a run's can be such.
 fn failing_at_once() -> impl Strategy<Value = Step> {
     let kinds = prop_oneof![Just(Kinds::Map), Just(Kinds::Any)];
     (kinds, 26_u8..=128).prop_map(|(kinds, share)| Step::Fail(Failing::Share(kinds, share)))

@@ -146,7 +146,8 @@ fn size_zero_and_null_are_the_same_at_every_level() {
     heap.verify_all().unwrap();
 }
 
-/// Whether a block of `old` bytes at that address has room for one of `new` at a multiple of what its class is aligned to.
+/// Whether a block of `old` bytes at that address has room for one of `new` at a multiple of what its class is aligned
+/// to.
 #[cfg(not(feature = "hardened"))]
 fn has_room(start: NonNull<u8>, old: usize, new: usize) -> bool {
     let [old, new] = [old, new].map(|size| SizeClass::of(layout(size)));
@@ -314,7 +315,8 @@ extern "C" fn on_signal(_: libc::c_int) {
     IN_HANDLER.set(false);
 }
 
-/// The kernel `full_house` counts the instructions; here the handler's CPU time shows that it does not wait, and the task's count that it goes on.
+/// The kernel `full_house` counts the instructions; here the handler's CPU time shows that it does not wait, and the
+/// task's count that it goes on.
 #[test]
 fn a_handler_does_not_wait_for_the_search_that_it_interrupted() {
     const RUNS: u64 = 300;

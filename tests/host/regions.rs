@@ -74,7 +74,8 @@ unsafe impl<const REGIONS: usize> PageProvider for Watched<REGIONS> {
     }
 }
 
-/// Fills the regions, frees most of it at random, and goes on so; gives the most holes that a region had, and the provider's calls.
+/// Fills the regions, frees most of it at random, and goes on so; gives the most holes that a region had, and the
+/// provider's calls.
 fn churn<const REGIONS: usize>(len: usize) -> (usize, usize) {
     let heap = Heap::<_, _, 2>::new(Watched::<REGIONS>::new(len), Hint(UnknownCpu));
     let mut random = Random::new(3);

@@ -77,7 +77,8 @@ fn a_hint_out_of_range_still_means_a_cache() {
     }
 }
 
-/// A provider with one run to give, which the first caller gets, but is not heard of for a while: as a virtual CPU that its host stops there.
+/// A provider with one run to give, which the first caller gets, but is not heard of for a while: as a virtual CPU that
+/// its host stops there.
 struct Slow {
     books: Books,
     given: AtomicBool,
@@ -132,8 +133,8 @@ fn a_chunk_that_is_just_being_given_is_waited_for() {
     assert_eq!(heap.provider().books.held_len(), 0);
 }
 
-/// The only memory is in a pool that somebody holds for a while: found when it is let go, not refused. The wait has a bound, which a
-/// holder that gets no processor may outlast; so most times, not every time.
+/// The only memory is in a pool that somebody holds for a while: found when it is let go, not refused. The wait has a
+/// bound, which a holder that gets no processor may outlast; so most times, not every time.
 #[test]
 fn memory_behind_a_lock_is_waited_for_before_null() {
     const ROUNDS: usize = 20;
@@ -273,7 +274,8 @@ fn size_zero_is_no_block_to_free_or_to_become() {
     assert!(heap.stats().classes.iter().all(|class| class.live_count == 0));
 }
 
-/// In a small heap the steps of page runs are finer than those of classes: a run for 8300 bytes is shorter than such a class's blocks.
+/// In a small heap the steps of page runs are finer than those of classes: a run for 8300 bytes is shorter than such a
+/// class's blocks.
 #[test]
 fn a_run_takes_a_new_size_by_its_own_length_not_by_its_class() {
     let heap = Heap::<_, _, 2>::new(Books::with_limit(100 << 10), Hint(UnknownCpu));
@@ -402,7 +404,8 @@ fn every_number_of_the_statistics_is_right_at_rest() {
     assert!(cpu.is_used && !stats.cpus[0].is_used && cpu.cached_count > 0);
     assert_eq!((cpu.cached_count, cpu.cached_len as u64), (class.cached_count, 224 * class.cached_count));
     assert!(cpu.refilled_count >= 500 && cpu.flushed_count > 0);
-    // The rest is in use, and nothing is, but that the first block of a chunk comes past the cache and goes back through it.
+    // The rest is in use, and nothing is, but that the first block of a chunk comes past the cache and goes back
+    // through it.
     let kept = cpu.refilled_count - cpu.flushed_count;
     assert!((kept..kept + 5).contains(&cpu.cached_count), "{kept} kept, {} cached", cpu.cached_count);
     assert_eq!((class.live_count, stats.slab_len), (0, class.held_len));
@@ -485,7 +488,8 @@ fn the_battery_sees_damage_missing_zeros_and_missing_memory() {
             }
         });
         let byte: *mut u8 = std::ptr::with_exposed_provenance_mut(place.unwrap() + size - 1);
-        // SAFETY: the last byte of the block, which is in use; that its owner does not know of it is the point of the test.
+        // SAFETY: the last byte of the block, which is in use; that its owner does not know of it is the point of the
+        // test.
         let old = unsafe { byte.read() };
         // SAFETY: as above.
         unsafe { byte.write(!old) };
@@ -508,7 +512,8 @@ fn the_battery_sees_damage_missing_zeros_and_missing_memory() {
     assert_eq!(heap.provider().held_len(), 0, "the battery gives back what it takes");
 }
 
-/// Blocks that chunks of all lengths and places held one after the other: a remembered chunk that has left is not trusted.
+/// Blocks that chunks of all lengths and places held one after the other: a remembered chunk that has left is not
+/// trusted.
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "has a run too short for that many frames")]
 fn chunks_that_come_again_in_another_shape_are_looked_up_afresh() {

@@ -1,4 +1,5 @@
-//! Promise: no safe public call breaks memory, whatever other threads do meanwhile. Here every such call runs while others allocate, write and free.
+//! Promise: no safe public call breaks memory, whatever other threads do meanwhile. Here every such call runs while
+//! others allocate, write and free.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeSet;

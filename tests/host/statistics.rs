@@ -1,4 +1,5 @@
-//! The statistics against a model that keeps its own books: every number at rest, after each of many random steps; and their bound while others work.
+//! The statistics against a model that keeps its own books: every number at rest, after each of many random steps; and
+//! their bound while others work.
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;
@@ -102,7 +103,8 @@ impl Model {
         );
         assert_eq!((stats.relief_count, stats.stray_count), (read(&called.reliefs), 0));
         for (now, then) in stats.cpus.iter().zip(&before.cpus) {
-            // A step refills once at most. Several batches may go home: of the class freed, and of one that gave up its limit.
+            // A step refills once at most. Several batches may go home: of the class freed, and of one that gave up its
+            // limit.
             assert_eq!(now.refill_count - then.refill_count, u64::from(now.refilled_count > then.refilled_count));
             let (blocks, batches) = (now.flushed_count - then.flushed_count, now.flush_count - then.flush_count);
             assert!(batches <= blocks && (blocks < 2 || batches > 0), "{blocks} blocks in {batches} batches");
@@ -173,7 +175,8 @@ fn refuse(model: &mut Model, heap: &Tested) {
     heap.provider().books.keeps.store(false, Ordering::Relaxed);
 }
 
-/// Bursts up and down on CPUs in turn, so that blocks are freed where they were not allocated, caches overflow and chunks come and go.
+/// Bursts up and down on CPUs in turn, so that blocks are freed where they were not allocated, caches overflow and
+/// chunks come and go.
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "its model has no frames")]
 fn every_number_agrees_with_a_model_at_rest() {
@@ -212,8 +215,8 @@ fn every_number_agrees_with_a_model_at_rest() {
     assert!(stats.unmap_count == stats.map_count && stats.high_held_len > 0);
 }
 
-/// What is live is read while two CPUs allocate and free batches of one class, and lies within what they had begun and what they had ended, and the lists
-/// that may have been under way. The other CPU reads.
+/// What is live is read while two CPUs allocate and free batches of one class, and lies within what they had begun and
+/// what they had ended, and the lists that may have been under way. The other CPU reads.
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "counts in the class of a block without a frame")]
 fn live_blocks_are_within_the_stated_bound_while_others_work() {

@@ -1,6 +1,8 @@
-//! Threads as CPUs, all at once, with every block filled and checked, on more threads than cores; `verify` and a complete return of memory at the end.
+//! Threads as CPUs, all at once, with every block filled and checked, on more threads than cores; `verify` and a
+//! complete return of memory at the end.
 //!
-//! Promises shown: 1 (no deadlock), 2 (wrong hints cost time only), 3 (everything comes back), 4 (producer/consumer does not grow).
+//! Promises shown: 1 (no deadlock), 2 (wrong hints cost time only), 3 (everything comes back), 4 (producer/consumer
+//! does not grow).
 
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

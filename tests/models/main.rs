@@ -1,5 +1,6 @@
-//! Runs the models of `src/models`, which exist only where the whole crate is compiled with `--cfg loom`: without it, this test compiles and runs itself
-//! again, with it. Arguments and `LOOM_MAX_PREEMPTIONS` are passed on. `MODEL_SECONDS` ends it, as a failure, when that much time is over.
+//! Runs the models of `src/models`, which exist only where the whole crate is compiled with `--cfg loom`: without it,
+//! this test compiles and runs itself again, with it. Arguments and `LOOM_MAX_PREEMPTIONS` are passed on.
+//! `MODEL_SECONDS` ends it, as a failure, when that much time is over.
 
 #[cfg(loom)]
 fn main() {

@@ -1,7 +1,8 @@
 //! Breaks the shipped code, one line at a time, and expects a model to notice: `cargo test --test plants`.
 //!
-//! Each plant of the table is a test. It replaces a piece of text, which must be there exactly once, in a copy of the tree under `target`, compiles
-//! that, and runs the one model that should find it. The test fails if the model passes, or if the plant does not compile.
+//! Each plant of the table is a test. It replaces a piece of text, which must be there exactly once, in a copy of the
+//! tree under `target`, compiles that, and runs the one model that should find it. The test fails if the model passes,
+//! or if the plant does not compile.
 
 #![expect(
     clippy::std_instead_of_core,

@@ -1,9 +1,10 @@
 //! Realistic bugs, one at a time, and the test that notices each: `cargo test --test sabotage`.
 //!
-//! The table's bugs are written into a copy of the tree under `target`, all of them at once, each behind a condition that is true only if the environment names
-//! its number. So one build of each kind of test serves all. First every test of the table passes without a bug; then each bug is switched on alone, and
-//! its test has to fail, or has to be ended by its time limit. `-- --write` writes the table into `docs/verification.md`; what was not tried is in it as it
-//! was noticed last.
+//! The table's bugs are written into a copy of the tree under `target`, all of them at once, each behind a condition
+//! that is true only if the environment names its number. So one build of each kind of test serves all. First every
+//! test of the table passes without a bug; then each bug is switched on alone, and its test has to fail, or has to be
+//! ended by its time limit. `-- --write` writes the table into `docs/verification.md`; what was not tried is in it as
+//! it was noticed last.
 //!
 //! `cargo test --test sabotage -- fits` only checks that every bug's place is still there; the gate does that.
 

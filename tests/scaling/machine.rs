@@ -1,8 +1,9 @@
 //! A machine of many CPUs that runs the shipped heap one access at a time, and counts whose cache has which line.
 //!
-//! Each CPU is a thread, of which one runs: the one whose turn it is. After a random number of accesses, and whenever somebody waits, it is another one's. So every
-//! interleaving of accesses may come, locks are found busy, and a run with the same seed is the same run. Caches are as large as they like: a line moves only because
-//! somebody else wants it.
+//! Each CPU is a thread, of which one runs: the one whose turn it is. After a random number of accesses, and whenever
+//! somebody waits, it is another one's. So every interleaving of accesses may come, locks are found busy, and a run
+//! with the same seed is the same run. Caches are as large as they like: a line moves only because somebody else wants
+//! it.
 
 use std::cell::Cell;
 use std::collections::HashMap;

@@ -1,4 +1,5 @@
-//! What the shared structures cost on 1 to 64 CPUs: the shipped heap on a simulated machine that counts locked instructions, lines that go from CPU to CPU, and tries of locks.
+//! What the shared structures cost on 1 to 64 CPUs: the shipped heap on a simulated machine that counts locked
+//! instructions, lines that go from CPU to CPU, and tries of locks.
 //!
 //! Would catch breaking: no count for an operation grows with the CPUs. Compiles itself again with `--cfg simulated`.
 

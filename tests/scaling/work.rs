@@ -19,7 +19,8 @@ const STEPS: usize = 500;
 const SHARE_LEN: usize = 8 << 20;
 const REGION_ALIGN: usize = 2 << 20;
 
-/// What the most CPUs may cost, to what the fewest do that can be compared, and what may come on top for each operation.
+/// What the most CPUs may cost, to what the fewest do that can be compared, and what may come on top for each
+/// operation.
 const MOST_GROWTH: f64 = 1.5;
 const SLACK: f64 = 0.05;
 
@@ -133,7 +134,8 @@ impl Worker<'_> {
     }
 }
 
-/// Something that CPUs do, and a step of it. What they share is compared from the number of CPUs on at which nearly all of it comes from another one.
+/// Something that CPUs do, and a step of it. What they share is compared from the number of CPUs on at which nearly all
+/// of it comes from another one.
 struct Work {
     name: &'static str,
     least_cpus: usize,

@@ -1,10 +1,12 @@
 //! Ends a test program in which a test hangs, and names the test.
 //!
-//! `cargo test` waits for a test for ever. Here a thread that is started before `main` watches the others: the harness runs each test on a thread of its
-//! own that carries the test's name. A thread that is over its limit is sent a signal, whose handler writes the name; then the program is aborted.
+//! `cargo test` waits for a test for ever. Here a thread that is started before `main` watches the others: the harness
+//! runs each test on a thread of its own that carries the test's name. A thread that is over its limit is sent a
+//! signal, whose handler writes the name; then the program is aborted.
 //!
-//! The limit is processor time of the whole program, shared among the processors, so that a loaded machine gives a test longer. A program that uses next to
-//! none is asleep for ever and is ended sooner. `SMP_HEAP_TEST_SECONDS` sets another limit.
+//! The limit is processor time of the whole program, shared among the processors, so that a loaded machine gives a test
+//! longer. A program that uses next to none is asleep for ever and is ended sooner. `SMP_HEAP_TEST_SECONDS` sets
+//! another limit.
 //!
 //! The price: the time that the tests beside it take counts too, so the limit is generous; and it works on Linux only.
 
@@ -95,7 +97,8 @@ fn used() -> Duration {
     TICK * fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).sum()
 }
 
-/// Processor time of this program, of those that it started and waits for, a compiler say, and of those that they started; also of those that have ended.
+/// Processor time of this program, of those that it started and waits for, a compiler say, and of those that they
+/// started; also of those that have ended.
 fn used_by_all() -> Duration {
     let programs: Vec<_> = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(times).collect();
     let (mut own, mut all) = (Vec::from([process::id()]), 0);
@@ -110,7 +113,8 @@ fn used_by_all() -> Duration {
     TICK * all
 }
 
-/// A program's number, that of the program that started it, and the ticks that it and the children that ended have used.
+/// A program's number, that of the program that started it, and the ticks that it and the children that ended have
+/// used.
 fn times(program: fs::DirEntry) -> Option<(u32, u32, u32)> {
     let number = program.file_name().to_str()?.parse().ok()?;
     let stat = fs::read_to_string(program.path().join("stat")).ok()?;

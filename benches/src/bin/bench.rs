@@ -1,8 +1,8 @@
 //! One command for the whole benchmark: builds what this machine can build, says what it cannot, and starts the run.
 //!
-//! The peers written in C and C++ are features of this package, because their build scripts end the build where there is no compiler. So
-//! this program, which needs none, looks for the compilers first. Levels of hardening become programs beside it. Zig's allocator becomes a
-//! shared library, which `cells` loads.
+//! The peers written in C and C++ are features of this package, because their build scripts end the build where there
+//! is no compiler. So this program, which needs none, looks for the compilers first. Levels of hardening become
+//! programs beside it. Zig's allocator becomes a shared library, which `cells` loads.
 
 use std::env;
 use std::ffi::{OsStr, OsString};

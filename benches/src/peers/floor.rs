@@ -1,5 +1,5 @@
-//! No allocator: lists by size and a bump pointer, per thread, nothing shared and nothing given back. What is left of a workload's time when
-//! allocation costs next to nothing.
+//! No allocator: lists by size and a bump pointer, per thread, nothing shared and nothing given back. What is left of a
+//! workload's time when allocation costs next to nothing.
 
 use std::cell::Cell;
 use std::ptr;

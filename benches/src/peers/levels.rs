@@ -1,5 +1,5 @@
-//! Levels of hardening, which are features of the heap: each is a build of `cells` of its own, beside the one that runs, whose column `pin` is
-//! this column. Their cells are started as programs, and print what they measured.
+//! Levels of hardening, which are features of the heap: each is a build of `cells` of its own, beside the one that
+//! runs, whose column `pin` is this column. Their cells are started as programs, and print what they measured.
 
 use std::env;
 use std::path::Path;

@@ -16,7 +16,8 @@ pub mod zig;
 use std::alloc::Layout;
 use std::path::Path;
 
-/// What a workload calls: alignments are powers of two, sizes not 0; a block goes back with the size and alignment it has.
+/// What a workload calls: alignments are powers of two, sizes not 0; a block goes back with the size and alignment it
+/// has.
 #[derive(Clone, Copy, Debug)]
 pub struct Calls {
     /// Size, alignment.

@@ -1,7 +1,7 @@
 //! This crate: pinned and hint mode, over one region and over the operating system's pages.
 //!
-//! Threads play CPUs: each has a number of its own, in a thread-local variable as a kernel's is in its per-CPU area. No thread enters the heap
-//! twice at once, so that a pin needs no instruction.
+//! Threads play CPUs: each has a number of its own, in a thread-local variable as a kernel's is in its per-CPU area. No
+//! thread enters the heap twice at once, so that a pin needs no instruction.
 
 use std::cell::Cell;
 
@@ -25,8 +25,8 @@ impl CpuHint for ThreadCpu {
     }
 }
 
-// SAFETY: `enter` gives each thread of a process a number of its own, once, before it calls a heap; nothing interrupts a thread inside
-// the heap and calls it again.
+// SAFETY: `enter` gives each thread of a process a number of its own, once, before it calls a heap; nothing interrupts
+// a thread inside the heap and calls it again.
 unsafe impl CpuPin for ThreadCpu {
     type Guard = ();
 

@@ -60,7 +60,8 @@ fn change(start: NonNull<u8>, old: PageRun, new: PageRun, flags: libc::c_int) ->
     if ptr::eq(place, libc::MAP_FAILED) { None } else { NonNull::new(place.cast()) }
 }
 
-// SAFETY: anonymous private mappings are nobody else's and stay until unmapped; the system takes calls from everywhere at once.
+// SAFETY: anonymous private mappings are nobody else's and stay until unmapped; the system takes calls from everywhere
+// at once.
 unsafe impl PageProvider for SystemPages {
     const ZEROED: bool = true;
     const REENTRANT: bool = true;

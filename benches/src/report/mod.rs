@@ -1,7 +1,7 @@
 //! What the samples say: medians with spread, ratios to the best peer of a row, geometric means.
 //!
-//! A ratio is the median over the repetitions of *this column's figure over the best peer's in the same repetition*, so that what slows the whole machine for
-//! a while cancels out. The best peer of a row is the one with the least median.
+//! A ratio is the median over the repetitions of *this column's figure over the best peer's in the same repetition*, so
+//! that what slows the whole machine for a while cancels out. The best peer of a row is the one with the least median.
 
 mod facts;
 mod json;

@@ -1,5 +1,5 @@
-//! Plots, as SVG: ratios to the best peer by row, throughput over threads, memory held over memory in use. Each says where its figures
-//! come from.
+//! Plots, as SVG: ratios to the best peer by row, throughput over threads, memory held over memory in use. Each says
+//! where its figures come from.
 
 use std::error::Error;
 use std::path::Path;
@@ -155,7 +155,8 @@ impl Report {
         )
     }
 
-    /// The columns in the order in which they are drawn: ours last and the first of them at the very end, so that it lies on top.
+    /// The columns in the order in which they are drawn: ours last and the first of them at the very end, so that it
+    /// lies on top.
     fn columns(&self) -> impl Iterator<Item = usize> {
         let of =
             |ours: bool| (0..self.peers.len()).filter(move |&column| (self.peers[column].kind == Kind::Ours) == ours);
@@ -237,8 +238,8 @@ impl Report {
         Ok(())
     }
 
-    /// One small chart for each workload, over the number of threads: operations in a microsecond by all threads together; or, if the
-    /// metric is processor time, the same for one processor.
+    /// One small chart for each workload, over the number of threads: operations in a microsecond by all threads
+    /// together; or, if the metric is processor time, the same for one processor.
     fn plot_scaling(&self, file: &Path) -> Drawn {
         const ACROSS: usize = 5;
         const SIZE: (i32, i32) = (230, 190);

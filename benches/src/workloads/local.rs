@@ -130,7 +130,8 @@ impl Work for Sweep {
 /// Blocks in one pass of `sh8bench`.
 const SH8_LEN: usize = 1024;
 
-/// `sh8bench`: mostly small sizes; each pass frees a half last first and takes it again, then frees in two sweeps that leave gaps.
+/// `sh8bench`: mostly small sizes; each pass frees a half last first and takes it again, then frees in two sweeps that
+/// leave gaps.
 struct Sh8bench {
     slots: Box<[Slot]>,
     sizes: Sizes,

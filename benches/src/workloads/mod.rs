@@ -1,5 +1,5 @@
-//! What the threads of a cell do. Each workload is modelled on a published one; its parameters are constants here, so that a row means the
-//! same in every run.
+//! What the threads of a cell do. Each workload is modelled on a published one; its parameters are constants here, so
+//! that a row means the same in every run.
 
 mod growth;
 mod local;

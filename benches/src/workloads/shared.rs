@@ -220,8 +220,8 @@ const LINE_SIZE: usize = 8;
 /// How often a block is written before it is given back.
 const WRITES: usize = 32;
 
-/// `cache-scratch` and `cache-thrash`: a small block is taken, written again and again, given back. If two threads' blocks lie in one
-/// cache line, they take it from each other with each write.
+/// `cache-scratch` and `cache-thrash`: a small block is taken, written again and again, given back. If two threads'
+/// blocks lie in one cache line, they take it from each other with each write.
 struct Scratch {
     /// A block that thread 0 took, next to those of the others.
     given: Arc<[AtomicPtr<u8>]>,

@@ -82,8 +82,8 @@ impl Arch {
         }
     }
 
-    /// QEMU's arguments by which an instruction takes one count of the guest's timer or a little more, and time passes with the instructions: a
-    /// run is the same each time. The timer of riscv64 counts every 100 ns.
+    /// QEMU's arguments by which an instruction takes one count of the guest's timer or a little more, and time passes
+    /// with the instructions: a run is the same each time. The timer of riscv64 counts every 100 ns.
     pub(crate) fn counting(self) -> &'static [&'static str] {
         match self {
             Self::X86_64 | Self::Aarch64 => &["-icount", "shift=0,sleep=off"],

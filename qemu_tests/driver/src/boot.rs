@@ -1,8 +1,8 @@
 //! One run of one kernel: start QEMU, stream its lines, judge how it ended.
 //!
 //! The verdict is strict on purpose. Success takes two things that only a kernel which reached its end can give: exit
-//! code 33 (on x86-64, it wrote 0x10 to the exit device) and a last line `PASS <kernel>`. Everything else is a [`Failure`] whose
-//! variant says what happened.
+//! code 33 (on x86-64, it wrote 0x10 to the exit device) and a last line `PASS <kernel>`. Everything else is a
+//! [`Failure`] whose variant says what happened.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +17,8 @@ use std::time::Instant;
 use crate::patience::{self, Patience, Used};
 use crate::{Machine, Profile, build, qemu};
 
-/// QEMU's exit codes, the same on all architectures. On x86-64 a kernel that writes `v` to the exit device makes it `2 v + 1`.
+/// QEMU's exit codes, the same on all architectures. On x86-64 a kernel that writes `v` to the exit device makes it `2
+/// v + 1`.
 const EXIT_PASS: i32 = 33;
 const EXIT_FAIL: i32 = 35;
 
@@ -176,8 +177,8 @@ impl Boot {
         self
     }
 
-    /// When a guest that is still running counts as hung and is killed: by the processor time that it used on a CPU. One that uses none is
-    /// killed sooner, one that uses hardly any when it took twenty times as long by the clock.
+    /// When a guest that is still running counts as hung and is killed: by the processor time that it used on a CPU.
+    /// One that uses none is killed sooner, one that uses hardly any when it took twenty times as long by the clock.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
@@ -194,8 +195,8 @@ impl Boot {
         if self.counting { 1 } else { self.cpus }
     }
 
-    /// Builds the kernel (once per process, architecture and [`Profile`]), boots it and calls `on_line` for each line the guest
-    /// prints, as it comes. The time limit counts from QEMU's start, not from the build's.
+    /// Builds the kernel (once per process, architecture and [`Profile`]), boots it and calls `on_line` for each line
+    /// the guest prints, as it comes. The time limit counts from QEMU's start, not from the build's.
     ///
     /// # Errors
     /// Whatever kept the kernel from reaching its end, see [`Failure`].

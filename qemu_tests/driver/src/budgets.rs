@@ -1,9 +1,10 @@
 //! The table of instruction budgets: what a kernel measured, held against what is committed.
 //!
-//! A kernel prints `MEASURED <instructions> <locked> <held> <name>` for each operation; the table is a text file beside the kernels for each architecture, a line for
-//! each mode and operation. One number serves all CPU counts: the most that any of them needs. More than the budget is a failure, and so is an
-//! operation that has no budget. The compiler decides how many instructions a path has, so the table names the one it belongs to; under
-//! another one each number may be exceeded by [`TOLERANCE`] in a hundred and [`SLACK`], except locked instructions, which no compiler adds.
+//! A kernel prints `MEASURED <instructions> <locked> <held> <name>` for each operation; the table is a text file beside
+//! the kernels for each architecture, a line for each mode and operation. One number serves all CPU counts: the most
+//! that any of them needs. More than the budget is a failure, and so is an operation that has no budget. The compiler
+//! decides how many instructions a path has, so the table names the one it belongs to; under another one each number
+//! may be exceeded by [`TOLERANCE`] in a hundred and [`SLACK`], except locked instructions, which no compiler adds.
 
 use core::fmt;
 use std::collections::{BTreeMap, BTreeSet};

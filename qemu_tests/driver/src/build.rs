@@ -56,8 +56,8 @@ type Built = Arc<Result<BTreeMap<String, PathBuf>, Failure>>;
 
 /// The ELF file of `kernel`, built first if this process has not done so yet.
 ///
-/// The checked profile builds at once all kernels that have rows, because a test run wants most of them; the fast one builds the
-/// asked one alone.
+/// The checked profile builds at once all kernels that have rows, because a test run wants most of them; the fast one
+/// builds the asked one alone.
 ///
 /// # Errors
 /// [`Failure::Missing`] without a toolchain for the target, [`Failure::Build`] with the compiler's messages.

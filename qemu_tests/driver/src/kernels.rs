@@ -18,13 +18,15 @@ pub struct Kernel {
     pub machines: &'static [Machine],
     /// The CPU counts it runs with.
     pub cpus: &'static [u32],
-    /// Those of them that it runs with on the boards for other architectures too, unless [all rows](Rows::All) are wanted.
+    /// Those of them that it runs with on the boards for other architectures too, unless [all rows](Rows::All) are
+    /// wanted.
     pub elsewhere: &'static [u32],
     /// What it needs that not every architecture has.
     pub needs: Needs,
     /// RAM in MiB.
     pub memory_mib: u32,
-    /// How many seconds of processor time it may use on a CPU before it counts as hung: six times what it was seen to use, or more.
+    /// How many seconds of processor time it may use on a CPU before it counts as hung: six times what it was seen to
+    /// use, or more.
     pub seconds: u64,
     /// How it is built.
     pub profile: Profile,

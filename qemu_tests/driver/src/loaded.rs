@@ -1,7 +1,7 @@
 //! The whole of `cargo test`, again and again on one core that is busy with something else.
 //!
-//! A test that fails now and then fails there: CPUs of a guest are stopped in the middle of a step for a time slice and more, in every place. Everything runs on
-//! one core (`taskset`), beside three loops that never end.
+//! A test that fails now and then fails there: CPUs of a guest are stopped in the middle of a step for a time slice and
+//! more, in every place. Everything runs on one core (`taskset`), beside three loops that never end.
 
 use std::fs::{self, File};
 use std::io::{self, Error, Write as _};
@@ -26,7 +26,8 @@ impl Drop for Ended {
     }
 }
 
-/// Runs `command` so many times in a row on one busy core, tells of each run, and gives how many failed. Their whole output is kept in files, which are named.
+/// Runs `command` so many times in a row on one busy core, tells of each run, and gives how many failed. Their whole
+/// output is kept in files, which are named.
 ///
 /// # Errors
 /// What kept a run from being started.

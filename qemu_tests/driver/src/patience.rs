@@ -1,9 +1,10 @@
 //! When a guest counts as hung.
 //!
-//! Not by the clock on the wall alone: a machine that has other things to do makes every guest take longer, and none of them hangs. What counts is the
-//! processor time that QEMU was given. A loaded machine gives it later, but no guest needs more of it, so a limit with some room for slower
-//! processors holds under any load; and a guest that spins for ever uses its limit up at the speed at which it is let run. A guest that uses none and
-//! says nothing is asleep for ever. A guest that is neither, as it wakes now and then for nothing, is ended by the wall's clock, late.
+//! Not by the clock on the wall alone: a machine that has other things to do makes every guest take longer, and none of
+//! them hangs. What counts is the processor time that QEMU was given. A loaded machine gives it later, but no guest
+//! needs more of it, so a limit with some room for slower processors holds under any load; and a guest that spins for
+//! ever uses its limit up at the speed at which it is let run. A guest that uses none and says nothing is asleep for
+//! ever. A guest that is neither, as it wakes now and then for nothing, is ended by the wall's clock, late.
 //!
 //! The price: processor time is known on Linux only. Elsewhere a guest is taken to run all the time.
 
@@ -68,8 +69,8 @@ impl Patience {
     }
 }
 
-/// The processor time that a child with so many busy threads has used on each processor: the most of what one thread has used, and of
-/// what all have used, shared among those that can run at once. `None`: the system does not tell.
+/// The processor time that a child with so many busy threads has used on each processor: the most of what one thread
+/// has used, and of what all have used, shared among those that can run at once. `None`: the system does not tell.
 pub(crate) fn used(child: &Child, threads: u32) -> Option<Used> {
     let processors = thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     let process = Path::new("/proc").join(child.id().to_string());

@@ -1,7 +1,8 @@
 //! How long the heap is in a release kernel: its code, and the memory that it takes before it has any.
 //!
-//! Counted by the symbols of kernel `collections`, where it is the one global allocator: every function of the library, with the allocator's entry
-//! points, into which the fast paths are inlined, and the static that is the heap. Code that the compiler inlines into callers of the entry points is not.
+//! Counted by the symbols of kernel `collections`, where it is the one global allocator: every function of the library,
+//! with the allocator's entry points, into which the fast paths are inlined, and the static that is the heap. Code that
+//! the compiler inlines into callers of the entry points is not.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The kernels of `examples/boot`: built with whatever toolchain there is for their targets, started by their own `run`,
-//! which is how people start them.
+//! The kernels of `examples/boot`: built with whatever toolchain there is for their targets, started by their own
+//! `run`, which is how people start them.
 //!
 //! `cargo test --test examples` boots what QEMU alone can start. The others are shown as ignored; after
 //! `./setup --firmware`, `cargo test -p smp-heap-qemu --features firmware --test examples` boots all of them.

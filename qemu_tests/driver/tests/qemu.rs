@@ -1,8 +1,9 @@
 //! Every QEMU test: each kernel of the table on each of its machines and CPU counts, then the harness itself.
 //!
 //! `cargo test --test qemu -- cpus=4/boot` runs those whose names contain the text. Kernels are built when the first
-//! one is booted, so that listing needs no toolchain. `-- --loaded` instead runs all of `cargo test` ten times in a row on one busy core. Two guests run at a time, whatever the host: their CPUs are
-//! threads that spin, and a host with more to do than cores makes every one of them wait.
+//! one is booted, so that listing needs no toolchain. `-- --loaded` instead runs all of `cargo test` ten times in a row
+//! on one busy core. Two guests run at a time, whatever the host: their CPUs are threads that spin, and a host with
+//! more to do than cores makes every one of them wait.
 
 use core::time::Duration;
 use std::collections::BTreeSet;

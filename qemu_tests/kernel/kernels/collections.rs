@@ -1,8 +1,9 @@
-//! The heap as `#[global_allocator]`: the collections of `alloc` on every CPU at once, some of them shared between CPUs.
+//! The heap as `#[global_allocator]`: the collections of `alloc` on every CPU at once, some of them shared between
+//! CPUs.
 //!
-//! Would catch breaking: any Layout that the collections ask for is served, by alloc, realloc and alloc_zeroed, and keeps its content;
-//! what one CPU allocated another may free (the last owner of an `Arc` is whoever comes last); everything freed comes back. Timer
-//! interrupts allocate too, through `Vec`.
+//! Would catch breaking: any Layout that the collections ask for is served, by alloc, realloc and alloc_zeroed, and
+//! keeps its content; what one CPU allocated another may free (the last owner of an `Arc` is whoever comes last);
+//! everything freed comes back. Timer interrupts allocate too, through `Vec`.
 #![no_std]
 #![no_main]
 

@@ -1,7 +1,9 @@
-//! CPUs go offline, one after the other, and come back; the one that is left has everything they held. Afterwards idle CPUs give memory back in steps.
+//! CPUs go offline, one after the other, and come back; the one that is left has everything they held. Afterwards idle
+//! CPUs give memory back in steps.
 //!
-//! Would catch breaking: `retire_cpu` moves what a CPU holds to the others, whose blocks serve before new pages do; a CPU that comes back is a CPU again;
-//! `maintain` on all CPUs at once gives back what was not in use lately, and never what is in use; free neighbours serve longer blocks and are whole again.
+//! Would catch breaking: `retire_cpu` moves what a CPU holds to the others, whose blocks serve before new pages do; a
+//! CPU that comes back is a CPU again; `maintain` on all CPUs at once gives back what was not in use lately, and never
+//! what is in use; free neighbours serve longer blocks and are whole again.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
@@ -44,7 +46,8 @@ kernel! {
         for round in 0..boot.rounds(3) {
             fill(count);
             let held_len = heap().used_len();
-            // Half of each CPU's blocks are freed where they came from, so that it holds partial slabs and a full cache.
+            // Half of each CPU's blocks are freed where they came from, so that it holds partial slabs and a full
+            // cache.
             smp::on_all(|cpu| (cpu * 2..BLOCKS).step_by(count * 2).for_each(take_out));
             for cpu in 1..count {
                 // SAFETY: the CPUs wait for a job, and the last one ended before this.

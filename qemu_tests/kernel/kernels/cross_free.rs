@@ -1,7 +1,8 @@
 //! Blocks allocated on one CPU and freed on another: in pairs, around a ring, from all to all, and one way only.
 //!
-//! Would catch breaking: everything freed can be had again by any CPU, and comes back when all is freed; a producer and a consumer
-//! do not make the heap grow; nothing is handed out twice. In the last pattern even CPUs only allocate and odd ones only free.
+//! Would catch breaking: everything freed can be had again by any CPU, and comes back when all is freed; a producer and
+//! a consumer do not make the heap grow; nothing is handed out twice. In the last pattern even CPUs only allocate and
+//! odd ones only free.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

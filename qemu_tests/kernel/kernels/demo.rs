@@ -1,9 +1,11 @@
 //! `cargo demo` with the crate's own heap: pinned caches, interrupts open.
 //!
 //! The memory is given in eight parts. The region provider only tries its locks, and a virtual CPU that the host stops
-//! while it holds one would make the others believe that there is no memory; with several regions they go on to the next.
+//! while it holds one would make the others believe that there is no memory; with several regions they go on to the
+//! next.
 //!
-//! Nothing is masked around the heap: a timer interrupt that comes in the middle of an allocation allocates in its turn.
+//! Nothing is masked around the heap: a timer interrupt that comes in the middle of an allocation allocates in its
+//! turn.
 #![no_std]
 #![no_main]
 
@@ -147,7 +149,8 @@ fn give_memory(boot: &Boot) {
     }
 }
 
-/// Everything was freed: the provider gets its pages back. (The picture then shows what the products need, and no reserve.)
+/// Everything was freed: the provider gets its pages back. (The picture then shows what the products need, and no
+/// reserve.)
 fn give_back(when: &str) {
     verify(when);
     let held = HEAP.stats().held_len;

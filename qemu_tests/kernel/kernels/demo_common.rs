@@ -1,12 +1,12 @@
-//! The guest side of `cargo demo`, the same for every heap: real work on some of the CPUs, timer interrupts that allocate
-//! on those, results checked, and everything told over the serial line as `@word key=value` lines (read by the driver's
-//! `demo/protocol.rs`).
+//! The guest side of `cargo demo`, the same for every heap: real work on some of the CPUs, timer interrupts that
+//! allocate on those, results checked, and everything told over the serial line as `@word key=value` lines (read by the
+//! driver's `demo/protocol.rs`).
 //!
-//! CPUs that are not part of a phase sleep without a timer: they cost nothing but are there, so that a phase with one CPU
-//! runs on the same machine as one with four.
+//! CPUs that are not part of a phase sleep without a timer: they cost nothing but are there, so that a phase with one
+//! CPU runs on the same machine as one with four.
 //!
-//! The emulator's serial port is slow. So while work is timed, only lines about its progress are sent; what a heap wants
-//! to say of itself meanwhile, it keeps and says afterwards.
+//! The emulator's serial port is slow. So while work is timed, only lines about its progress are sent; what a heap
+//! wants to say of itself meanwhile, it keeps and says afterwards.
 
 use core::{
     fmt,
@@ -27,7 +27,8 @@ pub(crate) const SAMPLES: usize = 8;
 
 /// What is different for each heap.
 pub(crate) trait Demonstrated: Sync {
-    /// Now and then while work is timed, at most [`SAMPLES`] times in a slot: to keep what the heap is like. Prints nothing.
+    /// Now and then while work is timed, at most [`SAMPLES`] times in a slot: to keep what the heap is like. Prints
+    /// nothing.
     fn sample(&self) {}
 
     /// When the time is over: to print what [`sample`](Self::sample) kept.

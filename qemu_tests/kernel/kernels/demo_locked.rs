@@ -1,8 +1,8 @@
 //! `cargo demo` with the heap that small kernels start from: `linked_list_allocator` behind one lock.
 //!
 //! Its `LockedHeap` alone would not survive the demonstration: a timer interrupt that allocates while the CPU it
-//! interrupted holds the lock waits for ever. So interrupts are masked around every call, as kernels that use it do; the
-//! price of that is part of what is measured.
+//! interrupted holds the lock waits for ever. So interrupts are masked around every call, as kernels that use it do;
+//! the price of that is part of what is measured.
 #![no_std]
 #![no_main]
 

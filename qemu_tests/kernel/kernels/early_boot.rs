@@ -1,8 +1,9 @@
 //! The heap before anything else works: no CPU numbers, no interrupts, a first region of 4 KiB, more later.
 //!
-//! Each CPU allocates its own area, the one that its number will stand in, from the heap. Would catch breaking: usable from a `const` static
-//! before CPU ids are set up, with a first region of 4 KiB; what was allocated then can be freed later, on another CPU; a CPU number
-//! that is unknown or garbage costs time only; everything freed comes back, but for the areas.
+//! Each CPU allocates its own area, the one that its number will stand in, from the heap. Would catch breaking: usable
+//! from a `const` static before CPU ids are set up, with a first region of 4 KiB; what was allocated then can be freed
+//! later, on another CPU; a CPU number that is unknown or garbage costs time only; everything freed comes back, but for
+//! the areas.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

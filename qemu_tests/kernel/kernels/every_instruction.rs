@@ -1,19 +1,20 @@
 //! An interrupt, or an NMI, at every instruction of a sequence of calls of the heap, its handler calling the heap too.
 //!
-//! The sequence is run again and again from the same state. Each of its calls is first walked through in single steps, which gives the list of
-//! its instructions; then it is run with the CPU's timer set to come after k counts, for k = 1, 2, 3 and so on until the call is over first.
-//! The emulator counts instructions (`-icount`), so a count is an instruction, and whatever is found can be had again. That no instruction is
-//! left out is checked by the list: each interrupt has to come at the next one, except where interrupts are masked. The long calls are
-//! interrupted at every 61st instruction unless `soak` says more; then the sequence is a longer one too. Would catch breaking:
-//! alloc and free never deadlock, nor refuse without cause, interrupted at *any* instruction; nothing is handed out twice; the heap is whole
-//! afterwards; everything freed comes back, whoever freed it.
+//! The sequence is run again and again from the same state. Each of its calls is first walked through in single steps,
+//! which gives the list of its instructions; then it is run with the CPU's timer set to come after k counts, for k = 1,
+//! 2, 3 and so on until the call is over first. The emulator counts instructions (`-icount`), so a count is an
+//! instruction, and whatever is found can be had again. That no instruction is left out is checked by the list: each
+//! interrupt has to come at the next one, except where interrupts are masked. The long calls are interrupted at every
+//! 61st instruction unless `soak` says more; then the sequence is a longer one too. Would catch breaking: alloc and
+//! free never deadlock, nor refuse without cause, interrupted at *any* instruction; nothing is handed out twice; the
+//! heap is whole afterwards; everything freed comes back, whoever freed it.
 //!
-//! With `raise=panic` the interrupt is a panic: its handler puts the heap into panic mode, formats a message into a `String`, fills a buffer
-//! of 4 KiB and prints, and what it interrupted never goes on.
+//! With `raise=panic` the interrupt is a panic: its handler puts the heap into panic mode, formats a message into a
+//! `String`, fills a buffer of 4 KiB and prints, and what it interrupted never goes on.
 //!
-//! The handler allocates and frees in the class of the interrupted call, in another one, and a large block, and frees blocks that the
-//! task allocated; the task frees what the handler left. There is memory for all of it, in regions of which one at most is locked: no request
-//! is refused.
+//! The handler allocates and frees in the class of the interrupted call, in another one, and a large block, and frees
+//! blocks that the task allocated; the task frees what the handler left. There is memory for all of it, in regions of
+//! which one at most is locked: no request is refused.
 #![no_std]
 #![no_main]
 #![expect(
@@ -191,7 +192,8 @@ impl Sum {
     }
 }
 
-/// Interrupts the call at each instruction, which is checked, or at each `stride`-th; gives how many interrupts came, and at how many places.
+/// Interrupts the call at each instruction, which is checked, or at each `stride`-th; gives how many interrupts came,
+/// and at how many places.
 fn interrupt_each(sequence: fn(&Task), call: usize, stride: usize) -> (usize, usize) {
     let list = &LIST[..LIST_LEN.load(Relaxed)];
     // The place that was interrupted last; none yet.

@@ -1,10 +1,11 @@
-//! All at once: threads that the timer takes off their CPU at any instruction and that go on elsewhere, timer handlers, broadcast IPIs and NMIs whose
-//! handlers allocate and free.
+//! All at once: threads that the timer takes off their CPU at any instruction and that go on elsewhere, timer handlers,
+//! broadcast IPIs and NMIs whose handlers allocate and free.
 //!
-//! Would catch breaking: alloc and free never deadlock, whoever interrupts whom and wherever the interrupted goes on; nothing is handed out twice (each
-//! block is filled, and checked when it is freed, by a thread or a handler, on any CPU); of a thousand requests of threads at most one is refused while there
-//! is memory, of a hundred of handlers at most five; everything freed comes back. Which handlers came inside the heap is a guess here: the mark
-//! stays with the CPU, the thread does not.
+//! Would catch breaking: alloc and free never deadlock, whoever interrupts whom and wherever the interrupted goes on;
+//! nothing is handed out twice (each block is filled, and checked when it is freed, by a thread or a handler, on any
+//! CPU); of a thousand requests of threads at most one is refused while there is memory, of a hundred of handlers at
+//! most five; everything freed comes back. Which handlers came inside the heap is a guess here: the mark stays with the
+//! CPU, the thread does not.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
@@ -86,7 +87,8 @@ kernel! {
         test::did(2 * asked, "operations");
         test::did(counts.migrations, "migrations");
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
-        // With a hint a handler does not know that what it finds held is its own CPU's, and masked as it is it waits for no lock.
+        // With a hint a handler does not know that what it finds held is its own CPU's, and masked as it is it waits
+        // for no lock.
         storm::judge(0, if boot.arg("mode") == Some("hint") { 25 } else { 5 });
         expect_left(0);
     }

@@ -1,8 +1,8 @@
 //! All CPUs take everything in blocks of one size, give it back, and take everything in another size.
 //!
-//! Would catch breaking: everything freed can be had again by any CPU in any size; after freeing all, draining and trim the provider has
-//! every page back; running out of memory is null, on all CPUs at once, and no damage. And a heap of 100 KiB in all serves twenty size classes on
-//! every CPU at once (`small`).
+//! Would catch breaking: everything freed can be had again by any CPU in any size; after freeing all, draining and trim
+//! the provider has every page back; running out of memory is null, on all CPUs at once, and no damage. And a heap of
+//! 100 KiB in all serves twenty size classes on every CPU at once (`small`).
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
@@ -75,8 +75,8 @@ kernel! {
     }
 }
 
-/// On all CPUs at once until each finds no more, then on one alone, since what one CPU moves at the moment the others do not see;
-/// gives the number.
+/// On all CPUs at once until each finds no more, then on one alone, since what one CPU moves at the moment the others
+/// do not see; gives the number.
 fn take_all(size: usize) -> usize {
     let taken = AtomicUsize::new(0);
     let take = || {

@@ -1,7 +1,8 @@
-//! A provider that fails at its k-th call, for one k after the other, once or from then on; and one that does not take pages back.
+//! A provider that fails at its k-th call, for one k after the other, once or from then on; and one that does not take
+//! pages back.
 //!
-//! All CPUs work meanwhile. Would catch breaking: a failing provider, at whichever call, gives null and a heap that `verify` finds whole; nothing
-//! leaks; runs that the provider refuses to take back are used again.
+//! All CPUs work meanwhile. Would catch breaking: a failing provider, at whichever call, gives null and a heap that
+//! `verify` finds whole; nothing leaks; runs that the provider refuses to take back are used again.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

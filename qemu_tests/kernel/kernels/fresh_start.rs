@@ -1,7 +1,7 @@
 //! A heap without memory refuses, and serves as soon as somebody gives it a region, while others are trying.
 //!
-//! Would catch breaking: before any region alloc is null, without a panic or a hang, on all CPUs at once; a region may be added at any time, from any
-//! CPU, and is used by all; everything freed comes back.
+//! Would catch breaking: before any region alloc is null, without a panic or a hang, on all CPUs at once; a region may
+//! be added at any time, from any CPU, and is used by all; everything freed comes back.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

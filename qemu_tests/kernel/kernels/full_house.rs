@@ -1,7 +1,9 @@
-//! No memory is left. A task asks for a block, and a handler comes at every so many instructions of the search, and asks and frees too.
+//! No memory is left. A task asks for a block, and a handler comes at every so many instructions of the search, and
+//! asks and frees too.
 //!
-//! Would catch: a handler that waits for the search that it interrupted, which cannot go on before it returns (its id says that it may
-//! not wait; with a pin it knows that it is nested, with a hint it searches everything by itself); a search that never ends because handlers come. Instructions are counted by single steps, so exactly.
+//! Would catch: a handler that waits for the search that it interrupted, which cannot go on before it returns (its id
+//! says that it may not wait; with a pin it knows that it is nested, with a hint it searches everything by itself); a
+//! search that never ends because handlers come. Instructions are counted by single steps, so exactly.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

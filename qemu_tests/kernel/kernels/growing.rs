@@ -1,6 +1,8 @@
-//! `Vec<u8>` that grows, over the paging provider: blocks that are longer than slabs serve get longer in place or by moving their page-table entries.
+//! `Vec<u8>` that grows, over the paging provider: blocks that are longer than slabs serve get longer in place or by
+//! moving their page-table entries.
 //!
-//! Would catch breaking: no byte of such a block is copied; a vector that shrinks gives its pages back, and one that is dropped all of them.
+//! Would catch breaking: no byte of such a block is copied; a vector that shrinks gives its pages back, and one that is
+//! dropped all of them.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]
@@ -74,7 +76,8 @@ kernel! {
     }
 }
 
-/// Nothing long was ever copied; each vector was at most once as long as a slab's longest block when it was, and half of that before, and so on.
+/// Nothing long was ever copied; each vector was at most once as long as a slab's longest block when it was, and half
+/// of that before, and so on.
 fn tell(what: &str, shootdowns_before: usize) {
     let stats = HEAP.stats();
     let (short, long, shot) = (stats.copied_short_len, stats.copied_long_len, shootdowns() - shootdowns_before);

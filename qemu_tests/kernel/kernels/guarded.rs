@@ -1,8 +1,10 @@
-//! Level 3 of hardening over the page tables that the CPUs run on: one allocation in many on pages of its own, between pages that are not mapped.
+//! Level 3 of hardening over the page tables that the CPUs run on: one allocation in many on pages of its own, between
+//! pages that are not mapped.
 //!
-//! Would catch breaking: an access behind a guarded block, in front of it or after its free is a page fault on every CPU, and the heap explains which block it is about; while all
-//! CPUs allocate and timer interrupts do too, blocks are guarded at about the rate that was set; every frame comes back. Under `-icount` it also
-//! tells what that costs in instructions, map, unmap and shootdown included.
+//! Would catch breaking: an access behind a guarded block, in front of it or after its free is a page fault on every
+//! CPU, and the heap explains which block it is about; while all CPUs allocate and timer interrupts do too, blocks are
+//! guarded at about the rate that was set; every frame comes back. Under `-icount` it also tells what that costs in
+//! instructions, map, unmap and shootdown included.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]

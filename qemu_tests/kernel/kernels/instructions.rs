@@ -1,9 +1,11 @@
-//! How long each call of the heap is, in instructions, how many of them lock memory, and how long a cache is held at a stretch.
+//! How long each call of the heap is, in instructions, how many of them lock memory, and how long a cache is held at a
+//! stretch.
 //!
-//! Every call is walked through in single steps, so the figures are exact, and the same each time; the driver holds them against a table of
-//! budgets (`budgets.txt`). A call is counted from its first instruction to its return, in a kernel without checks.
-//! Under a pin that masks, the stretch in which interrupts are masked is what counts as held. Would catch: a path that became longer or took
-//! a lock unseen; a locked instruction on the pinned fast paths; a hold that grows with the heap or with the number of CPUs.
+//! Every call is walked through in single steps, so the figures are exact, and the same each time; the driver holds
+//! them against a table of budgets (`budgets.txt`). A call is counted from its first instruction to its return, in a
+//! kernel without checks. Under a pin that masks, the stretch in which interrupts are masked is what counts as held.
+//! Would catch: a path that became longer or took a lock unseen; a locked instruction on the pinned fast paths; a hold
+//! that grows with the heap or with the number of CPUs.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
@@ -42,8 +44,9 @@ heaps! {
     Pinned<InterruptsMasked<Index>>,
 }
 
-/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 64 blocks are looked
-/// up at most, which takes less than 100 each, and go home to 14 slabs, one more to its own; a slab that goes to the pages takes less than 2,300.
+/// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 64
+/// blocks are looked up at most, which takes less than 100 each, and go home to 14 slabs, one more to its own; a slab
+/// that goes to the pages takes less than 2,300.
 const LONGEST_HOLD: u32 = 64 * 100 + 15 * 2_300;
 
 /// Blocks of each kind.
@@ -249,7 +252,8 @@ fn warm_up() {
 fn large() {
     let mut ranges = [Range::NONE; 3];
     let (mut in_place, mut fillers) = (0, [None; 8]);
-    // As often as 8 times where the pages behind a block are free; a hole between slabs that is as long as the block is filled.
+    // As often as 8 times where the pages behind a block are free; a hole between slabs that is as long as the block is
+    // filled.
     for round in 0..16 {
         let (start, figures) = alloc(40_000);
         let (heap, old) = (heap(), layout(40_000));
@@ -280,7 +284,8 @@ fn large() {
     pairs.iter().zip(["alloc 40000, hit", "free 40000, hit"]).for_each(|(range, name)| range.shortest.report(name));
 }
 
-/// The region provider's search, past every hole of one region and of one four times as long, all of them too short: a few, and as many as there are if the heap takes the shortest runs.
+/// The region provider's search, past every hole of one region and of one four times as long, all of them too short: a
+/// few, and as many as there are if the heap takes the shortest runs.
 fn holes() {
     const REGION_LEN: usize = 256 << 10;
     let names = [
@@ -298,7 +303,8 @@ fn holes() {
     }
 }
 
-/// Cuts regions into runs of that length, every other one a hole, and reports a search for a run that is longer; gives what it takes to free the last run.
+/// Cuts regions into runs of that length, every other one a hole, and reports a search for a run that is longer; gives
+/// what it takes to free the last run.
 fn with_holes(blocks: &[NonNull<u8>], region_len: usize, len: usize, name: &str) -> Figures {
     let run_of = |len| match PageRun::new(len, 1, Regions::PAGE_LEN) {
         Some(run) => run,
@@ -374,8 +380,8 @@ fn remote() {
 /// Blocks of each size that [`longest_hold`] begins with, at most.
 const MANY: usize = 160_000;
 
-/// Lists as long as they get, each of their blocks the last one of its slab: sent home, every block retires one. Of two sizes in turn, so that
-/// one class's list goes home and another's has to give way.
+/// Lists as long as they get, each of their blocks the last one of its slab: sent home, every block retires one. Of two
+/// sizes in turn, so that one class's list goes home and another's has to give way.
 fn longest_hold(count: usize) -> Figures {
     static BLOCKS: [Slots<MANY>; 2] = [const { Slots::new() }; 2];
     let sizes = [256, 248];

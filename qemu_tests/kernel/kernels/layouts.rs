@@ -1,7 +1,7 @@
 //! Every alignment from 1 byte to 2 MiB against sizes from 1 byte to 4 MiB, on every CPU at once.
 //!
-//! Would catch breaking: any Layout is served where there is memory, at its alignment and in full length, and comes back; Layouts that
-//! can never be served are refused.
+//! Would catch breaking: any Layout is served where there is memory, at its alignment and in full length, and comes
+//! back; Layouts that can never be served are refused.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

@@ -1,7 +1,8 @@
 //! A source of CPU numbers that lies: random ones, none, far too large ones, the same for all, and now this, now that.
 //!
-//! Every CPU works, and timer interrupts allocate meanwhile. Would catch breaking: a wrong hint costs time only: no request of a task is
-//! refused while there is memory (the test stops at the first one), nothing is handed out twice, everything freed comes back.
+//! Every CPU works, and timer interrupts allocate meanwhile. Would catch breaking: a wrong hint costs time only: no
+//! request of a task is refused while there is memory (the test stops at the first one), nothing is handed out twice,
+//! everything freed comes back.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns and lies take the low bits")]

@@ -1,8 +1,8 @@
-//! A CPU inside the provider waits for an acknowledgement of every other one, as a TLB shootdown does, and those ask the heap for memory with
-//! interrupts masked, so that they cannot acknowledge before they are answered.
+//! A CPU inside the provider waits for an acknowledgement of every other one, as a TLB shootdown does, and those ask
+//! the heap for memory with interrupts masked, so that they cannot acknowledge before they are answered.
 //!
-//! Would catch: a heap that waits for the provider with interrupts masked, which is a deadlock until some bound ends it. No source here says whether it may wait: each
-//! answers by the crate's own look at the CPU.
+//! Would catch: a heap that waits for the provider with interrupts masked, which is a deadlock until some bound ends
+//! it. No source here says whether it may wait: each answers by the crate's own look at the CPU.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

@@ -1,8 +1,9 @@
 //! Threads that a timer takes off their CPU at any instruction, inside the heap too, and that go on on another one.
 //!
-//! With a hint, what the heap was told is stale a moment later, and a thread may stay in the queue while it holds a cache or a lock;
-//! with a pin, the pin has to hold. Would catch breaking: alloc and free never deadlock, preempted and migrated at any instruction;
-//! a wrong hint costs time only (of a thousand requests at most one is refused, since waits have bounds); nothing is handed out twice; everything freed comes back.
+//! With a hint, what the heap was told is stale a moment later, and a thread may stay in the queue while it holds a
+//! cache or a lock; with a pin, the pin has to hold. Would catch breaking: alloc and free never deadlock, preempted and
+//! migrated at any instruction; a wrong hint costs time only (of a thousand requests at most one is refused, since
+//! waits have bounds); nothing is handed out twice; everything freed comes back.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

@@ -1,7 +1,7 @@
 //! NMIs on every CPU but the first, every 100 us, whose handlers allocate and free.
 //!
-//! No pin and no masking keeps an NMI out of the heap. Would catch breaking: alloc and free never deadlock in any context, and never
-//! wait for what they interrupted; nothing is handed out twice; everything freed comes back.
+//! No pin and no masking keeps an NMI out of the heap. Would catch breaking: alloc and free never deadlock in any
+//! context, and never wait for what they interrupted; nothing is handed out twice; everything freed comes back.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

@@ -1,8 +1,9 @@
 //! The paging provider over the page tables that the CPUs run on.
 //!
-//! Would catch breaking: a run given back is mapped for no CPU any more, whatever its TLB remembers, and a touch of it is a page fault; guard pages lie around runs;
-//! blocks move by their page-table entries and keep their content; frames that run out, a full window and a mapper that refuses, at whichever call,
-//! undo what was begun; everything freed, drained and trimmed, every frame is back, those of page tables included.
+//! Would catch breaking: a run given back is mapped for no CPU any more, whatever its TLB remembers, and a touch of it
+//! is a page fault; guard pages lie around runs; blocks move by their page-table entries and keep their content; frames
+//! that run out, a full window and a mapper that refuses, at whichever call, undo what was begun; everything freed,
+//! drained and trimmed, every frame is back, those of page tables included.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]

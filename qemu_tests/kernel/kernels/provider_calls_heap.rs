@@ -1,9 +1,11 @@
-//! A provider that uses the heap it serves: allocates and frees while it maps and unmaps, under a lock of its own that must not be entered twice;
-//! and (`shootdown`) one that interrupts all other CPUs and waits for each of them, as page tables make it necessary.
+//! A provider that uses the heap it serves: allocates and frees while it maps and unmaps, under a lock of its own that
+//! must not be entered twice; and (`shootdown`) one that interrupts all other CPUs and waits for each of them, as page
+//! tables make it necessary.
 //!
-//! Timer interrupts allocate meanwhile. Would catch breaking: the provider is called with nothing of the heap held (or its
-//! allocations would find a cache or a lock taken for ever), in the caller's own interrupt state, one context at a time, and by no handler that interrupted
-//! it; no CPU waits for the heap with interrupts masked (or its acknowledgement would never come).
+//! Timer interrupts allocate meanwhile. Would catch breaking: the provider is called with nothing of the heap held (or
+//! its allocations would find a cache or a lock taken for ever), in the caller's own interrupt state, one context at a
+//! time, and by no handler that interrupted it; no CPU waits for the heap with interrupts masked (or its
+//! acknowledgement would never come).
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

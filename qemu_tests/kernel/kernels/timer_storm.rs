@@ -1,8 +1,9 @@
 //! Timer interrupts every 100 us on every CPU, whose handlers allocate and free, nothing masked around the heap.
 //!
-//! Would catch breaking: alloc and free never deadlock, also in an interrupt that came inside them; nothing is handed out twice (each
-//! block is filled, and checked when it is freed, by the task or by a handler, whoever gets to it); a request that was not nested is
-//! never refused while there is memory, of handlers' at most five in a hundred; everything freed comes back, also what handlers freed.
+//! Would catch breaking: alloc and free never deadlock, also in an interrupt that came inside them; nothing is handed
+//! out twice (each block is filled, and checked when it is freed, by the task or by a handler, whoever gets to it); a
+//! request that was not nested is never refused while there is memory, of handlers' at most five in a hundred;
+//! everything freed comes back, also what handlers freed.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]

@@ -1,7 +1,7 @@
 //! A heap for each zone of memory: ordinary memory, memory that 32-bit devices reach, memory that is not cached.
 //!
-//! Would catch breaking: heaps keep to themselves, whatever their providers; a block of a zone has the zone's properties, page by page; one zone that is out of memory
-//! leaves the others alone; each gets its own back.
+//! Would catch breaking: heaps keep to themselves, whatever their providers; a block of a zone has the zone's
+//! properties, page by page; one zone that is out of memory leaves the others alone; each gets its own back.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]

@@ -13,7 +13,8 @@ unsafe extern "C" {
 /// The stack pointer of the call that may be left. One at a time, on one CPU.
 static STACK: AtomicU64 = AtomicU64::new(0);
 
-/// Runs `work`, which a handler may [`leave`]. What it borrowed is then as it was at that moment, and nothing of it is dropped. Does not nest.
+/// Runs `work`, which a handler may [`leave`]. What it borrowed is then as it was at that moment, and nothing of it is
+/// dropped. Does not nest.
 pub fn catch(work: impl FnOnce()) {
     let mut work = Erased::new(work);
     let (run, argument) = work.parts();
@@ -21,7 +22,8 @@ pub fn catch(work: impl FnOnce()) {
     unsafe { catch_call(run, argument, &raw const STACK) };
 }
 
-/// For a handler that interrupted code inside [`catch`], on the same CPU: when it returns, that code is left, interrupts open.
+/// For a handler that interrupted code inside [`catch`], on the same CPU: when it returns, that code is left,
+/// interrupts open.
 pub fn leave(context: &mut Context) {
     context.leave_for((&raw const catch_resume).addr() as u64, STACK.load(Relaxed));
 }

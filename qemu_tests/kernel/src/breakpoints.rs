@@ -1,9 +1,9 @@
-//! Single steps by breakpoints, where the kernel cannot have the processor stop after an instruction: an instruction that raises an
-//! exception takes the place of each one that may come next.
+//! Single steps by breakpoints, where the kernel cannot have the processor stop after an instruction: an instruction
+//! that raises an exception takes the place of each one that may come next.
 //!
-//! A loop that begins by a load that reserves its memory and ends by a store that fails if somebody was there meanwhile would never come
-//! to its end that way, since an exception takes the reservation away. So it runs as a whole, and its instructions are shown behind it.
-//! No other CPU may run the code meanwhile.
+//! A loop that begins by a load that reserves its memory and ends by a store that fails if somebody was there meanwhile
+//! would never come to its end that way, since an exception takes the reservation away. So it runs as a whole, and its
+//! instructions are shown behind it. No other CPU may run the code meanwhile.
 
 use core::cell::Cell;
 
@@ -55,8 +55,8 @@ pub(crate) fn stepped(context: &mut Context) -> bool {
     true
 }
 
-/// Calls `each` for the instructions that were executed from `pc` on until the CPU stopped at `at`: one, or those of a loop. With the
-/// address of the next one.
+/// Calls `each` for the instructions that were executed from `pc` on until the CPU stopped at `at`: one, or those of a
+/// loop. With the address of the next one.
 fn each_executed(pc: u64, at: u64, mut each: impl FnMut(u64, u64)) {
     if !code::reserves(pc) {
         return each(pc, at);
@@ -73,7 +73,8 @@ fn each_executed(pc: u64, at: u64, mut each: impl FnMut(u64, u64)) {
     }
 }
 
-/// Places breakpoints where the CPU may come after the instruction at `pc`, which is the next one, or after the loop that begins there.
+/// Places breakpoints where the CPU may come after the instruction at `pc`, which is the next one, or after the loop
+/// that begins there.
 fn place(context: &Context, pc: u64) {
     let places = Cell::new([None; MAX]);
     let add = |at: u64| {

@@ -19,8 +19,8 @@
 //! }
 //! ```
 //!
-//! It passes by returning from `main` when it has told how much it did ([`test::did`]) and has asked for every word of its command line; it fails by a
-//! panic. `main` runs on CPU 0 with interrupts enabled and no timer
+//! It passes by returning from `main` when it has told how much it did ([`test::did`]) and has asked for every word of
+//! its command line; it fails by a panic. `main` runs on CPU 0 with interrupts enabled and no timer
 //! running; the other CPUs wait for [`smp::on_all`].
 #![no_std]
 #![expect(

@@ -1,4 +1,5 @@
-//! The part of the start that is the same for all architectures: memory for all CPUs, the early hook, the other CPUs, `main`.
+//! The part of the start that is the same for all architectures: memory for all CPUs, the early hook, the other CPUs,
+//! `main`.
 
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +46,8 @@ pub(crate) unsafe fn share_out(ram: &mut Ram, stacks: Stacks, cpu_count: usize, 
     unsafe { BOOT.set(Boot { cpu_count, regions, args, areas }) };
 }
 
-/// CPU 0, on its own stack and the final page tables, its interrupt controller set up; `start_cpu` starts another one and waits until it
+/// CPU 0, on its own stack and the final page tables, its interrupt controller set up; `start_cpu` starts another one
+/// and waits until it
 /// [`is_online`].
 pub(crate) fn run(start_cpu: impl Fn(usize)) -> ! {
     let boot = boot();

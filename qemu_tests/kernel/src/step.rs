@@ -1,8 +1,9 @@
 //! Single steps: a look at this CPU after every instruction of a piece of code.
 //!
-//! `step_call`, in the architecture's `entry`, begins right before it calls the code, so that the first step is the call and the last one the
-//! return, and nothing of the instrument is in between. While a look is at work nothing is stepped: it may raise interrupts, and may
-//! step other code itself. How a CPU stops after an instruction is the architecture's: a flag of the processor's, or breakpoints.
+//! `step_call`, in the architecture's `entry`, begins right before it calls the code, so that the first step is the
+//! call and the last one the return, and nothing of the instrument is in between. While a look is at work nothing is
+//! stepped: it may raise interrupts, and may step other code itself. How a CPU stops after an instruction is the
+//! architecture's: a flag of the processor's, or breakpoints.
 
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -41,8 +42,8 @@ pub(crate) struct Current {
 impl Current {
     /// Asks what is wanted after a step.
     pub(crate) fn look(&mut self, context: &mut Context, step: Step) -> Next {
-        // SAFETY: `through` keeps the value alive until it returns, and takes no other reference to it; its code is not entered again
-        // before this call of it is over, since it is not stepped.
+        // SAFETY: `through` keeps the value alive until it returns, and takes no other reference to it; its code is not
+        // entered again before this call of it is over, since it is not stepped.
         let look = unsafe { self.look.as_mut() };
         look(context, step)
     }
@@ -50,8 +51,8 @@ impl Current {
 
 struct Cpu(Cell<Option<Current>>);
 
-// SAFETY: each CPU uses its own entry only, and never in two contexts at once: steps are made by one of them, and `through` restores what it
-// found.
+// SAFETY: each CPU uses its own entry only, and never in two contexts at once: steps are made by one of them, and
+// `through` restores what it found.
 unsafe impl Sync for Cpu {}
 
 static CPUS: [Cpu; MAX_CPUS] = [const { Cpu(Cell::new(None)) }; MAX_CPUS];
@@ -63,8 +64,8 @@ unsafe extern "C" {
     static step_returned: u8;
 }
 
-/// Runs `work` and has `look` called after each instruction of it, from the call to the return. Nests: `look` may do the same. From any
-/// context of a CPU that stays this one.
+/// Runs `work` and has `look` called after each instruction of it, from the call to the return. Nests: `look` may do
+/// the same. From any context of a CPU that stays this one.
 pub fn through(work: impl FnOnce(), mut look: impl FnMut(&mut Context, Step) -> Next) {
     arch::prepare_steps();
     let look: &mut Look<'_> = &mut look;

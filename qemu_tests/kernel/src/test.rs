@@ -8,8 +8,8 @@ use crate::{arch, console, cpu, println};
 /// Something was done.
 static WORKED: AtomicBool = AtomicBool::new(false);
 
-/// Tells the driver how much of something was done. It adds up what is said of one kind, which is a word without spaces, and fails the run
-/// if that is less than the row demands.
+/// Tells the driver how much of something was done. It adds up what is said of one kind, which is a word without
+/// spaces, and fails the run if that is less than the row demands.
 pub fn did(count: impl TryInto<u64>, what: &str) {
     let Ok(count) = count.try_into() else { fail(format_args!("less than no {what}")) };
     println!("DID {count} {what}");

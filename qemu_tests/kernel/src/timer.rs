@@ -29,8 +29,9 @@ unsafe extern "C" {
     static timed_end: u8;
 }
 
-/// Runs `work` and has the timer raise an interrupt once, after `count` of its counts: before the call, if they are few; not at all, if the
-/// call is over by then. Where the emulator counts instructions, at a count each, a count is an instruction.
+/// Runs `work` and has the timer raise an interrupt once, after `count` of its counts: before the call, if they are
+/// few; not at all, if the call is over by then. Where the emulator counts instructions, at a count each, a count is an
+/// instruction.
 pub fn once_in(work: impl FnOnce(), count: u32, raise: Raise) {
     let mut work = Erased::new(work);
     let (run, argument) = work.parts();

@@ -3,8 +3,9 @@
 //! Everything shared in this crate is an atomic, also what a lock protects: a plain field read by a statistics
 //! call or by a context that interrupted its owner would be a data race, and a relaxed load costs the same
 //! instruction. What pays for it is that no `UnsafeCell` is left in the engine, so no `unsafe impl Sync` either.
-//! The few reads and writes of memory that is no atomic's, links in free blocks, come through it too. Under `cfg(loom)` a model checker
-//! stands here (`sync/model.rs`), and what it runs is the shipped code; under `cfg(simulated)` a counter of accesses (`sync/simulated.rs`).
+//! The few reads and writes of memory that is no atomic's, links in free blocks, come through it too. Under `cfg(loom)`
+//! a model checker stands here (`sync/model.rs`), and what it runs is the shipped code; under `cfg(simulated)` a
+//! counter of accesses (`sync/simulated.rs`).
 
 #[cfg(loom)]
 pub(crate) mod model;
@@ -28,9 +29,9 @@ pub(crate) use core::{
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
 };
 
-/// How often a bounded wait looks at a lock before it gives up. Every hold of a lock of the heap touches a constant number of slabs or
-/// runs, so a holder that runs is gone long before; one that does not run (preempted, or interrupted by the waiter
-/// itself) must not be waited for.
+/// How often a bounded wait looks at a lock before it gives up. Every hold of a lock of the heap touches a constant
+/// number of slabs or runs, so a holder that runs is gone long before; one that does not run (preempted, or interrupted
+/// by the waiter itself) must not be waited for.
 pub(crate) const SPIN_LIMIT: u32 = looks(2_000);
 
 /// A wait's bound, in looks. A model checker needs no patience: it tries every outcome of two looks.

@@ -1,18 +1,20 @@
 //! The seam under `cfg(loom)`: the same atomics, watched.
 //!
-//! Loom's own atomics cannot be made in a `const`, are longer than what they stand for, and are not valid when all zero, so a heap could not be
-//! built out of them without being another heap. Therefore the atomics here keep their layout, and *loom's stand in a table beside
-//! the memory, found by address*. Everything else of the crate is compiled as it ships. What that costs: a look into the table for each access.
+//! Loom's own atomics cannot be made in a `const`, are longer than what they stand for, and are not valid when all
+//! zero, so a heap could not be built out of them without being another heap. Therefore the atomics here keep their
+//! layout, and *loom's stand in a table beside the memory, found by address*. Everything else of the crate is compiled
+//! as it ships. What that costs: a look into the table for each access.
 //!
 //! An access goes one of two ways:
-//! - *Inside [`together`]*: to loom, which runs every order of the threads' accesses (up to a number of preemptions) and every value
-//!   that a load may see. Accesses to blocks ([`read`], [`write`]) go to loom's cells, which find those that nothing orders.
+//! - *Inside [`together`]*: to loom, which runs every order of the threads' accesses (up to a number of preemptions)
+//!   and every value that a load may see. Accesses to blocks ([`read`], [`write`]) go to loom's cells, which find those
+//!   that nothing orders.
 //! - *Outside*: to the memory itself. So a model builds its heap and checks it afterwards at full speed.
 //!
 //! Both ways pass [`tick`], at which [`interrupted`] runs a nested context.
 //!
-//! A sequentially consistent access is put behind a sequentially consistent fence, since loom takes such accesses for acquire and release
-//! only. That orders a weaker access before it too, which the language does not.
+//! A sequentially consistent access is put behind a sequentially consistent fence, since loom takes such accesses for
+//! acquire and release only. That orders a weaker access before it too, which the language does not.
 
 #![expect(dead_code, reason = "every atomic has the same methods, used or not")]
 #![expect(clippy::cast_possible_truncation, reason = "loom's values have 64 bits, which hold any other")]
@@ -75,8 +77,8 @@ struct Interrupt {
     handler: Option<Box<dyn FnOnce()>>,
 }
 
-/// Thrown when threads use atomics that no execution used before in a way that spare ones do not allow: loom would take a new one for one that this
-/// thread made. The exploration starts again, with those atomics there from the start.
+/// Thrown when threads use atomics that no execution used before in a way that spare ones do not allow: loom would take
+/// a new one for one that this thread made. The exploration starts again, with those atomics there from the start.
 pub(crate) struct Learned;
 
 /// Forgets what an execution that broke off left behind.
@@ -92,11 +94,13 @@ pub(crate) fn reset() {
     });
 }
 
-/// Runs all the work at once, each on its own thread, watched; then the memory has the values that were stored last. Inside a loom model, once.
+/// Runs all the work at once, each on its own thread, watched; then the memory has the values that were stored last.
+/// Inside a loom model, once.
 pub(crate) fn together(work: Vec<Box<dyn FnOnce()>>) {
     WORLD.with(|world| {
         for (addr, access) in &*world.known.borrow() {
-            // SAFETY: an atomic of this access was there in an earlier execution of the same model, whose memory stays for ever.
+            // SAFETY: an atomic of this access was there in an earlier execution of the same model, whose memory stays
+            // for ever.
             let value = unsafe { (access.read)(*addr) };
             world.atomics.borrow_mut().insert(*addr, Seat::new(value));
         }
@@ -123,8 +127,8 @@ pub(crate) fn together(work: Vec<Box<dyn FnOnce()>>) {
     });
 }
 
-/// Gives memory away, as `free` or `unmap` does: everything that was ever done to it must have happened before, and nobody may touch it
-/// from now on. Outside [`together`], nothing.
+/// Gives memory away, as `free` or `unmap` does: everything that was ever done to it must have happened before, and
+/// nobody may touch it from now on. Outside [`together`], nothing.
 pub(crate) fn bury(memory: Range<usize>) {
     WORLD.with(|world| {
         if !world.watching.get() {
@@ -162,7 +166,8 @@ pub(crate) fn revive(memory: Range<usize>) {
     });
 }
 
-/// Runs `work`, and in the middle of it, right before its access number `step` (from 0), `handler`. False: the work has fewer accesses.
+/// Runs `work`, and in the middle of it, right before its access number `step` (from 0), `handler`. False: the work has
+/// fewer accesses.
 pub(crate) fn interrupted(step: u64, handler: impl FnOnce() + 'static, work: impl FnOnce()) -> bool {
     WORLD.with(|world| {
         let thread = world.watching.get().then(|| loom::thread::current().id());

@@ -1,7 +1,8 @@
 //! The seam under `cfg(simulated)`: the machine's own atomics, with each access told to an observer first.
 //!
-//! So that what CPUs do to each other's cache lines can be counted for more CPUs than a host has: the observer keeps the books, and lets another CPU go on
-//! where it likes (`tests/scaling`). Everything else of the crate is compiled as it ships. Price: a call for each access.
+//! So that what CPUs do to each other's cache lines can be counted for more CPUs than a host has: the observer keeps
+//! the books, and lets another CPU go on where it likes (`tests/scaling`). Everything else of the crate is compiled as
+//! it ships. Price: a call for each access.
 
 #![expect(dead_code, reason = "every atomic has the same methods, used or not")]
 

@@ -1,6 +1,7 @@
 //! Frames on their way back: out of the page tables, but perhaps still in some CPU's TLB.
 //!
-//! They wait on the stack of whoever unmaps, so that no memory is needed to give memory back. Price: about 2 KiB of stack, and one shootdown for each
+//! They wait on the stack of whoever unmaps, so that no memory is needed to give memory back. Price: about 2 KiB of
+//! stack, and one shootdown for each
 //! [`FRAMES`] of them.
 
 use core::mem::MaybeUninit;
@@ -10,8 +11,9 @@ use x86_64::structures::paging::{FrameDeallocator, PageSize, PhysFrame, Size2MiB
 
 /// Frames of pages in a batch.
 const FRAMES: usize = 256;
-/// Page tables that one hold may add to them: it unmaps at most [`HOLD_PAGES`](super::HOLD_PAGES) pages in a row, so it meets at most three tables of
-/// level 1, since one that is left to huge pages or wholly ours has more pages than that, and three of level 2.
+/// Page tables that one hold may add to them: it unmaps at most [`HOLD_PAGES`](super::HOLD_PAGES) pages in a row, so it
+/// meets at most three tables of level 1, since one that is left to huge pages or wholly ours has more pages than that,
+/// and three of level 2.
 const TABLES: usize = 8;
 
 const _: () = assert!(super::HOLD_PAGES < 512, "one hold cannot empty a table of level 1 from end to end");

@@ -7,28 +7,34 @@
 //! remap   another part of the window ─ the same frames there ─ page tables of the old place ─ shoot_down ─ window
 //! ```
 //!
-//! The kernel says in one trait, [`Paging`], how its page tables and its frames are reached, by the traits of the `x86_64` crate, and how a TLB shootdown is made. Decisions, and what pays for each:
-//! - *The kernel keeps its page tables and frames*, behind whatever lock it has for them, and lends them for one bounded step at a time
-//!   ([`Paging::with`]: at most [`HOLD_PAGES`] pages). So they may be shared with everything else in the kernel. Price: the lock is taken
-//!   several times for a long run.
-//! - *No bookkeeping on any heap*: which addresses are taken stands in a table inside the provider ([`window`]), what is mapped where stands in the page tables,
-//!   and frames that wait for a shootdown stand on the stack ([`batch`]). Nothing here can recurse into the heap.
-//! - *Frames, and tables that became empty, go back only after the shootdown*, and addresses only after both. Price: one shootdown for each run given back, and
-//!   one more for each further MiB of small pages.
-//! - *The table that a short run leaves empty is spared*, eight at a time, as the next short run mostly comes to the same place: the lowest hole of the window.
-//!   So blocks on pages of their own ([`GUARDS`](PageProvider::GUARDS)) that come and go do not make and search a table each time. Price: their frames, until other tables are spared in their place,
-//!   they are in the way of huge pages, or the last run goes.
-//! - *A move maps the new place first, and unmaps the old one when nothing can fail any more*, so a refusal leaves the run as it was. Price: for a
-//!   moment the frames are mapped twice.
-//! - *Huge pages of 2 MiB wherever a run covers one whole* and the kernel has such a frame; long runs are aligned for it. Price: a run that
-//!   shrinks gives a huge page back only as a whole, and one that has huge pages can move only to a place as aligned.
-//! - *One context at a time* ([`REENTRANT`](PageProvider::REENTRANT) is false), for the kernel's locks must not be entered by whoever interrupted their holder. Price: nested
-//!   contexts get no new pages, and who needs pages waits while another CPU's shootdown is under way.
-//! - *The window lies within one entry of the level-4 table, which always stays*: a page at its start is marked in use for good, without a frame. So
-//!   the tables of several address spaces, which have copies of that entry, never part. Price: three frames for tables, 512 GiB at most.
+//! The kernel says in one trait, [`Paging`], how its page tables and its frames are reached, by the traits of the
+//! `x86_64` crate, and how a TLB shootdown is made. Decisions, and what pays for each:
+//! - *The kernel keeps its page tables and frames*, behind whatever lock it has for them, and lends them for one
+//!   bounded step at a time ([`Paging::with`]: at most [`HOLD_PAGES`] pages). So they may be shared with everything
+//!   else in the kernel. Price: the lock is taken several times for a long run.
+//! - *No bookkeeping on any heap*: which addresses are taken stands in a table inside the provider ([`window`]), what
+//!   is mapped where stands in the page tables, and frames that wait for a shootdown stand on the stack ([`batch`]).
+//!   Nothing here can recurse into the heap.
+//! - *Frames, and tables that became empty, go back only after the shootdown*, and addresses only after both. Price:
+//!   one shootdown for each run given back, and one more for each further MiB of small pages.
+//! - *The table that a short run leaves empty is spared*, eight at a time, as the next short run mostly comes to the
+//!   same place: the lowest hole of the window. So blocks on pages of their own ([`GUARDS`](PageProvider::GUARDS)) that
+//!   come and go do not make and search a table each time. Price: their frames, until other tables are spared in their
+//!   place, they are in the way of huge pages, or the last run goes.
+//! - *A move maps the new place first, and unmaps the old one when nothing can fail any more*, so a refusal leaves the
+//!   run as it was. Price: for a moment the frames are mapped twice.
+//! - *Huge pages of 2 MiB wherever a run covers one whole* and the kernel has such a frame; long runs are aligned for
+//!   it. Price: a run that shrinks gives a huge page back only as a whole, and one that has huge pages can move only to
+//!   a place as aligned.
+//! - *One context at a time* ([`REENTRANT`](PageProvider::REENTRANT) is false), for the kernel's locks must not be
+//!   entered by whoever interrupted their holder. Price: nested contexts get no new pages, and who needs pages waits
+//!   while another CPU's shootdown is under way.
+//! - *The window lies within one entry of the level-4 table, which always stays*: a page at its start is marked in use
+//!   for good, without a frame. So the tables of several address spaces, which have copies of that entry, never part.
+//!   Price: three frames for tables, 512 GiB at most.
 //!
-//! Sources of the ideas: `vmalloc` of Linux (a window mapped page by page, guard pages), its `mremap` (moving page-table entries) and its
-//! `mmu_gather` (frames wait for one flush of many pages).
+//! Sources of the ideas: `vmalloc` of Linux (a window mapped page by page, guard pages), its `mremap` (moving
+//! page-table entries) and its `mmu_gather` (frames wait for one flush of many pages).
 
 mod batch;
 #[cfg(test)]
@@ -65,16 +71,21 @@ const FLUSH_PAGES: usize = 64;
 /// What a kernel lends the paging provider: page tables, frames, a TLB shootdown.
 ///
 /// # Context
-/// Called with nothing of the heap and nothing of the provider locked, in the interrupt state of whoever called the heap, by one context at a time for each heap. Must not unwind.
-/// Neither the mapper nor the frame allocator may use the heap from inside of [`with`](Self::with), unless the lock behind that can be entered again.
+/// Called with nothing of the heap and nothing of the provider locked, in the interrupt state of whoever called the
+/// heap, by one context at a time for each heap. Must not unwind. Neither the mapper nor the frame allocator may use
+/// the heap from inside of [`with`](Self::with), unless the lock behind that can be entered again.
 ///
 /// # Safety
-/// - The mapper of [`with`](Self::with) works on the tables that every CPU uses, for the addresses of the provider's window, whenever it uses memory of the heap; nothing else
-///   maps or unmaps there. With several address spaces they share the tables below the window's level-4 entry; the entry itself must exist before the window is
+/// - The mapper of [`with`](Self::with) works on the tables that every CPU uses, for the addresses of the provider's
+///   window, whenever it uses memory of the heap; nothing else maps or unmaps there. With several address spaces they
+///   share the tables below the window's level-4 entry; the entry itself must exist before the window is
 ///   [opened](PagingProvider::open).
-/// - The tables that lead to the window are used at one place only, as [`CleanUp`] demands, and empty ones may be freed.
-/// - Frames are memory that nothing else uses and that may be mapped with [`FLAGS`](Self::FLAGS); all zeros if [`ZEROED`](Self::ZEROED).
-/// - When [`shoot_down`](Self::shoot_down) returns, no CPU uses a translation of the stale pages that it read before the call, nor a page table that led to them.
+/// - The tables that lead to the window are used at one place only, as [`CleanUp`] demands, and empty ones may be
+///   freed.
+/// - Frames are memory that nothing else uses and that may be mapped with [`FLAGS`](Self::FLAGS); all zeros if
+///   [`ZEROED`](Self::ZEROED).
+/// - When [`shoot_down`](Self::shoot_down) returns, no CPU uses a translation of the stale pages that it read before
+///   the call, nor a page table that led to them.
 pub unsafe trait Paging {
     /// The page tables.
     type Mapper: Mapper<Size4KiB> + Mapper<Size2MiB> + CleanUp;
@@ -85,24 +96,27 @@ pub unsafe trait Paging {
         + FrameDeallocator<Size4KiB>
         + FrameDeallocator<Size2MiB>;
 
-    /// How pages are mapped; at least present and writable. [`NO_CACHE`](PageTableFlags::NO_CACHE) makes a heap of uncached memory.
+    /// How pages are mapped; at least present and writable. [`NO_CACHE`](PageTableFlags::NO_CACHE) makes a heap of
+    /// uncached memory.
     const FLAGS: PageTableFlags =
         PageTableFlags::PRESENT.union(PageTableFlags::WRITABLE).union(PageTableFlags::NO_EXECUTE);
 
     /// Whether frames come zeroed.
     const ZEROED: bool = false;
 
-    /// Whether a page behind each run stays unmapped (and one in front of it, which is the one behind its neighbour). Costs addresses only.
-    /// Runs are what the heap asks for: its chunks, and blocks that are long enough to be a run of their own.
+    /// Whether a page behind each run stays unmapped (and one in front of it, which is the one behind its neighbour).
+    /// Costs addresses only. Runs are what the heap asks for: its chunks, and blocks that are long enough to be a run
+    /// of their own.
     const GUARDS: bool = false;
 
     /// Runs `work` once, with the page tables and the frames to itself. Short: what `work` does is bounded.
     fn with<R>(&self, work: impl FnOnce(&mut Self::Mapper, &mut Self::Frames) -> R) -> R;
 
-    /// Makes every CPU forget the stale pages, this one too, and waits until all have. Nothing is locked meanwhile, so that CPUs that need a lock of the kernel's can answer.
+    /// Makes every CPU forget the stale pages, this one too, and waits until all have. Nothing is locked meanwhile, so
+    /// that CPUs that need a lock of the kernel's can answer.
     ///
-    /// May be called with interrupts masked if the heap is; then it must answer other CPUs' shootdowns while it waits. With one CPU,
-    /// or before others run, [`Stale::flush_here`] is all there is to do.
+    /// May be called with interrupts masked if the heap is; then it must answer other CPUs' shootdowns while it waits.
+    /// With one CPU, or before others run, [`Stale::flush_here`] is all there is to do.
     fn shoot_down(&self, stale: Stale);
 }
 
@@ -135,8 +149,8 @@ impl Stale {
         self.len / PAGE > FLUSH_PAGES && !self.global
     }
 
-    /// Makes this CPU forget them: page by page, or all of its TLB if they are many. Takes [`invlpg`](tlb::flush) or a write to `cr3`, which
-    /// both drop what the CPU remembers of tables, too.
+    /// Makes this CPU forget them: page by page, or all of its TLB if they are many. Takes [`invlpg`](tlb::flush) or a
+    /// write to `cr3`, which both drop what the CPU remembers of tables, too.
     pub fn flush_here(self) {
         if self.is_for_all() {
             return tlb::flush_all();
@@ -179,8 +193,9 @@ impl Error for WindowError {}
 
 /// Runs of pages out of frames, in a virtual window of the kernel's.
 ///
-/// `WORDS` is the length of the table that says which addresses are taken: 64 *slots* to a word of 8 bytes, all equally long, the shorter the longer the table. A run takes
-/// whole slots, so make the window several times as long as the memory behind it: 64 words and 64 GiB are slots of 16 MiB.
+/// `WORDS` is the length of the table that says which addresses are taken: 64 *slots* to a word of 8 bytes, all equally
+/// long, the shorter the longer the table. A run takes whole slots, so make the window several times as long as the
+/// memory behind it: 64 words and 64 GiB are slots of 16 MiB.
 ///
 /// Starts without a window (every `map` is refused) and is meant for a `static`.
 ///
@@ -225,8 +240,8 @@ impl Error for WindowError {}
 /// ```
 ///
 /// # Context
-/// What [`Paging`] says: the kernel's lock, and interrupts to other CPUs, decide from where the heap may call. A call that is not the heap's may be
-/// refused while another one is under way.
+/// What [`Paging`] says: the kernel's lock, and interrupts to other CPUs, decide from where the heap may call. A call
+/// that is not the heap's may be refused while another one is under way.
 pub struct PagingProvider<K, const WORDS: usize> {
     kernel: K,
     window: SpinMutex<Window<WORDS>>,
@@ -267,7 +282,8 @@ impl<K, const WORDS: usize> PagingProvider<K, WORDS> {
         self.mapped_len.load(Relaxed)
     }
 
-    /// Bytes in pages that the mapper refused to unmap when a run was given back: they stay mapped and are not used again.
+    /// Bytes in pages that the mapper refused to unmap when a run was given back: they stay mapped and are not used
+    /// again.
     pub fn lost_len(&self) -> usize {
         self.lost_len.load(Relaxed)
     }
@@ -290,7 +306,8 @@ impl<K, const WORDS: usize> PagingProvider<K, WORDS> {
 }
 
 impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
-    /// Gives the provider its window: `len` bytes of virtual addresses from `start` on. Once, at any time; until then there are no pages.
+    /// Gives the provider its window: `len` bytes of virtual addresses from `start` on. Once, at any time; until then
+    /// there are no pages.
     ///
     /// # Errors
     /// See [`WindowError`]. The window stays the caller's.
@@ -387,8 +404,9 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         }
     }
 
-    /// Unmaps everything from `from` to before `end`, has every CPU forget it, and gives back the frames, but for those of pages below `kept_end`, and the page
-    /// tables that became empty, if `clean`. False: the mapper refused some pages, which are lost.
+    /// Unmaps everything from `from` to before `end`, has every CPU forget it, and gives back the frames, but for those
+    /// of pages below `kept_end`, and the page tables that became empty, if `clean`. False: the mapper refused some
+    /// pages, which are lost.
     fn take_down(&self, from: usize, end: usize, kept_end: usize, clean: bool) -> bool {
         let (mut at, mut whole) = (from, true);
         while at < end {
@@ -418,15 +436,16 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
     /// Takes the page tables out that lead to nothing, of those for the pages of a range.
     fn unlink_empty(mapper: &mut K::Mapper, (start, end): (usize, usize), batch: &mut Batch) {
         let pages = Page::range_inclusive(page(start), page(end - PAGE));
-        // SAFETY: by the contract of `Paging` the window's tables are used once, and empty ones may go; their frames do after a shootdown.
+        // SAFETY: by the contract of `Paging` the window's tables are used once, and empty ones may go; their frames do
+        // after a shootdown.
         unsafe { mapper.clean_up_addr_range(pages, batch) };
     }
 
     /// Has every CPU forget the pages of a range, and gives back the frames that led there.
     fn forget(&self, start: usize, len: usize, batch: &Batch) {
         self.kernel.shoot_down(Stale { start, len, global: K::FLAGS.contains(PageTableFlags::GLOBAL) });
-        // SAFETY: the pages are unmapped and the tables unlinked, and by the contract of `shoot_down` no CPU remembers them; the caller has
-        // given up the content.
+        // SAFETY: the pages are unmapped and the tables unlinked, and by the contract of `shoot_down` no CPU remembers
+        // them; the caller has given up the content.
         self.kernel.with(|_, frames| unsafe { batch.give_to(frames) });
     }
 
@@ -476,7 +495,8 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         table != Table::Freed
     }
 
-    /// Unmaps the page at `at`, and puts its frame into the batch, if there is one; gives its length, and whether the mapper let it go.
+    /// Unmaps the page at `at`, and puts its frame into the batch, if there is one; gives its length, and whether the
+    /// mapper let it go.
     fn unmap_next(&self, mapper: &mut K::Mapper, at: usize, batch: Option<&mut Batch>) -> (usize, bool) {
         let error = match Mapper::<Size4KiB>::unmap(mapper, page(at)) {
             Ok((frame, flush)) => {
@@ -552,7 +572,8 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         Some(start)
     }
 
-    /// Gives back the addresses that a run with pages up to `old_end` has and one with pages up to `new_end` does not need; all if `new_end` is `start`.
+    /// Gives back the addresses that a run with pages up to `old_end` has and one with pages up to `new_end` does not
+    /// need; all if `new_end` is `start`.
     fn release(&self, start: usize, new_end: usize, old_end: usize) {
         let new_end = if new_end == start { start } else { Self::guarded(new_end) };
         if self.window.lock().release(start, new_end, Self::guarded(old_end)) {
@@ -560,7 +581,8 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         }
     }
 
-    /// Maps the frames of `len` bytes from `from` on at `to` as well. The mapper may refuse, or have no frame for a table.
+    /// Maps the frames of `len` bytes from `from` on at `to` as well. The mapper may refuse, or have no frame for a
+    /// table.
     fn double(&self, from: usize, to: usize, len: usize) -> Result<(), Undone> {
         let mut offset = 0;
         while offset < len {
@@ -673,7 +695,8 @@ fn frame_at<M: Mapper<Size4KiB> + Mapper<Size2MiB>>(mapper: &M, at: usize) -> Op
 fn map_again<K: Paging>(mapper: &mut K::Mapper, frames: &mut K::Frames, at: usize, frame: Frame) -> Option<()> {
     match frame {
         Frame::Small(frame) => {
-            // SAFETY: the page is nobody's yet; the owner of the frame's content waits for its new address, and the old one is given up then.
+            // SAFETY: the page is nobody's yet; the owner of the frame's content waits for its new address, and the old
+            // one is given up then.
             let mapped = unsafe { mapper.map_to(page::<Size4KiB>(at), frame, K::FLAGS, frames) };
             mapped.map(|flush| flush.ignore()).ok()
         }
@@ -694,9 +717,11 @@ const fn len_of<S: PageSize>() -> usize {
     if S::SIZE == Size2MiB::SIZE { HUGE_PAGE } else { PAGE }
 }
 
-// SAFETY: A run's addresses come from the window, which gives none of them twice before they come back, and the window is this provider's alone; each page is mapped,
-// present and writable, to a frame that the kernel's allocator gave for it alone, and stays so until the run is given back, shrunk or moved. Frames and addresses go back only after
-// `shoot_down`. A refusal leaves a run as it was: growing only adds pages behind it, moving maps the new place before it touches the old. Nothing here unwinds.
+// SAFETY: A run's addresses come from the window, which gives none of them twice before they come back, and the window
+// is this provider's alone; each page is mapped, present and writable, to a frame that the kernel's allocator gave for
+// it alone, and stays so until the run is given back, shrunk or moved. Frames and addresses go back only after
+// `shoot_down`. A refusal leaves a run as it was: growing only adds pages behind it, moving maps the new place before
+// it touches the old. Nothing here unwinds.
 unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WORDS> {
     const PAGE_LEN: usize = PAGE;
     const ZEROED: bool = K::ZEROED;

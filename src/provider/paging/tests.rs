@@ -1,7 +1,8 @@
-//! The provider over real page tables in the host's memory, which no CPU uses: what is mapped where, in which order, and what comes back.
+//! The provider over real page tables in the host's memory, which no CPU uses: what is mapped where, in which order,
+//! and what comes back.
 //!
-//! The kernel here fails on demand, and watches the order: a frame or a table that goes back, or an address that is used anew, before a shootdown
-//! after its unmapping fails the test, as does a shootdown with something locked.
+//! The kernel here fails on demand, and watches the order: a frame or a table that goes back, or an address that is
+//! used anew, before a shootdown after its unmapping fails the test, as does a shootdown with something locked.
 
 #![expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits wherever this runs")]
 
@@ -354,7 +355,8 @@ fn windows_that_make_no_sense_are_refused_and_the_first_good_one_is_taken() {
     assert!(provider.take(run(PAGE, PAGE)).is_some());
 }
 
-/// The table of a short run stays for the next one there; up to eight stay, none where a huge page comes, none when the last run has gone.
+/// The table of a short run stays for the next one there; up to eight stay, none where a huge page comes, none when the
+/// last run has gone.
 #[test]
 fn tables_of_short_runs_are_spared_until_they_are_in_the_way() {
     // Slots of 4 MiB: each run has a table of its own.

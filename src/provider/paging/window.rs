@@ -1,13 +1,14 @@
 //! The window: which addresses of the kernel's virtual window are taken.
 //!
 //! One bit for each *slot*, a power of two of pages, in a table of fixed length. Decisions, and what pays for each:
-//! - *A table of a fixed length, whatever the window's*: it needs no heap, and a longer window has longer slots. Price: a run is rounded up
-//!   to whole slots, in addresses only; no frame is spent on the rest of its last slot.
+//! - *A table of a fixed length, whatever the window's*: it needs no heap, and a longer window has longer slots. Price:
+//!   a run is rounded up to whole slots, in addresses only; no frame is spent on the rest of its last slot.
 //! - *What a run takes follows from where it starts and ends*, so nothing is kept for each run.
-//! - *A run that had to move goes to the middle of the longest hole* ([`Place::Roomy`]), so that it grows in place from there on; others to the lowest hole that
-//!   has room. Price: the window is used up in more pieces, so it should be several times longer than the memory behind it.
-//! - *Linear search over the words.* A hole is passed in as many steps as it has words of 64 slots. Price: time in proportion to the table, which
-//!   is a constant of the kernel's choice.
+//! - *A run that had to move goes to the middle of the longest hole* ([`Place::Roomy`]), so that it grows in place from
+//!   there on; others to the lowest hole that has room. Price: the window is used up in more pieces, so it should be
+//!   several times longer than the memory behind it.
+//! - *Linear search over the words.* A hole is passed in as many steps as it has words of 64 slots. Price: time in
+//!   proportion to the table, which is a constant of the kernel's choice.
 
 /// Bytes in the smallest page.
 pub(super) const PAGE: usize = 4096;
@@ -70,7 +71,8 @@ impl<const WORDS: usize> Window<WORDS> {
         }
     }
 
-    /// A window from `start` to before `end`, in slots as short as the table allows. `None` if it has no slot; then it is as before.
+    /// A window from `start` to before `end`, in slots as short as the table allows. `None` if it has no slot; then it
+    /// is as before.
     pub(super) fn open(&mut self, start: usize, end: usize) -> Option<()> {
         let slots = WORDS.checked_mul(64).filter(|slots| *slots > 0)?;
         let slot_len = end.checked_sub(start)?.div_ceil(slots).checked_next_power_of_two()?.max(PAGE);
@@ -118,7 +120,8 @@ impl<const WORDS: usize> Window<WORDS> {
         Some(self.addr(first))
     }
 
-    /// Takes the slots that the bytes from `start` to `new_end` need beyond those that the bytes up to `old_end` have. False: unchanged.
+    /// Takes the slots that the bytes from `start` to `new_end` need beyond those that the bytes up to `old_end` have.
+    /// False: unchanged.
     pub(super) fn extend(&mut self, start: usize, old_end: usize, new_end: usize) -> bool {
         let (Some(old), Some(new)) = (self.slots(start, old_end), self.slots(start, new_end)) else {
             return false;
@@ -130,8 +133,8 @@ impl<const WORDS: usize> Window<WORDS> {
         true
     }
 
-    /// Frees the slots that the bytes from `start` to `old_end` have beyond those that the bytes up to `new_end` need; all of them
-    /// if `new_end` is `start`. Whether nothing is taken any more.
+    /// Frees the slots that the bytes from `start` to `old_end` have beyond those that the bytes up to `new_end` need;
+    /// all of them if `new_end` is `start`. Whether nothing is taken any more.
     pub(super) fn release(&mut self, start: usize, new_end: usize, old_end: usize) -> bool {
         let Some(old) = self.slots(start, old_end) else { return false };
         let kept = self.slots(start, new_end).map_or(old.0, |new| new.1);
@@ -156,7 +159,8 @@ impl<const WORDS: usize> Window<WORDS> {
         Table::Instead(unused)
     }
 
-    /// A spared table that must not stay: there is no run any more, so its addresses are the caller's until it is freed.
+    /// A spared table that must not stay: there is no run any more, so its addresses are the caller's until it is
+    /// freed.
     pub(super) fn take_last_spared(&mut self) -> Option<usize> {
         if self.free_count < self.slot_count {
             return None;
@@ -165,7 +169,8 @@ impl<const WORDS: usize> Window<WORDS> {
         self.take_span(span).then_some(span)
     }
 
-    /// A spared table that must not stay: it would be in the way of a huge page between these addresses, which the caller has.
+    /// A spared table that must not stay: it would be in the way of a huge page between these addresses, which the
+    /// caller has.
     pub(super) fn take_spared_within(&mut self, start: usize, end: usize) -> Option<usize> {
         let within = |span: &mut usize| start <= *span && *span + TABLE_SPAN <= end;
         self.spared.iter_mut().find_map(|spared| spared.take_if(within))
@@ -199,7 +204,8 @@ impl<const WORDS: usize> Window<WORDS> {
         self.slots(start, end).is_some_and(|(first, last)| (first..last).all(|slot| self.is_taken(slot)))
     }
 
-    /// The slots from `start`, which begins one, to before `end`. `None` if there are none, or they are not the window's.
+    /// The slots from `start`, which begins one, to before `end`. `None` if there are none, or they are not the
+    /// window's.
     fn slots(&self, start: usize, end: usize) -> Option<(usize, usize)> {
         let offset = start.checked_sub(self.start)?;
         let first = offset >> self.shift;

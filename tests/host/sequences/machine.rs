@@ -1,8 +1,9 @@
 //! The machine that a sequence runs on: which CPU it says to be, and what comes into the middle of an operation.
 //!
-//! An interrupt is armed before an operation and comes once: at the n-th *call* (a question to the CPU identity, a call of the provider), or behind the
-//! n-th *instruction*, counted by the processor's trap flag, which raises `SIGTRAP` after each one. Providers that use the host's own allocator
-//! lift the flag, since that must not be interrupted by what uses it too.
+//! An interrupt is armed before an operation and comes once: at the n-th *call* (a question to the CPU identity, a call
+//! of the provider), or behind the n-th *instruction*, counted by the processor's trap flag, which raises `SIGTRAP`
+//! after each one. Providers that use the host's own allocator lift the flag, since that must not be interrupted by
+//! what uses it too.
 
 use std::cell::{Cell, OnceCell};
 use std::rc::Weak;
@@ -62,7 +63,8 @@ impl Machine {
         assert!(self.handler.set(handler).is_ok(), "one handler for a machine");
     }
 
-    /// Something that must not be was seen. The first one counts; contexts in the middle of others cannot say so in another way.
+    /// Something that must not be was seen. The first one counts; contexts in the middle of others cannot say so in
+    /// another way.
     pub(crate) fn report(&self, what: String) {
         let first = self.wrong.take().unwrap_or(what);
         self.wrong.set(Some(first));
@@ -169,7 +171,8 @@ impl Machine {
         result
     }
 
-    /// Does what may be interrupted at an instruction after all, in the middle of what is [`unstepped`](Self::unstepped).
+    /// Does what may be interrupted at an instruction after all, in the middle of what is
+    /// [`unstepped`](Self::unstepped).
     pub(crate) fn stepped<R>(&self, work: impl FnOnce() -> R) -> R {
         step::set(self.is_counting());
         let result = work();
@@ -239,8 +242,8 @@ impl CpuHint for Guess {
 /// The machine's CPUs, known by a pin.
 pub(crate) struct Sure(pub(crate) std::rc::Rc<Machine>);
 
-// SAFETY: one thread; what comes into the middle on the same CPU finishes before it goes on, and what comes as another CPU has another index,
-// or the one without a cache.
+// SAFETY: one thread; what comes into the middle on the same CPU finishes before it goes on, and what comes as another
+// CPU has another index, or the one without a cache.
 unsafe impl CpuPin for Sure {
     type Guard = ();
 
@@ -304,7 +307,8 @@ mod step {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = handler as libc::sighandler_t;
         action.sa_flags = libc::SA_SIGINFO;
-        // SAFETY: the handler uses cells of the thread that it comes to, and what the interrupted code allows (see `unstepped`).
+        // SAFETY: the handler uses cells of the thread that it comes to, and what the interrupted code allows (see
+        // `unstepped`).
         let installed = unsafe { libc::sigaction(libc::SIGTRAP, &action, null_mut()) };
         assert_eq!(installed, 0, "SIGTRAP has a handler");
     }

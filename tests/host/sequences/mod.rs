@@ -1,5 +1,5 @@
-//! Sequences of heap operations, and the one interpreter that runs them: for the property tests beside this folder and, included by its
-//! path, for the fuzz target in `fuzz/`.
+//! Sequences of heap operations, and the one interpreter that runs them: for the property tests beside this folder and,
+//! included by its path, for the fuzz target in `fuzz/`.
 //!
 //! ```text
 //! mod        what a sequence is: plain data, made by `arbitrary` (fuzzing, seeds) or by proptest's strategies
@@ -8,10 +8,11 @@
 //! machine    the CPU that the operations run on: its number, true or lying, and what interrupts it, and where
 //! pages      providers that keep books, fail on demand, and are places to be interrupted at
 //! ```
-//! A sequence runs on one thread, so that it is repeated exactly by its bytes. Other contexts come *into the middle* of an operation instead of
-//! beside it: at any question to the CPU identity, at any call of the provider, or (x86_64 Linux) behind any instruction, by the
-//! processor's trap flag. What comes is either a handler on the same CPU (a nested context) or another CPU's turn while this one stands still.
-//! Price: two CPUs never run truly at once; that is left to the stress tests and the model checker.
+//! A sequence runs on one thread, so that it is repeated exactly by its bytes. Other contexts come *into the middle* of
+//! an operation instead of beside it: at any question to the CPU identity, at any call of the provider, or (x86_64
+//! Linux) behind any instruction, by the processor's trap flag. What comes is either a handler on the same CPU (a
+//! nested context) or another CPU's turn while this one stands still. Price: two CPUs never run truly at once; that is
+//! left to the stress tests and the model checker.
 
 mod machine;
 mod pages;
@@ -203,8 +204,8 @@ pub(crate) enum Kinds {
     Any,
 }
 
-/// Steps as long as there are bytes. `arbitrary`'s own lists ask before each element whether another one comes, and random bytes say no
-/// every other time: almost every sequence would be two steps long.
+/// Steps as long as there are bytes. `arbitrary`'s own lists ask before each element whether another one comes, and
+/// random bytes say no every other time: almost every sequence would be two steps long.
 impl<'a> Arbitrary<'a> for Sequence {
     fn arbitrary(bytes: &mut Unstructured<'a>) -> Result<Self> {
         let (setup, mut steps) = (bytes.arbitrary()?, Vec::new());

@@ -289,8 +289,9 @@ impl<const REENTRANT: bool, const MOVES: bool> Host<REENTRANT, MOVES> {
     }
 }
 
-// SAFETY: runs come from the host's allocator, are remembered until they are given back, and given back once. They are not interrupted by each
-// other at an instruction (`STEPS`), and nothing is borrowed where they are interrupted at a call.
+// SAFETY: runs come from the host's allocator, are remembered until they are given back, and given back once. They are
+// not interrupted by each other at an instruction (`STEPS`), and nothing is borrowed where they are interrupted at a
+// call.
 unsafe impl<const REENTRANT: bool, const MOVES: bool> PageProvider for Host<REENTRANT, MOVES> {
     const ZEROED: bool = MOVES;
     const REENTRANT: bool = REENTRANT;
@@ -330,11 +331,13 @@ impl<const REENTRANT: bool, const MOVES: bool> Source for Host<REENTRANT, MOVES>
     }
 }
 
-/// What the heap never gave back goes with the provider, so that a leak shows as a failed check and not also as the host's.
+/// What the heap never gave back goes with the provider, so that a leak shows as a failed check and not also as the
+/// host's.
 impl<const REENTRANT: bool, const MOVES: bool> Drop for Host<REENTRANT, MOVES> {
     fn drop(&mut self) {
         for (addr, layout) in std::mem::take(self.layouts.get_mut()) {
-            // SAFETY: the host's allocator gave it with this layout; the heap that had it is gone or never touches it again.
+            // SAFETY: the host's allocator gave it with this layout; the heap that had it is gone or never touches it
+            // again.
             unsafe { std::alloc::dealloc(std::ptr::with_exposed_provenance_mut(addr), layout) };
         }
     }

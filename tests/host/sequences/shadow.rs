@@ -1,8 +1,9 @@
 //! The shadow heap: what must be true of every block that is out.
 //!
-//! A fixed table, so that a context that comes into the middle of an operation may use it without allocating from the host. Each block's bytes,
-//! as many as may be used, hold a pattern of its own and are read again before the block changes or goes: two blocks
-//! that overlap, or one that is shorter than it said, cannot pass. Overlaps are looked for directly as well.
+//! A fixed table, so that a context that comes into the middle of an operation may use it without allocating from the
+//! host. Each block's bytes, as many as may be used, hold a pattern of its own and are read again before the block
+//! changes or goes: two blocks that overlap, or one that is shorter than it said, cannot pass. Overlaps are looked for
+//! directly as well.
 
 use std::alloc::Layout;
 use std::cell::Cell;

@@ -1,8 +1,9 @@
 //! Runs one sequence on one kind of heap, and holds every answer against the shadow.
 //!
-//! What is checked after each operation: the block's place, length and bytes; that nothing overlaps; that a refusal left the block as it was; that an
-//! ordinary context over a host provider that has memory, and does not fail, is never refused. At each `Verify` and at the end: every block's
-//! bytes and every invariant. At the very end: after freeing, draining and trimming, the provider has every run back as it was given.
+//! What is checked after each operation: the block's place, length and bytes; that nothing overlaps; that a refusal
+//! left the block as it was; that an ordinary context over a host provider that has memory, and does not fail, is never
+//! refused. At each `Verify` and at the end: every block's bytes and every invariant. At the very end: after freeing,
+//! draining and trimming, the provider has every run back as it was given.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;

@@ -1,6 +1,7 @@
 //! Numbers over time, as pictures: what held bytes are made of, and single values.
 //!
-//! Every dump has a strip to point at (`data-go`), and a line that shows which dump is looked at (`data-d`); the page makes both work.
+//! Every dump has a strip to point at (`data-go`), and a line that shows which dump is looked at (`data-d`); the page
+//! makes both work.
 
 use std::fmt::{self, Write as _};
 

@@ -1,7 +1,7 @@
 //! The lines of `Heap::dump`, version 1 (described at the head of the library's `dump.rs`), found anywhere in a log.
 //!
-//! A line is ours from `smp-heap v` and a digit on, whatever stands before it. Unknown words and keys are passed over, as the form's rules
-//! for additions demand; everything else that is not as it should be is an error with its line.
+//! A line is ours from `smp-heap v` and a digit on, whatever stands before it. Unknown words and keys are passed over,
+//! as the form's rules for additions demand; everything else that is not as it should be is an error with its line.
 
 use std::{collections::BTreeMap, error::Error, fmt, num::ParseIntError};
 

@@ -8,9 +8,9 @@
 //! trace         recorded events, replayed on a heap of this machine
 //! units         bytes and shares for people
 //! ```
-//! A kernel prints `heap.dump(time)`; whatever carries its console's text to a file will do. Reading is strict where a line claims to be one of
-//! ours: a log that lost or mixed lines is refused with the number of the line, since a picture of half a heap looks just like one of a
-//! whole one. What is not ours passes unread.
+//! A kernel prints `heap.dump(time)`; whatever carries its console's text to a file will do. Reading is strict where a
+//! line claims to be one of ours: a log that lost or mixed lines is refused with the number of the line, since a
+//! picture of half a heap looks just like one of a whole one. What is not ours passes unread.
 #![expect(clippy::std_instead_of_core, reason = "a host program: std is what it is made of")]
 
 mod chart;

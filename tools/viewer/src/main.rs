@@ -13,8 +13,8 @@ use console::Term;
 use smp_heap::{Heap, Hint, RegionProvider};
 use smp_heap_view::{PlayedCpu, Trace, bytes, map_text, overview, page, parse, parse_trace, replay, unpack};
 
-/// Draws the heap of a kernel: a map of its pages, its classes and CPUs, and how they changed, from what it printed with
-/// `heap.dump(time)`. The lines are found anywhere in a log, whatever else is in it.
+/// Draws the heap of a kernel: a map of its pages, its classes and CPUs, and how they changed, from what it printed
+/// with `heap.dump(time)`. The lines are found anywhere in a log, whatever else is in it.
 #[derive(Parser, Debug)]
 #[command(name = "heap-view", bin_name = "cargo view", max_term_width = 100)]
 struct Options {

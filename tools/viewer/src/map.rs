@@ -1,7 +1,7 @@
 //! The heap map: which page runs there are, what is in them, how full they are; and the same as text.
 //!
-//! In the text a cell is a page *run*, whatever its length, so that a heap of many mebibytes fits a terminal; the picture
-//! (`svg.rs`) is to scale.
+//! In the text a cell is a page *run*, whatever its length, so that a heap of many mebibytes fits a terminal; the
+//! picture (`svg.rs`) is to scale.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _};
 

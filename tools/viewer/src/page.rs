@@ -1,7 +1,9 @@
-//! One HTML file for all dumps of a log: it needs no network and no other file, and without its script it still shows the last dump.
+//! One HTML file for all dumps of a log: it needs no network and no other file, and without its script it still shows
+//! the last dump.
 //!
-//! Everything is drawn here, for every dump, and the page's script only chooses what is shown: a page that draws nothing itself can be looked at,
-//! printed, and tested without it. Price: its size grows with the number of dumps, some 20 KB each, and some 250 bytes for each run of pages.
+//! Everything is drawn here, for every dump, and the page's script only chooses what is shown: a page that draws
+//! nothing itself can be looked at, printed, and tested without it. Price: its size grows with the number of dumps,
+//! some 20 KB each, and some 250 bytes for each run of pages.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -343,7 +345,8 @@ mod tests {
         assert!(page.contains("This dump is a brief one"));
     }
 
-    /// A class that other classes' slabs serve too does not use more than it holds; one whose slabs serve others uses what they have.
+    /// A class that other classes' slabs serve too does not use more than it holds; one whose slabs serve others uses
+    /// what they have.
     #[test]
     fn used_is_what_is_used_of_the_own_slabs() {
         let mut dump = sample();

@@ -1,10 +1,11 @@
 //! The heap map to scale: runs in order of addresses, hue by block size, height of the full colour by the share in use.
 //!
-//! Colours are classes (`b32` for blocks of 32 bytes), so that the page around it chooses them for light and dark, and can fade all but one. Each
-//! run carries what it is in `data-t`, for the page to show.
+//! Colours are classes (`b32` for blocks of 32 bytes), so that the page around it chooses them for light and dark, and
+//! can fade all but one. Each run carries what it is in `data-t`, for the page to show.
 //!
-//! A row is a power of two of bytes, chosen so that small heaps fill a picture and large ones fit one. A long free run is drawn up to the end of its first whole
-//! row, and then only told in words: half a picture of nothing would push the rest out of sight.
+//! A row is a power of two of bytes, chosen so that small heaps fill a picture and large ones fit one. A long free run
+//! is drawn up to the end of its first whole row, and then only told in words: half a picture of nothing would push the
+//! rest out of sight.
 //!
 //! Hues go by the logarithm of the size, so that classes that are close in size look alike: forty colours that a reader
 //! had to tell apart by name would tell him less.
@@ -32,8 +33,8 @@ const SHORTEST_ROW: u64 = 16 << 10;
 const LONGEST_ROW: u64 = 4 << 20;
 const MANY_ROWS: usize = 64;
 
-/// Stops of the colour scale, from the smallest blocks to the largest: hue and lightness both change on the way, so that
-/// neighbouring doublings differ also to an eye that does not tell red from green.
+/// Stops of the colour scale, from the smallest blocks to the largest: hue and lightness both change on the way, so
+/// that neighbouring doublings differ also to an eye that does not tell red from green.
 const STOPS: [(u8, u8, u8); 10] = [
     (0x4b, 0x3f, 0xa8),
     (0x44, 0x66, 0xd8),

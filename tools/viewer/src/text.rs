@@ -85,7 +85,8 @@ fn overview_into(text: &mut String, dumps: &[Dump], width: usize) -> fmt::Result
     Ok(())
 }
 
-/// Values as one line of at most `room` columns, from 0 to their maximum: where there are more values than columns, the largest of each column.
+/// Values as one line of at most `room` columns, from 0 to their maximum: where there are more values than columns, the
+/// largest of each column.
 fn sparkline(values: &[f64], room: usize) -> String {
     let most = values.iter().copied().fold(0.0, f64::max);
     let level = |value: f64| {

@@ -1,10 +1,13 @@
-//! A recorded trace (the `events` lines described at the head of the library's `trace.rs`): read, brought into one order, replayed.
+//! A recorded trace (the `events` lines described at the head of the library's `trace.rs`): read, brought into one
+//! order, replayed.
 //!
-//! Events of one CPU are in its order; those of several are merged by time. What cannot be is repaired and counted, since a trace that begins in the middle of a kernel's life, or
-//! overran its rings, is still worth replaying: a free of a block whose allocation was not recorded is passed over, and a block allocated where another one still is, ends that one.
+//! Events of one CPU are in its order; those of several are merged by time. What cannot be is repaired and counted,
+//! since a trace that begins in the middle of a kernel's life, or overran its rings, is still worth replaying: a free
+//! of a block whose allocation was not recorded is passed over, and a block allocated where another one still is, ends
+//! that one.
 //!
-//! A replay is one thread that plays the CPUs in turn, so that it does the same each time: a failure is found again, and instructions can be counted. What it
-//! does not show is CPUs that get in each other's way.
+//! A replay is one thread that plays the CPUs in turn, so that it does the same each time: a failure is found again,
+//! and instructions can be counted. What it does not show is CPUs that get in each other's way.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -61,7 +64,8 @@ pub struct Trace {
     pub steps: Vec<(usize, Step)>,
     /// CPUs that recorded anything.
     pub cpu_count: usize,
-    /// Refills, flushes, runs mapped and unmapped, and refused allocations, as they were recorded; a replay makes its own.
+    /// Refills, flushes, runs mapped and unmapped, and refused allocations, as they were recorded; a replay makes its
+    /// own.
     pub others: BTreeMap<char, u64>,
     /// Events that found no room in their ring.
     pub dropped: u64,
@@ -212,7 +216,8 @@ impl core::fmt::Display for Failed {
 
 impl core::error::Error for Failed {}
 
-/// Does on a heap what the trace says, and frees what is left. If `checks`, both ends of every block are written, and looked at before it goes.
+/// Does on a heap what the trace says, and frees what is left. If `checks`, both ends of every block are written, and
+/// looked at before it goes.
 ///
 /// # Errors
 /// The step that [`Failed`]; the blocks then in use are leaked.

@@ -1,8 +1,8 @@
 //! The page in a browser: drawn as it should be, steered by its script, without an error and without a network.
 //!
-//! `cargo test -p smp-heap-view --features browser --test browser`, with chromium installed. A browser with a remote control would need a driver
-//! of its own version and a client for it; here a test adds a script to its copy of the page that points and clicks, and reads what
-//! became of the document, and of the picture.
+//! `cargo test -p smp-heap-view --features browser --test browser`, with chromium installed. A browser with a remote
+//! control would need a driver of its own version and a client for it; here a test adds a script to its copy of the
+//! page that points and clicks, and reads what became of the document, and of the picture.
 #![expect(
     clippy::std_instead_of_core,
     clippy::unwrap_used,
@@ -62,7 +62,8 @@ fn dumps() -> Vec<Dump> {
     parse(&log).unwrap()
 }
 
-/// Opens the page with a script added to it, at an address's end, in a window so wide; gives the document afterwards, and the file of the picture.
+/// Opens the page with a script added to it, at an address's end, in a window so wide; gives the document afterwards,
+/// and the file of the picture.
 fn open(name: &str, dumps: &[Dump], script: &str, end: &str, width: u32) -> (String, PathBuf) {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&folder);

@@ -1,4 +1,5 @@
-//! Traces of real work, recorded in the test kernel (`traces/`, by `cargo demo --record WORK`), replayed on heaps of this machine.
+//! Traces of real work, recorded in the test kernel (`traces/`, by `cargo demo --record WORK`), replayed on heaps of
+//! this machine.
 #![expect(clippy::unwrap_used, reason = "a failed check ends a test, which is what a test is for")]
 
 use std::{fs, path::Path};

@@ -1,5 +1,5 @@
-//! A word index: a hash map that grows by doubling, a B-tree, and a vector per word that grows a little at a time, all at
-//! once; then everything is freed in another order than it was made in.
+//! A word index: a hash map that grows by doubling, a B-tree, and a vector per word that grows a little at a time, all
+//! at once; then everything is freed in another order than it was made in.
 
 use crate::{
     Product, Sum,

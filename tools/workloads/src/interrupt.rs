@@ -1,9 +1,9 @@
-//! What a timer interrupt does to the heap: takes a block, fills it, and lets go of one that an *earlier* interrupt filled,
-//! after a look whether its pattern still stands.
+//! What a timer interrupt does to the heap: takes a block, fills it, and lets go of one that an *earlier* interrupt
+//! filled, after a look whether its pattern still stands.
 //!
-//! So the handler holds memory across interrupts, as a driver's handler does with its buffers, and a block that the heap
-//! handed out twice is noticed by either of its owners. Each block grows once before it is kept, so that allocation,
-//! reallocation and release all happen inside an interrupt. A heap may refuse a nested request (it must
+//! So the handler holds memory across interrupts, as a driver's handler does with its buffers, and a block that the
+//! heap handed out twice is noticed by either of its owners. Each block grows once before it is kept, so that
+//! allocation, reallocation and release all happen inside an interrupt. A heap may refuse a nested request (it must
 //! not wait for what it interrupted); then the handler does without, as a real one would drop a packet, and counts it.
 
 use alloc::vec::Vec;

@@ -1,15 +1,16 @@
 //! Real work for a kernel heap, each piece small enough to repeat and honest enough to be checked.
 //!
-//! Synthetic allocation loops flatter an allocator: sizes come from one formula, lifetimes from another, and nobody looks
-//! at the bytes. So the work here is what programs do: five well-known `no_std` crates that allocate hard, over documents
-//! that real tools wrote (`data/README.md`). What it costs: the image carries half a megabyte of documents, and a unit of
-//! work is never *only* allocation, so that differences between heaps look smaller here than in a bare loop.
+//! Synthetic allocation loops flatter an allocator: sizes come from one formula, lifetimes from another, and nobody
+//! looks at the bytes. So the work here is what programs do: five well-known `no_std` crates that allocate hard, over
+//! documents that real tools wrote (`data/README.md`). What it costs: the image carries half a megabyte of documents,
+//! and a unit of work is never *only* allocation, so that differences between heaps look smaller here than in a bare
+//! loop.
 //!
-//! A [`Workload`] makes a [`Product`] out of one of its inputs. The product keeps the live structures (the parsed tree, the
-//! index, the compiled patterns, the interpreter) so that the demonstration can show a heap that is in use; its checksum
-//! must equal the golden one, whatever CPU made it and whatever interrupted it. Golden values depend on the documents and
-//! the meaning of the work only, never on a crate's version: the DEFLATE workload, for one, sums what comes back, not the
-//! compressed bytes.
+//! A [`Workload`] makes a [`Product`] out of one of its inputs. The product keeps the live structures (the parsed tree,
+//! the index, the compiled patterns, the interpreter) so that the demonstration can show a heap that is in use; its
+//! checksum must equal the golden one, whatever CPU made it and whatever interrupted it. Golden values depend on the
+//! documents and the meaning of the work only, never on a crate's version: the DEFLATE workload, for one, sums what
+//! comes back, not the compressed bytes.
 //!
 //! Everything runs on the host as well: `cargo test -p smp-heap-work` recomputes each golden value with a second crate
 //! that shares no code with the first.

@@ -1,5 +1,6 @@
-//! A WebAssembly interpreter that renders Markdown: the engine translates a 200 KiB module into its own code, then gives the
-//! instance a linear memory that grows by a page at a time, by reallocation of a block of more than a mebibyte.
+//! A WebAssembly interpreter that renders Markdown: the engine translates a 200 KiB module into its own code, then
+//! gives the instance a linear memory that grows by a page at a time, by reallocation of a block of more than a
+//! mebibyte.
 
 use crate::{
     Product, Sum,

@@ -1,6 +1,6 @@
-//! Each golden sum, worked out again on the host: the workload must meet it, and a crate (or a few lines) that shares no
-//! code with the workload must come to the same result. A sum that only its own workload ever computed would prove that
-//! the work is repeatable, not that it is right.
+//! Each golden sum, worked out again on the host: the workload must meet it, and a crate (or a few lines) that shares
+//! no code with the workload must come to the same result. A sum that only its own workload ever computed would prove
+//! that the work is repeatable, not that it is right.
 
 use crate::{ALL, Product, Sum, Workload, deflate, index, json, markdown, search};
 use std::{

@@ -1,6 +1,7 @@
 //! A running sum of a result: eight bytes a step, so that summing costs little beside the work that it checks.
 //!
-//! Not a cryptographic hash: it stands against lost, swapped and overwritten bytes, and nobody chooses those on purpose.
+//! Not a cryptographic hash: it stands against lost, swapped and overwritten bytes, and nobody chooses those on
+//! purpose.
 
 /// The sum of the bytes so far.
 #[derive(Debug, Clone, Copy)]

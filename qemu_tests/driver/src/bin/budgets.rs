@@ -1,11 +1,13 @@
-//! Measures the instructions of each operation of the heap, and its size, and prints the table or makes it the committed one.
+//! Measures the instructions of each operation of the heap, and its size, and prints the table or makes it the
+//! committed one.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use smp_heap_qemu::{Arch, BareMetal, KERNELS, Rows, Soak, Table, sizes};
 
-/// Counts the instructions of each operation of the heap in QEMU, on 1 to 8 CPUs in each mode, and the heap's bytes in a kernel.
+/// Counts the instructions of each operation of the heap in QEMU, on 1 to 8 CPUs in each mode, and the heap's bytes in
+/// a kernel.
 #[derive(Debug, Parser)]
 struct Options {
     /// The architecture whose budgets they are.

@@ -13,17 +13,17 @@ use smp_heap_view::{Dump, map_text, overview, pack, page, parse, parse_trace};
 use progress::Progress;
 use protocol::{Event, Recording};
 
-/// Runs real work (JSON, DEFLATE, a word index, regular expressions, WebAssembly) in the test kernel, on 1, 2, 4, ... CPUs
-/// at once while timer interrupts allocate too, with smp-heap and with a heap behind one lock; then compares the two and
-/// draws smp-heap's memory.
+/// Runs real work (JSON, DEFLATE, a word index, regular expressions, WebAssembly) in the test kernel, on 1, 2, 4, ...
+/// CPUs at once while timer interrupts allocate too, with smp-heap and with a heap behind one lock; then compares the
+/// two and draws smp-heap's memory.
 #[derive(Parser, Debug, Clone)]
 #[command(bin_name = "cargo demo", max_term_width = 100)]
 pub(crate) struct Options {
     /// The most CPUs that work at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: u32,
-    /// How long to measure in all, in seconds: shared out to both heaps, every CPU count and every kind of work. Each CPU
-    /// finishes the document it has begun, so a very short run takes longer than asked for.
+    /// How long to measure in all, in seconds: shared out to both heaps, every CPU count and every kind of work. Each
+    /// CPU finishes the document it has begun, so a very short run takes longer than asked for.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
     /// Where the page with the pictures (heap.html) and the guests' own words (*.log) go.
@@ -32,8 +32,8 @@ pub(crate) struct Options {
     /// The processor architecture of the emulated machine.
     #[arg(long, value_enum, default_value_t = Arch::X86_64)]
     arch: Arch,
-    /// Instead of all that: records what the heap is asked for by one kind of work on two CPUs (json, deflate, index, search,
-    /// wasm), into WORK.events.gz, for `cargo view --replay`.
+    /// Instead of all that: records what the heap is asked for by one kind of work on two CPUs (json, deflate, index,
+    /// search, wasm), into WORK.events.gz, for `cargo view --replay`.
     #[arg(long, value_name = "WORK")]
     record: Option<String>,
 }

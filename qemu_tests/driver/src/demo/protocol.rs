@@ -1,7 +1,8 @@
-//! What the guest says, line by line: `@word key=value ...`. Lines without `@` are for people, or dumps of the heap, and pass unread.
+//! What the guest says, line by line: `@word key=value ...`. Lines without `@` are for people, or dumps of the heap,
+//! and pass unread.
 //!
-//! A text protocol costs the serial line more bytes than a binary one would, but it stays readable in the log, and a line
-//! that two CPUs mixed up is noticed as such instead of being taken for numbers.
+//! A text protocol costs the serial line more bytes than a binary one would, but it stays readable in the log, and a
+//! line that two CPUs mixed up is noticed as such instead of being taken for numbers.
 
 use std::{collections::BTreeMap, error::Error, fmt, num::ParseIntError, str::FromStr};
 

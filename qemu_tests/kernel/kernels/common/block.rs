@@ -1,9 +1,9 @@
 //! Blocks that know what their bytes must be.
 //!
-//! The first word says size, alignment and seed, and carries a check sum; the words behind it follow from it and from the address. So
-//! a block can be handed on as a bare pointer, from any context to any other, without memory of its own, and whoever
-//! frees it finds out whether somebody else wrote to it. Of long blocks every 32nd word and the last are written: the test is
-//! about the heap, not about memory.
+//! The first word says size, alignment and seed, and carries a check sum; the words behind it follow from it and from
+//! the address. So a block can be handed on as a bare pointer, from any context to any other, without memory of its
+//! own, and whoever frees it finds out whether somebody else wrote to it. Of long blocks every 32nd word and the last
+//! are written: the test is about the heap, not about memory.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;

@@ -53,7 +53,8 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
     }
 
     fn verify_all(&self) -> Result<(), Violation> {
-        // SAFETY: kernels check between jobs, when the other CPUs wait for one and no interrupt handler of theirs uses the heap.
+        // SAFETY: kernels check between jobs, when the other CPUs wait for one and no interrupt handler of theirs uses
+        // the heap.
         unsafe { self.verify_at_rest() }
     }
 
@@ -119,8 +120,8 @@ pub(crate) fn verify() {
     }
 }
 
-/// Everything was freed: checks the heap, has it give its memory back, and checks that at most `len` bytes are left: with 0,
-/// that its provider has every page.
+/// Everything was freed: checks the heap, has it give its memory back, and checks that at most `len` bytes are left:
+/// with 0, that its provider has every page.
 pub(crate) fn expect_left(len: usize) {
     verify();
     smp::on_all(|_| heap().drain_current());

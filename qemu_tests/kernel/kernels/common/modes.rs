@@ -28,8 +28,8 @@ impl CpuHint for Index {
 #[derive(Debug)]
 pub(crate) enum Pins {}
 
-// SAFETY: a thread is switched by a timer interrupt that finds no pin on its CPU, or where it yields, and nowhere else; `pin`
-// and `unpin` change the count by one instruction of the CPU they run on, and contain compiler fences.
+// SAFETY: a thread is switched by a timer interrupt that finds no pin on its CPU, or where it yields, and nowhere else;
+// `pin` and `unpin` change the count by one instruction of the CPU they run on, and contain compiler fences.
 unsafe impl PreemptionCounter for Pins {
     fn disable() {
         cpu::pin();
@@ -56,8 +56,8 @@ impl Mode for Hint<Index> {
 /// Only for kernels that start no threads.
 impl Mode for Pinned<NeverPreempts<Index>> {
     const NAME: &'static str = "pinned";
-    // SAFETY: a kernel without threads runs one task on each CPU, and what interrupts it and returns; areas have their own
-    // indices, and before there is one the index is above the heap's CPU count.
+    // SAFETY: a kernel without threads runs one task on each CPU, and what interrupts it and returns; areas have their
+    // own indices, and before there is one the index is above the heap's CPU count.
     const NEW: Self = Pinned(unsafe { NeverPreempts::new(Index) });
 }
 
@@ -73,8 +73,8 @@ impl Mode for Pinned<InterruptsMasked<Index>> {
     const NEW: Self = Pinned(unsafe { InterruptsMasked::new(Index) });
 }
 
-/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode; `renewable 2` ones have two caches, and go
-/// back to their first state when told to.
+/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode; `renewable 2`
+/// ones have two caches, and go back to their first state when told to.
 macro_rules! heaps {
     (renewable $cpus:literal over $provider:ty = $new:expr; $($mode:ty),+ $(,)?) => {
         fn choose(boot: &smp_heap_kernel::Boot) {

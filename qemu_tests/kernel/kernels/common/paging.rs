@@ -1,7 +1,8 @@
-//! This kernel's side of the paging provider: the page tables that all CPUs use, frames out of one region of RAM, shootdowns by IPI.
+//! This kernel's side of the paging provider: the page tables that all CPUs use, frames out of one region of RAM,
+//! shootdowns by IPI.
 //!
-//! Frames are filled with [`POISON`] when they come back and with zeros when they go out, so that who still uses one shows. Calls of the mapper and of the
-//! frame allocator fail on demand.
+//! Frames are filled with [`POISON`] when they come back and with zeros when they go out, so that who still uses one
+//! shows. Calls of the mapper and of the frame allocator fail on demand.
 #![allow(dead_code, clippy::allow_attributes, reason = "each kernel uses a part of it")]
 
 use core::ptr::with_exposed_provenance_mut;
@@ -186,7 +187,8 @@ fn see() {
 
 fn mapper() -> OffsetPageTable<'static> {
     let root = Cr3::read().0.start_address().as_u64() as usize;
-    // SAFETY: the table that all CPUs use lies in RAM, which is mapped where it lies, and whoever comes here has the lock of the frames.
+    // SAFETY: the table that all CPUs use lies in RAM, which is mapped where it lies, and whoever comes here has the
+    // lock of the frames.
     let root = unsafe { &mut *with_exposed_provenance_mut::<PageTable>(root) };
     // SAFETY: as above, and so do all tables below it.
     unsafe { OffsetPageTable::new(root, VirtAddr::zero()) }
@@ -205,8 +207,8 @@ pub(crate) fn translate(addr: usize) -> Option<(usize, PageTableFlags)> {
 #[derive(Debug)]
 pub(crate) struct Pages<const GUARDS: bool, const UNCACHED: bool>;
 
-// SAFETY: all CPUs use the same tables, in which nothing else maps pages once the boot code is done; frames are RAM of the pool's own; `shoot_down` waits until every
-// CPU has flushed its TLB, this one included.
+// SAFETY: all CPUs use the same tables, in which nothing else maps pages once the boot code is done; frames are RAM of
+// the pool's own; `shoot_down` waits until every CPU has flushed its TLB, this one included.
 unsafe impl<const GUARDS: bool, const UNCACHED: bool> Paging for Pages<GUARDS, UNCACHED> {
     type Mapper = Failing;
     type Frames = Frames;
@@ -247,7 +249,8 @@ unsafe impl<const GUARDS: bool, const UNCACHED: bool> Paging for Pages<GUARDS, U
 /// A provider over them, with 4096 slots.
 pub(crate) type Provider<const GUARDS: bool, const UNCACHED: bool> = PagingProvider<Pages<GUARDS, UNCACHED>, 64>;
 
-/// Opens a window of `len` bytes in the upper half, where the boot code maps nothing, `number` being none that was opened before.
+/// Opens a window of `len` bytes in the upper half, where the boot code maps nothing, `number` being none that was
+/// opened before.
 pub(crate) fn open<const GUARDS: bool, const UNCACHED: bool>(
     provider: &Provider<GUARDS, UNCACHED>,
     number: u64,

@@ -1,4 +1,5 @@
-//! A heap that goes back to its first state, over the same memory: what is tried many times starts from the same each time.
+//! A heap that goes back to its first state, over the same memory: what is tried many times starts from the same each
+//! time.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -95,8 +96,8 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> Renew for Renewab
     unsafe fn renew(&self) {
         let first = (&raw const self.first).cast::<MaybeUninit<u8>>();
         let heap = self.heap.get().cast::<MaybeUninit<u8>>();
-        // SAFETY: both are as long, one is not the other, and by the contract nobody else is at the heap. It was never used, so its bytes are
-        // a heap wherever they lie.
+        // SAFETY: both are as long, one is not the other, and by the contract nobody else is at the heap. It was never
+        // used, so its bytes are a heap wherever they lie.
         unsafe { first.copy_to_nonoverlapping(heap, size_of::<Heap<P, C, N>>()) };
     }
 }

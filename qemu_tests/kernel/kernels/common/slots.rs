@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::block::Block;
 
-/// Places that hold a block each, or none. All operations are one exchange: any context may use any of them at any time.
+/// Places that hold a block each, or none. All operations are one exchange: any context may use any of them at any
+/// time.
 #[derive(Debug)]
 pub(crate) struct Slots<const COUNT: usize>([AtomicPtr<u64>; COUNT]);
 

@@ -1,7 +1,8 @@
 //! Tasks that allocate and free on every CPU while something interrupts them that does the same.
 //!
-//! Each CPU has places for blocks that its task and its handlers use alike, so what one of them allocated most often another
-//! frees. A flag says when the task is inside the heap; a handler that finds it set interrupted the heap itself.
+//! Each CPU has places for blocks that its task and its handlers use alike, so what one of them allocated most often
+//! another frees. A flag says when the task is inside the heap; a handler that finds it set interrupted the heap
+//! itself.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, compiler_fence};
@@ -51,8 +52,9 @@ fn state() -> &'static Cpu {
     }
 }
 
-/// Handlers work from now on. The heap has its first pages by then, as when a kernel lets its other CPUs run: before, a handler that comes while
-/// somebody fetches them finds nothing, by right, and on a starved host that lasts for hundreds of interrupts.
+/// Handlers work from now on. The heap has its first pages by then, as when a kernel lets its other CPUs run: before, a
+/// handler that comes while somebody fetches them finds nothing, by right, and on a starved host that lasts for
+/// hundreds of interrupts.
 pub(crate) fn begin() {
     match Block::new(heap(), 8, 8, 0) {
         Some(first) => first.free(heap()),
@@ -102,7 +104,8 @@ pub(crate) fn work(steps: usize) {
     }
 }
 
-/// The task: so many blocks, each left in a place and what was there freed. Gives the number of requests that were refused.
+/// The task: so many blocks, each left in a place and what was there freed. Gives the number of requests that were
+/// refused.
 pub(crate) fn try_work(steps: usize) -> usize {
     let (cpu, heap) = (state(), Watched(heap()));
     let mut random = Random::new(time::cycles() + cpu::index() as u64);
@@ -139,11 +142,11 @@ pub(crate) fn strike() {
     }
 }
 
-/// Frees what is left, tells what happened and judges it: of the handlers' requests at most `most_refused` in a hundred were refused, and of
-/// the interrupts at least `least_inside` in a hundred came while the CPU was inside the heap.
+/// Frees what is left, tells what happened and judges it: of the handlers' requests at most `most_refused` in a hundred
+/// were refused, and of the interrupts at least `least_inside` in a hundred came while the CPU was inside the heap.
 ///
-/// Some are refused by right: page runs, and now and then a block, while the host has stopped a virtual CPU that holds the locks of provider and pages. A heap that
-/// does not serve nested callers refuses several times ten in a hundred.
+/// Some are refused by right: page runs, and now and then a block, while the host has stopped a virtual CPU that holds
+/// the locks of provider and pages. A heap that does not serve nested callers refuses several times ten in a hundred.
 pub(crate) fn judge(least_inside: u64, most_refused: u64) {
     for cpu in &STATE {
         cpu.blocks.free_part(heap(), 0, 1);

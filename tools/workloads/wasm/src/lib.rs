@@ -4,8 +4,8 @@
 //! The module imports nothing. Its memory grows by `memory.grow` as the document needs, so the interpreter that runs it
 //! has to move and zero a large block several times per document: that is what makes it a load for a kernel heap.
 //!
-//! Calls, in order: `input(len)` gives the address where the host writes the document; `render()` gives the HTML's length;
-//! `output()` its address.
+//! Calls, in order: `input(len)` gives the address where the host writes the document; `render()` gives the HTML's
+//! length; `output()` its address.
 
 use std::cell::RefCell;
 

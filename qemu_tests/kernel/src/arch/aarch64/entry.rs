@@ -3,8 +3,8 @@
 //!
 //! Tasks run at EL1 on `SP_EL0`; `SP_EL1` is a stack of each CPU's own, which exceptions and FIQs (the NMIs here) stay
 //! on, so that they have a stack even where a task's ran over. An IRQ goes over to the stack that it interrupted, since
-//! what is saved there is the thread's, which may go on elsewhere; so does `svc`, by which a thread yields. A stub saves
-//! the general registers only: the target has no others in use, which `compile_error!` holds.
+//! what is saved there is the thread's, which may go on elsewhere; so does `svc`, by which a thread yields. A stub
+//! saves the general registers only: the target has no others in use, which `compile_error!` holds.
 
 use page_table_entry::aarch64::MemAttr;
 
@@ -251,7 +251,8 @@ step_returned:
     ldp x29, x30, [sp], #16
     ret
 
-    // void timed_call(void (*work)(void *), void *argument, uint64_t count): starts the timer before the call, and stops it behind it.
+    // void timed_call(void (*work)(void *), void *argument, uint64_t count): starts the timer before the call, and
+    // stops it behind it.
     .section .text.timed, "ax"
     .global timed_call, timed_end
 timed_call:

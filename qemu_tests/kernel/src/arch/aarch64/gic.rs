@@ -1,5 +1,5 @@
-//! The interrupt controller: GICv3. Group 1 interrupts are IRQs; group 0 ones are FIQs, of a higher priority, so that they
-//! interrupt a handler of the others too.
+//! The interrupt controller: GICv3. Group 1 interrupts are IRQs; group 0 ones are FIQs, of a higher priority, so that
+//! they interrupt a handler of the others too.
 
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 

@@ -1,7 +1,7 @@
 //! Interrupts and exceptions: one way in, a handler per interrupt number.
 //!
-//! Handlers run with IRQs masked, on the stack of what they interrupted; FIQs, which are the NMIs here, and exceptions on
-//! the CPU's own. An interrupt without a handler fails the test, with the registers.
+//! Handlers run with IRQs masked, on the stack of what they interrupted; FIQs, which are the NMIs here, and exceptions
+//! on the CPU's own. An interrupt without a handler fails the test, with the registers.
 
 use core::arch::asm;
 
@@ -80,7 +80,8 @@ pub fn disable() {
 
 /// Opens IRQs on this CPU.
 pub fn enable() {
-    // SAFETY: clears a mask bit; every interrupt that may come has a handler, or fails the test. A barrier to the compiler.
+    // SAFETY: clears a mask bit; every interrupt that may come has a handler, or fails the test. A barrier to the
+    // compiler.
     unsafe { asm!("msr daifclr, #2", options(nostack, preserves_flags)) };
 }
 

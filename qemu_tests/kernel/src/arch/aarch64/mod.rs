@@ -1,7 +1,7 @@
 //! QEMU's `virt` board for aarch64: GICv3, PSCI, generic timer, EL1.
 //!
-//! Everything runs with the MMU and the caches on, from before the first line of Rust: without them, atomic instructions
-//! are not guaranteed to work.
+//! Everything runs with the MMU and the caches on, from before the first line of Rust: without them, atomic
+//! instructions are not guaranteed to work.
 
 pub(crate) mod code;
 pub mod cpu;

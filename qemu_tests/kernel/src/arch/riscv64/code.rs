@@ -37,7 +37,8 @@ enum Kind {
     Other,
 }
 
-/// Puts bits of `code` together to a number with a sign, from `(bit of code, bit of the number)`; the last one is the sign.
+/// Puts bits of `code` together to a number with a sign, from `(bit of code, bit of the number)`; the last one is the
+/// sign.
 fn signed(code: u32, bits: &[(u32, u32)]) -> i64 {
     let number = bits.iter().fold(0_i64, |number, (from, to)| number | i64::from(code >> from & 1) << to);
     let sign = bits.last().map_or(0, |(_, to)| *to);

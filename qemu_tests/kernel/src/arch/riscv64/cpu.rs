@@ -32,8 +32,8 @@ pub(super) const FAULT_STACK: usize = offset_of!(Area, fault_stack);
 const INDEX: usize = offset_of!(Area, index);
 const _: () = assert!(offset_of!(Area, pins) == 0, "it is reached by `tp` alone");
 
-// SAFETY: each area is used by the one hart whose `tp` points to it; `UNKNOWN` by one hart at a time, since they start one
-// after the other.
+// SAFETY: each area is used by the one hart whose `tp` points to it; `UNKNOWN` by one hart at a time, since they start
+// one after the other.
 unsafe impl Sync for Area {}
 
 /// The stack for exceptions of a hart that does not know its index yet.

@@ -1,10 +1,10 @@
 //! Every instruction that Rust cannot express: how a hart gets into Rust, how an interrupt does, a read that may fault,
 //! and calls that are looked at closely.
 //!
-//! `tp` is the hart's own in all of the kernel: it points to the hart's area, and no thread takes it along. An interrupt
-//! is saved on the stack that it came to, since what is saved there is the thread's, which may go on elsewhere; an exception
-//! on a stack of the hart's own, which is there also where a task's ran over. The target has floating-point registers, so
-//! a stub saves them too.
+//! `tp` is the hart's own in all of the kernel: it points to the hart's area, and no thread takes it along. An
+//! interrupt is saved on the stack that it came to, since what is saved there is the thread's, which may go on
+//! elsewhere; an exception on a stack of the hart's own, which is there also where a task's ran over. The target has
+//! floating-point registers, so a stub saves them too.
 
 core::arch::global_asm!(
     r#"

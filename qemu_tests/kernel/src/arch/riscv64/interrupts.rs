@@ -1,8 +1,8 @@
 //! Interrupts and exceptions: one way in, a handler per vector.
 //!
 //! The processor has one software interrupt; which vectors it stands for is in a set of each CPU. Handlers run with
-//! interrupts off, on the stack of what they interrupted, those of exceptions on the CPU's own. There are no interrupts in
-//! S-mode that cannot be masked. An interrupt without a handler fails the test, with the registers.
+//! interrupts off, on the stack of what they interrupted, those of exceptions on the CPU's own. There are no interrupts
+//! in S-mode that cannot be masked. An interrupt without a handler fails the test, with the registers.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -30,8 +30,8 @@ const SPIE: usize = 1 << 5;
 /// Vectors that were sent to each CPU and not taken yet, a bit each.
 static SENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
-/// The registers of what was interrupted. A handler may change them; what it leaves here is what goes on. `tp` stays the
-/// CPU's own.
+/// The registers of what was interrupted. A handler may change them; what it leaves here is what goes on. `tp` stays
+/// the CPU's own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(missing_docs, reason = "the names of the registers")]

@@ -216,8 +216,8 @@ unsafe extern "C" {
     fn timed_call(work: unsafe extern "C" fn(*mut u8), argument: *mut u8, count: u64);
 }
 
-/// Calls `work(argument)` with the timer set to raise something once, after about `count` instructions of the call or a few more, where the
-/// emulator counts instructions as the driver has it.
+/// Calls `work(argument)` with the timer set to raise something once, after about `count` instructions of the call or a
+/// few more, where the emulator counts instructions as the driver has it.
 ///
 /// # Safety
 /// As for `work`.

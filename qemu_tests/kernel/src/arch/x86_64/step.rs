@@ -1,4 +1,5 @@
-//! Single steps by the trap flag, which makes the CPU raise a debug exception after each instruction; it clears the flag at every entry.
+//! Single steps by the trap flag, which makes the CPU raise a debug exception after each instruction; it clears the
+//! flag at every entry.
 //!
 //! A repeated string instruction traps after every repetition; the last one alone is shown.
 
