@@ -49,10 +49,12 @@
 //! ```text
 //! models     what the model checker runs, under `cfg(loom)` only
 //! battery    checks that a kernel runs over its own heap
-//! observe    dump, stats, verify                                  numbers, the same as lines for tools, every invariant checked
-//! api        c, allocator, guarded, leaks, debug_header, reserve, mod   alloc, resize, remap, free, GlobalAlloc, Allocator, malloc
-//! service    maintain, overhead                                   work for idle times, CPUs that go, a bound for provision
-//! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans, gate, searches, panic_reserve   fast paths, refill and flush, the out-of-memory sequence, the provider
+//! observe    dump, stats, verify                                  numbers, the same as lines for tools, all invariants
+//! api        c, allocator, guarded, leaks, debug_header, reserve, mod
+//!                                                                 alloc to free, GlobalAlloc, Allocator, malloc
+//! service    maintain, overhead                                   work for idle times, CPUs that go, a bound
+//! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans,
+//!            gate, searches, panic_reserve                        fast paths, slow paths, out of memory, the provider
 //! cache      mod, owned_pages                                     one CPU's bounded lists
 //! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address
@@ -74,7 +76,7 @@
 //! | one search of another slot before mapping | own bin, then a new slab, other bins only when there are no pages |
 //! | slabs of 64 KiB; classes are powers of two, 8 B to 32 KiB | slabs of 256 B to 16 KiB (longer only for long blocks); 60 classes, four to a doubling above 64 B, eight from 512 B to 8 KiB, up to 32 KiB |
 //! | leftovers of a thread are found by others by chance | surplus goes back to its slab in batches; caches can be drained |
-//! | memory is never given back | whole slabs go to the page heap, empty chunks to the provider |
+//! | memory is never given back | empty slabs go to the page heap, empty chunks to the provider |
 //! | `PageAllocator`: map, unmap, realloc | [`PageProvider`]: `map`, `unmap`, `resize`, `remap`, called with nothing of the heap locked |
 //! | `alloc`, `resize`, `remap`, `free` of the `Allocator` vtable | the same four as methods, [`GlobalAlloc`](core::alloc::GlobalAlloc), and with features the `Allocator`s of `core` and of `allocator-api2` |
 //! | null or false | [`AllocError`], `None`, false; never a panic |
@@ -92,8 +94,8 @@
 //! | free list | free blocks, linked through themselves |
 //! | cache | one CPU's free lists |
 //! | partial slab | a slab with blocks to give, in the list of a bin |
-//! | whole | of a slab: no block of it is out |
-//! | bin, shard | the partial slabs of one class at one home; one CPU's bins |
+//! | empty | of a slab: no block of it is out |
+//! | bin, shard | the partial slabs of one class of one owner; one CPU's bins |
 //! | fresh | never handed out yet |
 //! | large | a block that is a page run; *huge*: one that is a chunk's equal, straight from the provider |
 //! | hint, pin | a guess at the CPU; a promise to stay on it |

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! parent   fork ─────────────────────────────────────────────── wait ── read the shared page
-//! main     open ─ start threads ─ memory before ─┐           ┌─ the warm-up's time ─ the span's time ──┐         ┌─ memory held ─┐       ┌─ memory left
-//! threads  enter ────────────────────────────────┴─ prepare ─┴─ rounds, uncounted ─── rounds, counted ─┴─ stop ──┴───────────────┴ clear ┘
+//! main     open ─ start ─ memory before ─┐         ┌─ warm-up ─ span ─┐        ┌─ memory held ─┐       ┌─ memory left
+//! threads  enter ────────────────────────┴─ prepare ─┴─ rounds ─────────┴─ stop ─┴───────────────┴ clear ┘
 //! ```
 //! A thread looks at the phase between rounds only, so what it counts are whole rounds; its time runs from the common
 //! start to the end of its last one. The cell's rate is the sum of its threads' rates.

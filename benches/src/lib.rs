@@ -1,9 +1,10 @@
 //! `smp-heap` beside its peers: one process run, interleaved, every block written and checked.
 //!
 //! ```text
-//! bin/bench           builds what this machine can build (C and C++ peers, Zig's allocator), says what it cannot, starts bin/cells
+//! bin/bench           builds what this machine can build (C and C++ peers, Zig's allocator), says what it cannot, and
+//!                     starts bin/cells
 //! bin/cells           arguments, the run, the reports
-//! run                 which cells, in which order: row by row, repetition by repetition, the columns next to each other
+//! run                 which cells, in which order: row by row, repetition by repetition, the columns side by side
 //! report              what the samples say: medians and ratios; as a table, as JSON, as plots
 //! cell                one cell: a process of its own, its threads, the clock, what the kernel says of its memory
 //! workloads           what the threads do, modelled on the published benchmarks

@@ -158,13 +158,23 @@ pub(crate) const BUGS: &[Bug] = bugs![
     "freed twice in a row" => { let a = some(64)[3]; a.free(); a.free(); go_on(64) },
     "freed twice, another block between" => { let a = some(64); a[3].free(); a[4].free(); a[3].free(); go_on(64) },
     "freed twice, tiny" => { let a = some(8)[3]; a.free(); a.free(); go_on(8) },
-    "freed twice, 200 blocks between" => { let a: Vec<_> = (0..300).map(|_| get(96)).collect(); a[..200].iter().for_each(|b| b.free()); a[7].free(); go_on(96) },
+    "freed twice, 200 blocks between" => {
+        let a: Vec<_> = (0..300).map(|_| get(96)).collect(); a[..200].iter().for_each(|b| b.free()); a[7].free();
+        go_on(96)
+    },
     "freed twice, the cache flushed between" => { let a = some(64); a[3].free(); HEAP.drain(); a[3].free(); go_on(64) },
-    "freed twice, the slab whole between" => { let a = get(5000); let b = get(5000); a.free(); b.free(); HEAP.drain(); a.free(); go_on(5000) },
-    "freed twice, the slab's pages given up between" => { let keep = get(100_000); let a = get(64); a.free(); HEAP.drain(); HEAP.trim(1 << 30); a.free(); go_on(64); keep.free() },
+    "freed twice, the slab whole between" => {
+        let a = get(5000); let b = get(5000); a.free(); b.free(); HEAP.drain(); a.free(); go_on(5000)
+    },
+    "freed twice, the slab's pages given up between" => {
+        let keep = get(100_000); let a = get(64); a.free(); HEAP.drain(); HEAP.trim(1 << 30); a.free(); go_on(64);
+        keep.free()
+    },
     "freed twice, the chunk unmapped between" => { let a = get(64); a.free(); HEAP.trim(0); a.free(); go_on(64) },
     "freed twice, the second time on another CPU" => { let a = some(64)[3]; a.free(); CPU.set(1); a.free(); go_on(64) },
-    "freed twice on other CPUs than it was allocated on" => { let a = some(64)[3]; CPU.set(1); a.free(); CPU.set(2); a.free(); go_on(64) },
+    "freed twice on other CPUs than it was allocated on" => {
+        let a = some(64)[3]; CPU.set(1); a.free(); CPU.set(2); a.free(); go_on(64)
+    },
     "freed twice by two threads" => {
         let (a, turn) = (some(64)[3].0.as_ptr().expose_provenance(), AtomicUsize::new(0));
         std::thread::scope(|scope| for cpu in 1..3 {
@@ -190,8 +200,13 @@ pub(crate) const BUGS: &[Bug] = bugs![
         go_on(64);
         Out(b.cast(), layout(400, 8)).free()
     },
-    "freed twice, its first word written between" => { let a = some(64); a[3].free(); a[4].free(); a[3].write(0, &[7; 8]); a[3].free(); go_on(64) },
-    "freed twice, in use again between" => { let a = some(64)[3]; a.free(); let b = get(64); a.free(); let c = get(64); b.write(0, &[1]); c.write(0, &[2]); go_on(64) },
+    "freed twice, its first word written between" => {
+        let a = some(64); a[3].free(); a[4].free(); a[3].write(0, &[7; 8]); a[3].free(); go_on(64)
+    },
+    "freed twice, in use again between" => {
+        let a = some(64)[3]; a.free(); let b = get(64); a.free(); let c = get(64); b.write(0, &[1]);
+        c.write(0, &[2]); go_on(64)
+    },
     "freed as a shorter class" => { let a = some(200)[3]; a.free_as(layout(24, 8)); go_on(24) },
     "freed as a longer class" => { let a = some(24)[3]; a.free_as(layout(200, 8)); go_on(200) },
     "freed with another size of its class" => { let a = some(200)[3]; a.free_as(layout(195, 8)); go_on(200) },
@@ -199,17 +214,28 @@ pub(crate) const BUGS: &[Bug] = bugs![
     "a page run freed as a small block" => { let a = get(100_000); a.free_as(layout(64, 8)); go_on(64) },
     "a small block freed as a page run" => { let a = some(64)[3]; a.free_as(layout(100_000, 8)); go_on(64) },
     "a page run freed with a wrong size" => { let a = get(100_000); a.free_as(layout(200_000, 8)); go_on(64) },
-    "a stack address freed" => { let mut word = [0_u64; 32]; Out(NonNull::from(&mut word).cast(), layout(64, 8)).free(); go_on(64) },
+    "a stack address freed" => {
+        let mut word = [0_u64; 32]; Out(NonNull::from(&mut word).cast(), layout(64, 8)).free(); go_on(64)
+    },
     "a block of another heap freed" => { let _ = some(64); get_from(&OTHER, 64).free(); go_on(64) },
     "a fresh block freed that was never handed out" => { let a = get(64); a.at(64 * 40).free(); go_on(64) },
     "a pointer 8 bytes into a block freed" => { let a = some(64)[3]; a.at(8).free(); go_on(64) },
     "a pointer 1 byte into a block freed" => { let a = some(64)[3]; a.at(1).free(); go_on(64) },
-    "a pointer a page into a page run freed" => { let a = get(100_000); a.at(4096).free_as(layout(100_000, 8)); go_on(64) },
+    "a pointer a page into a page run freed" => {
+        let a = get(100_000); a.at(4096).free_as(layout(100_000, 8)); go_on(64)
+    },
     "a free block's first word overwritten" => { let a = some(64)[3]; a.free(); a.write(0, &[0; 8]); go_on(64) },
-    "a free block's upper link half overwritten" => { let a = some(64); a[3].free(); a[5].free(); a[5].write(4, &[0x20, 0x31, 0x42, 0]); go_on(64) },
-    "a free block overwritten behind its first word" => { let a = some(64)[3]; a.free(); a.write(24, &[7; 8]); go_on(64) },
+    "a free block's upper link half overwritten" => {
+        let a = some(64); a[3].free(); a[5].free(); a[5].write(4, &[0x20, 0x31, 0x42, 0]); go_on(64)
+    },
+    "a free block overwritten behind its first word" => {
+        let a = some(64)[3]; a.free(); a.write(24, &[7; 8]); go_on(64)
+    },
     // All of them: one alone may lie in a slab that became whole, which forgets what was free in it.
-    "a free block overwritten, the cache flushed between" => { let a = some(64); a.iter().step_by(2).for_each(|b| b.free()); HEAP.drain(); a.iter().step_by(2).for_each(|b| b.write(0, &[7; 8])); go_on(64) },
+    "a free block overwritten, the cache flushed between" => {
+        let a = some(64); a.iter().step_by(2).for_each(|b| b.free()); HEAP.drain();
+        a.iter().step_by(2).for_each(|b| b.write(0, &[7; 8])); go_on(64)
+    },
     "a free block read" => {
         let a = some(64)[3];
         a.free();
@@ -227,15 +253,31 @@ pub(crate) const BUGS: &[Bug] = bugs![
     "a free huge block read" => { let a = get(3 << 20); a.free(); a.expect_own(4096) },
     "one byte behind a block read" => { some(64)[3].look(64) },
     "one byte behind a page run read" => { get(98_304).look(98_304) },
-    "one byte behind a block, the next one free" => { let a = pair(64); a[1].free(); a[0].write(64, &[7]); go_on(64); a[0].free() },
-    "one byte behind a block, the next one in use" => { let a = pair(64); a[0].write(64, &[7]); a[0].free(); a[1].free(); go_on(64) },
-    "one byte behind what was asked for, in the same block" => { let a = some(58)[3]; a.write(58, &[7]); a.free(); go_on(58) },
-    "one byte in front of a block, the one before in use" => { let a = pair(64); a[1].write(-1, &[7]); a[1].free(); a[0].free(); go_on(64) },
-    "one byte in front of a block, the one before free" => { let a = pair(64); a[0].free(); a[1].write(-1, &[7]); a[1].free(); go_on(64) },
-    "eight bytes in front of a block, the one before in use" => { let a = pair(64); a[1].write(-8, &[7; 8]); a[1].free(); a[0].free(); go_on(64) },
-    "one byte in front of a page run" => { let a = get(98_304); let b = get(98_304); b.write(-1, &[7]); b.free(); a.free(); go_on(64) },
+    "one byte behind a block, the next one free" => {
+        let a = pair(64); a[1].free(); a[0].write(64, &[7]); go_on(64); a[0].free()
+    },
+    "one byte behind a block, the next one in use" => {
+        let a = pair(64); a[0].write(64, &[7]); a[0].free(); a[1].free(); go_on(64)
+    },
+    "one byte behind what was asked for, in the same block" => {
+        let a = some(58)[3]; a.write(58, &[7]); a.free(); go_on(58)
+    },
+    "one byte in front of a block, the one before in use" => {
+        let a = pair(64); a[1].write(-1, &[7]); a[1].free(); a[0].free(); go_on(64)
+    },
+    "one byte in front of a block, the one before free" => {
+        let a = pair(64); a[0].free(); a[1].write(-1, &[7]); a[1].free(); go_on(64)
+    },
+    "eight bytes in front of a block, the one before in use" => {
+        let a = pair(64); a[1].write(-8, &[7; 8]); a[1].free(); a[0].free(); go_on(64)
+    },
+    "one byte in front of a page run" => {
+        let a = get(98_304); let b = get(98_304); b.write(-1, &[7]); b.free(); a.free(); go_on(64)
+    },
     "one byte behind a page run" => { let a = get(98_304); a.write(98_304, &[7]); a.free(); go_on(64) },
-    "eight bytes behind a block, into a free link" => { let a = pair(64); a[1].free(); a[0].write(64, &[9; 8]); go_on(64); a[0].free() },
+    "eight bytes behind a block, into a free link" => {
+        let a = pair(64); a[1].free(); a[0].write(64, &[9; 8]); go_on(64); a[0].free()
+    },
     "a block never freed" => { let _ = get(640); note_leaks() },
     "blocks of one place never freed, among others that are" => {
         for _ in 0..50 { get(640); get(48).free(); }

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --example hardening -- table     # every bug against every level; writes the table into docs/hardening.md
-//! cargo run --example hardening -- price     # every workload at every level: instructions (valgrind) and time; the same
+//! cargo run --example hardening -- price     # every workload at every level: instructions (valgrind), time; the same
 //! ```
 //! A level is a feature, so both build this example again for each one, and run those. What they then call: `corpus`,
 //! `clean OPERATIONS` (a program without a bug: any report ends it) and `work NAME OPERATIONS GUARDED` (one block

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! alloc ─ outer Layout ─ the heap below ─ was it written to while it was free? ─ frame
-//! free  ─ whose block? ─ state, Layout, red zones ─ claim ─ poison ─ quarantine ─ (another block) was it written to? ─ the heap below
+//! free  ─ whose block? ─ state, Layout, red zones ─ claim ─ poison ─ quarantine ─ (another block) was it written to?
+//!       ─ the heap below
 //! ```
 //! The frame is found by the heap's own descriptors (the slab's block around an address, the start of a run) before a
 //! byte of it is read, so that whatever is freed, nothing is read but the heap's memory. What is damaged is reported
@@ -40,7 +41,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         unsafe { Frame::at(start, self.engine.pages.key.get()) }
     }
 
-    pub(crate) fn alloc_framed(&self, layout: Layout, site: Site) -> Option<NonNull<[u8]>> {
+    pub(crate) fn alloc_with_header(&self, layout: Layout, site: Site) -> Option<NonNull<[u8]>> {
         if layout.size() == 0 {
             return self.alloc_plain(layout);
         }
@@ -49,13 +50,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Some(self.enframe(start.cast(), layout, site))
     }
 
-    pub(crate) fn alloc_zeroed_framed(&self, layout: Layout, site: Site) -> Option<NonNull<[u8]>> {
+    pub(crate) fn alloc_zeroed_with_header(&self, layout: Layout, site: Site) -> Option<NonNull<[u8]>> {
         let outer = outer(layout)?;
         if layout.size() > 0 && SizeClass::of(outer).is_none() {
             let start = self.alloc_outer(|| self.alloc_zeroed_plain(outer))?;
             return Some(self.enframe(start.cast(), layout, site));
         }
-        let block = self.alloc_framed(layout, site)?;
+        let block = self.alloc_with_header(layout, site)?;
         // SAFETY: the block was just allocated, for that many bytes.
         unsafe { block.cast::<u8>().write_bytes(0, layout.size()) };
         Some(block)
@@ -66,7 +67,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         alloc().or_else(|| if self.empty_quarantine() { alloc() } else { None })
     }
 
-    /// Makes an outer block that was just allocated a framed one.
+    /// Makes an outer block that was just allocated one with a debug header.
     pub(crate) fn enframe(&self, start: NonNull<u8>, layout: Layout, site: Site) -> NonNull<[u8]> {
         // The first block may come before the first chunk, which else would bring the key.
         self.engine.pages.key.begin(start.addr().get());
@@ -83,7 +84,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// # Safety
     /// As for [`Heap::free`].
-    pub(crate) unsafe fn free_framed(&self, block: NonNull<u8>, layout: Layout, site: Site) {
+    pub(crate) unsafe fn free_with_header(&self, block: NonNull<u8>, layout: Layout, site: Site) {
         if layout.size() == 0 || self.emergency.owns(block) {
             return;
         }
@@ -211,14 +212,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             true => NonNull::new(block.as_ptr().wrapping_sub(front_len(layout.align())))?,
             false => self.outer_start(block, layout).ok()?,
         };
-        // SAFETY: a block or a run of this heap starts there, or memory set aside that was framed.
+        // SAFETY: a block or a run of this heap starts there, or memory set aside that has a debug header.
         let seen = unsafe { self.frame(start) }.read();
         (self.check_free(&seen, start, block, layout) == Ok(())).then_some((start, outer))
     }
 
     /// # Safety
     /// As for [`Heap::resize`].
-    pub(crate) unsafe fn resize_framed(&self, block: NonNull<u8>, old: Layout, new_size: usize) -> bool {
+    pub(crate) unsafe fn resize_with_header(&self, block: NonNull<u8>, old: Layout, new_size: usize) -> bool {
         let Ok(new) = Layout::from_size_align(new_size, old.align()) else { return false };
         if old.size() == 0 || new_size == 0 {
             return old.size() == new_size;
@@ -239,14 +240,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// # Safety
     /// As for [`Heap::remap`].
-    pub(crate) unsafe fn remap_framed(
+    pub(crate) unsafe fn remap_with_header(
         &self,
         block: NonNull<u8>,
         old: Layout,
         new_size: usize,
     ) -> Option<NonNull<[u8]>> {
         // SAFETY: the contract is the same.
-        if unsafe { self.resize_framed(block, old, new_size) } {
+        if unsafe { self.resize_with_header(block, old, new_size) } {
             return Some(NonNull::slice_from_raw_parts(block, new_size));
         }
         let new = Layout::from_size_align(new_size, old.align()).ok().filter(|new| new.size() > 0)?;

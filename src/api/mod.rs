@@ -76,7 +76,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg_attr(feature = "debug-heap", track_caller)]
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         #[cfg(feature = "debug-heap")]
-        let block = self.alloc_framed(layout, Site::Line(Location::caller()));
+        let block = self.alloc_with_header(layout, Site::Line(Location::caller()));
         #[cfg(not(feature = "debug-heap"))]
         let block = self.alloc_plain(layout);
         block.ok_or(AllocError)
@@ -120,7 +120,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg_attr(feature = "debug-heap", track_caller)]
     pub fn alloc_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         #[cfg(feature = "debug-heap")]
-        let block = self.alloc_zeroed_framed(layout, Site::Line(Location::caller()));
+        let block = self.alloc_zeroed_with_header(layout, Site::Line(Location::caller()));
         #[cfg(not(feature = "debug-heap"))]
         let block = self.alloc_zeroed_plain(layout);
         block.ok_or(AllocError)
@@ -156,7 +156,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         #[cfg(feature = "debug-heap")]
         // SAFETY: the contract is the same.
         unsafe {
-            self.free_framed(start, layout, Site::Line(Location::caller()));
+            self.free_with_header(start, layout, Site::Line(Location::caller()));
         }
         #[cfg(not(feature = "debug-heap"))]
         if layout.size() > 0 {
@@ -287,7 +287,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub unsafe fn resize(&self, start: NonNull<u8>, old: Layout, new_size: usize) -> bool {
         #[cfg(feature = "debug-heap")]
         // SAFETY: the contract is the same.
-        return unsafe { self.resize_framed(start, old, new_size) };
+        return unsafe { self.resize_with_header(start, old, new_size) };
         #[cfg(not(feature = "debug-heap"))]
         // SAFETY: the contract is the same.
         unsafe {
@@ -376,7 +376,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(feature = "debug-heap")]
     unsafe fn remap_to(&self, start: NonNull<u8>, old: Layout, new: Layout) -> Option<NonNull<[u8]>> {
         // SAFETY: the contract is the same.
-        unsafe { self.remap_framed(start, old, new.size()) }
+        unsafe { self.remap_with_header(start, old, new.size()) }
     }
 
     /// [`remap`](Self::remap) between Layouts of one alignment.
@@ -634,7 +634,7 @@ fn clear(block: NonNull<[u8]>, len: usize) {
 unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap<P, C, CPUS> {
     #[cfg(feature = "debug-heap")]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        or_null(self.alloc_framed(layout, Site::Unknown).map(NonNull::cast))
+        or_null(self.alloc_with_header(layout, Site::Unknown).map(NonNull::cast))
     }
 
     #[cfg(not(feature = "debug-heap"))]
@@ -654,7 +654,7 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
         #[cfg(feature = "debug-heap")]
         // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
         unsafe {
-            self.free_framed(start, layout, Site::Unknown);
+            self.free_with_header(start, layout, Site::Unknown);
         }
         #[cfg(not(feature = "debug-heap"))]
         // SAFETY: by the contract of `GlobalAlloc` the block is ours, of that Layout and unused.
@@ -665,7 +665,7 @@ unsafe impl<P: PageProvider, C: CpuMode, const CPUS: usize> GlobalAlloc for Heap
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         #[cfg(feature = "debug-heap")]
-        let block = self.alloc_zeroed_framed(layout, Site::Unknown);
+        let block = self.alloc_zeroed_with_header(layout, Site::Unknown);
         #[cfg(not(feature = "debug-heap"))]
         let block = self.alloc_zeroed_plain(layout);
         or_null(block.map(NonNull::cast))

@@ -226,7 +226,7 @@ pub(crate) struct CpuCache {
     pub(crate) chunk_hints: ChunkHints,
     /// Where this CPU's own tiny blocks are.
     #[cfg(not(feature = "hardened"))]
-    pub(crate) home_pages: HomePages,
+    pub(crate) owned_pages: HomePages,
     /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
     copied: [AtomicU64; 2],
     /// What the lists' links are written under.
@@ -251,7 +251,7 @@ impl CpuCache {
             limit_len: AtomicUsize::new(0),
             chunk_hints: ChunkHints::new(),
             #[cfg(not(feature = "hardened"))]
-            home_pages: HomePages::new(),
+            owned_pages: HomePages::new(),
             key: KeyCell::new(),
             damage: Damage::new(),
             copied: [const { AtomicU64::new(0) }; 2],
@@ -473,7 +473,7 @@ impl CpuCache {
         unsafe { List::from_raw(head, count, self.key.get()) }
     }
 
-    /// Takes the class's spare list out.
+    /// Takes the class's previous magazine out.
     pub(crate) fn take_spare(&self, class: SizeClass) -> List {
         let cold = self.cold(class);
         let head = cold.spare.swap_relaxed(null_mut());
@@ -483,7 +483,7 @@ impl CpuCache {
         unsafe { List::from_raw(head, count, self.key.get()) }
     }
 
-    /// Makes the class's list the spare one. The spare list was taken out before.
+    /// Makes the class's list the spare one. The previous magazine was taken out before.
     pub(crate) fn set_aside(&self, class: SizeClass) {
         let (head, count) = self.take_list(class).into_raw();
         let cold = self.cold(class);
@@ -720,7 +720,7 @@ mod tests {
         assert!(cache.push(class, blocks.next()).is_err());
         assert!(cache.verify());
         cache.set_aside(class);
-        assert_eq!(cache.count(class), 8, "in the spare list now");
+        assert_eq!(cache.count(class), 8, "in the previous magazine now");
         assert!(cache.pop(class).is_none() && cache.verify());
         cache.push(class, blocks.next()).unwrap();
         assert_eq!(cache.count(class), 9);

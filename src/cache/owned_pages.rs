@@ -1,5 +1,5 @@
-//! Pages whose tiny blocks are known to be at home on a cache's CPU: a glance in `free`, where the way over the slab's
-//! descriptor takes four times as many instructions.
+//! Pages whose tiny blocks are known to be owned by a cache's CPU: a fast check in `free`, where the way over the
+//! slab's descriptor takes four times as many instructions.
 //!
 //! A page is noted when a block of it was looked up, in a place by its number. Nothing takes it out when its slab is
 //! given up and another CPU cuts the page anew: then blocks of that CPU's stay in this cache, which costs a shared
@@ -40,7 +40,7 @@ impl HomePages {
         place.load(Relaxed) == page
     }
 
-    /// Notes the page of a block that is at home on this CPU.
+    /// Notes the page of a block that is owned by this CPU.
     #[inline]
     pub(crate) fn note(&self, block: NonNull<u8>) {
         let (place, page) = self.place(block);

@@ -478,7 +478,7 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
-    fn framed(size: usize, align: usize, test: impl FnOnce(Frame<'_>, NonNull<u8>)) {
+    fn with_header(size: usize, align: usize, test: impl FnOnce(Frame<'_>, NonNull<u8>)) {
         let layout = Layout::from_size_align(size, align).unwrap();
         let outer = outer(layout).unwrap();
         // SAFETY: the size is not 0.
@@ -495,7 +495,7 @@ mod tests {
     #[test]
     fn a_frame_tells_what_it_was_told_and_holds_the_alignment() {
         for (size, align) in [(1, 1), (58, 8), (64, 64), (5, 128), (100, 4096), (4096, 16)] {
-            framed(size, align, |frame, block| {
+            with_header(size, align, |frame, block| {
                 assert_eq!((block.addr().get() % align, frame.block()), (0, block.as_ptr()));
                 let info = frame.read().info(10).unwrap();
                 assert_eq!((info.size, info.align, info.age, info.allocated), (size, align, 7, Site::Code(0x1234)));
@@ -512,7 +512,7 @@ mod tests {
         for (size, align) in [(1, 1), (58, 8), (5, 128)] {
             let len = isize::try_from(size).unwrap();
             for offset in (-64..0).chain(len..len + 16) {
-                framed(size, align, |frame, block| {
+                with_header(size, align, |frame, block| {
                     let place = block.as_ptr().wrapping_offset(offset);
                     // The link's place is nobody's.
                     if place.addr() - frame.start().addr().get() < 8 {
@@ -533,7 +533,7 @@ mod tests {
 
     #[test]
     fn a_block_is_claimed_once_and_its_poison_watched() {
-        framed(100, 8, |frame, block| {
+        with_header(100, 8, |frame, block| {
             let seen = frame.read();
             assert!(frame.claim(&seen, Site::Unknown) && !frame.claim(&seen, Site::Unknown));
             assert_eq!(frame.read().state(), State::Held);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! level 1  hardened      links under a key (here); every free inspected (inspect)
-//! level 2  debug-heap    poison, red zones, quarantine, sites (debug here; framed, leaks)
+//! level 2  debug-heap    poison, red zones, quarantine, sites (debug here; debug_header, leaks)
 //! level 3  guard-pages   one block in N beside pages that cannot be touched (guard here; guarded)
 //! ```
 //! A kernel's bug is reported through a hook ([`Report`]) and the faulty call is ignored; without a hook it is counted.

@@ -1,16 +1,17 @@
-//! Memory that moves between classes without being free as pages: joined neighbours, and longer blocks that are lent.
+//! Memory that moves between classes without being free as pages: coalesced neighbours, and longer blocks.
 //!
 //! A slab that one block stays in is no use to other classes as pages. So before new pages are asked for, neighbours
 //! among the free blocks of a *shorter* class's slab are handed out as one block each; before an allocation fails,
 //! fresh blocks are joined with them; and at last a block of a *longer* class serves. The slab keeps its class: such a
-//! block goes home by its address, as the blocks that it was.
+//! block returns to its slab by its address, as the blocks that it was.
 //!
 //! *Fresh blocks only at last*: while the provider has more, they are what the shorter class is about to use. But in a
 //! heap of 1 MiB that is full, a quarter of the region is fresh.
 //!
-//! The obvious way, to merge free blocks as they come home, is what coalescing heaps do at every free. Here only who
-//! finds no pages pays: a walk over one slab's list. Price: a class that takes a slow path counts what it lends; slabs
-//! have at most [`Places::MOST`] blocks; and who takes a block of a shorter class next finds it gone.
+//! The obvious way, to merge free blocks as they return to their slabs, is what coalescing heaps do at every free. Here
+//! only who finds no pages pays: a walk over one slab's list. Price: a class that takes a slow path counts what it
+//! serves to others; slabs have at most [`Places::MOST`] blocks; and who takes a block of a shorter class next finds it
+//! gone.
 //!
 //! Not with `hardened`: there a block is told by its slab's class when it is freed.
 
@@ -22,15 +23,15 @@ use crate::slab::block::{Block, Chain, List};
 use crate::slab::free_blocks::{Places, cut, touched};
 use crate::slab::word::Slab;
 
-/// Homes beside the own one whose slabs are searched for neighbours in one attempt.
-const JOIN_HOMES: usize = 8;
+/// Owners beside the own one whose slabs are searched for neighbours in one attempt.
+const COALESCED_OWNERS: usize = 8;
 
 /// Walks over slabs of one class that find no neighbours, before a search goes on with shorter ones.
 const BARREN_WALKS: usize = 4;
 
 impl<const CPUS: usize> Engine<CPUS> {
     /// Up to `most` blocks of the class, joined out of the free blocks of one slab of shorter ones (if `dense`, one
-    /// where that is likely to succeed): the longest of those first, at the own home first. At most one slab's list is
+    /// where that is likely to succeed): the longest of those first, at the own shard first. At most one slab's list is
     /// walked; where it was in vain, [`is_joining`](Self::is_joining) says whether to try again.
     pub(crate) fn join(
         &self,
@@ -47,10 +48,10 @@ impl<const CPUS: usize> Engine<CPUS> {
         let last = if position == 0 { class.index() * BARREN_WALKS } else { position }.wrapping_sub(1);
         let from = (last / BARREN_WALKS).min(class.index().wrapping_sub(1));
         let _walk = self.walks.begin();
-        let own = self.home_for(class, caller);
+        let own = self.owner_for(class, caller);
         let turn = self.join_turn.fetch_add(1, Ordering::Relaxed);
-        let others = (0..JOIN_HOMES.min(Self::HOMES)).map(|step| turn.wrapping_add(step) % Self::HOMES);
-        let mut found = [own].into_iter().chain(others).filter_map(|home| self.take_free(class, from, home, dense));
+        let others = (0..COALESCED_OWNERS.min(Self::HOMES)).map(|step| turn.wrapping_add(step) % Self::HOMES);
+        let mut found = [own].into_iter().chain(others).filter_map(|owner| self.take_free(class, from, owner, dense));
         let Some((slab, free)) = found.next() else {
             self.join_position(class).store(0, Ordering::Relaxed);
             return None;
@@ -74,15 +75,15 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.join(class, 1, caller, None, false)?.pop()
     }
 
-    /// The free blocks of one slab at that home that may have neighbours enough, of the class with that index or
+    /// The free blocks of one slab at that owner that may have neighbours enough, of the class with that index or
     /// shorter.
-    fn take_free(&self, class: SizeClass, from: usize, home: usize, dense: bool) -> Option<(Slab<'_>, List)> {
+    fn take_free(&self, class: SizeClass, from: usize, owner: usize, dense: bool) -> Option<(Slab<'_>, List)> {
         let shorter = (0..class.index()).rev().filter(|index| *index <= from).filter_map(SizeClass::from_index);
         shorter
             .map(|shorter| (shorter, class.block_len().div_ceil(shorter.block_len())))
             .take_while(|(_, count)| *count <= Places::MOST)
             .filter(|(shorter, _)| self.has_slabs(*shorter))
-            .find_map(|(shorter, count)| self.bin(home, shorter).take_free(count, dense))
+            .find_map(|(shorter, count)| self.bin(owner, shorter).take_free(count, dense))
     }
 
     fn join_in(
@@ -102,7 +103,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         while list.count() < most {
             let Some((block, parts)) = places.join(class.block_len(), class.block_align()) else { break };
             list.prepend(Chain::new(block));
-            self.count_lent(class, cut, parts);
+            self.count_fallback(class, cut, parts);
         }
         let rest = places.into_chain();
         let rest_count = rest.as_ref().map_or(0, Chain::count);
@@ -110,13 +111,13 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.count_taken(cache, cut, free_count - rest_count);
         self.count_taken(None, cut, rest_count);
         if let Some(chain) = rest {
-            self.send_home(Group { slab, chain }, None, caller);
+            self.return_blocks(Group { slab, chain }, None, caller);
         }
         Some(list).filter(|list| list.count() > 0)
     }
 
     /// A block of a longer class, when nothing else is left. It is freed as the shorter class that it serves, and goes
-    /// home by its address.
+    /// back by its address.
     pub(crate) fn borrow(&self, class: SizeClass) -> Option<Block> {
         let longer = (class.index() + 1..CLASS_COUNT).filter_map(SizeClass::from_index);
         longer.filter(|longer| longer.block_align() >= class.block_align() && self.has_slabs(*longer)).find_map(
@@ -124,18 +125,18 @@ impl<const CPUS: usize> Engine<CPUS> {
                 let mut bins = self.bins(longer).filter(|(_, bin)| !bin.looks_empty());
                 let mut list = bins.find_map(|(_, bin)| bin.take(1, false).ok().flatten())?;
                 self.count_taken(None, longer, list.count());
-                self.count_lent(class, longer, 1);
+                self.count_fallback(class, longer, 1);
                 #[cfg(feature = "hardened")]
-                self.lent_count.fetch_add(1, Ordering::Relaxed);
+                self.fallback_count.fetch_add(1, Ordering::Relaxed);
                 list.pop()
             },
         )
     }
 
     /// Counts a block of a class that is made of `parts` blocks of another's slab.
-    fn count_lent(&self, class: SizeClass, cut: SizeClass, parts: u32) {
-        self.lent(class).fetch_add(1, Ordering::Relaxed);
-        self.lent(cut).fetch_sub(u64::from(parts), Ordering::Relaxed);
+    fn count_fallback(&self, class: SizeClass, cut: SizeClass, parts: u32) {
+        self.fallback(class).fetch_add(1, Ordering::Relaxed);
+        self.fallback(cut).fetch_sub(u64::from(parts), Ordering::Relaxed);
     }
 
     /// A block that served `class`, as what it is in its slab.
@@ -148,8 +149,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         let parts = touched(offset, class.block_len(), own);
         #[expect(clippy::cast_possible_truncation, reason = "at most as many as a slab has blocks")]
         let count = parts.len() as u32;
-        self.lent(class).fetch_sub(1, Ordering::Relaxed);
-        self.lent(own).fetch_add(u64::from(count), Ordering::Relaxed);
+        self.fallback(class).fetch_sub(1, Ordering::Relaxed);
+        self.fallback(own).fetch_add(u64::from(count), Ordering::Relaxed);
         // SAFETY: a block that serves a longer class than its slab's was joined out of the slab's blocks that it
         // touches (`join_in`), one that serves a shorter class is one of them (`borrow`), and nothing else brings a
         // block to a class that is not its slab's.

@@ -1,8 +1,8 @@
 //! The slow paths that need no provider: between caches, partial slabs and pages.
 //!
 //! ```text
-//! refill ─ spare list │ obtain ─ own bin → new slab → any other bin
-//! spill  ─ spare list │ flush  ─ blocks grouped by slab, each group home by one push
+//! refill ─ previous magazine │ obtain ─ own bin → new slab → any other bin
+//! spill  ─ previous magazine │ flush  ─ blocks grouped by slab, each group returned by one push
 //! ```
 //! The order in `obtain` is "own, then new, then others": a slab that another CPU works with is left to it while there
 //! are free pages, since two CPUs that deal out one slab's blocks share its cache lines. Price: memory that others
@@ -10,8 +10,8 @@
 //!
 //! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel. Lists that
 //! leave a cache may have hundreds of blocks, each the last of its slab; so they are given to the caller, who sends
-//! them home a few ([`HOME_BATCH`], [`HOME_SLABS`]) a hold. Price: meanwhile they are in no cache, and a caller that is
-//! preempted in between hides them.
+//! them back to their slabs a few ([`RETURN_BATCH`], [`RETURN_SLABS`]) a hold. Price: meanwhile they are in no cache,
+//! and a caller that is preempted in between hides them.
 //!
 //! A *nested* caller interrupted the heap on this CPU, or may have. It takes single blocks straight from the slabs,
 //! prefers the spare shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own
@@ -70,19 +70,19 @@ const TINY_HEAP_LEN: usize = 16 * 1024;
 const SMALL_HEAP_LEN: usize = 256 * 1024;
 const MIN_SLAB_LEN: usize = 256;
 
-/// Reserves of whole slabs: all bins of a class together keep this share of the bytes held.
+/// Reserves of empty slabs: all bins of a class together keep this share of the bytes held.
 const RESERVE_SHARE: usize = 128;
 
-/// The most blocks that one flush sends home: each is looked up.
-const HOME_BATCH: u32 = 64;
+/// The most blocks that one flush returns: each is looked up.
+const RETURN_BATCH: u32 = 64;
 /// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then
-/// be whole and go to the pages, which takes as long as thirty look-ups.
-const HOME_SLABS: u32 = 6;
+/// be empty and go to the pages, which takes as long as thirty look-ups.
+const RETURN_SLABS: u32 = 6;
 
 /// Slabs that one flush gathers blocks for at a time.
 const GROUPS: usize = 8;
 
-/// Classes of blocks shorter than a cache line: their slabs' blocks stay with the CPU whose shard is the slab's home.
+/// Classes of blocks shorter than a cache line: their slabs' blocks stay with the CPU that owns the slab.
 pub(crate) const TINY_COUNT: usize = 7;
 const _: () = assert!(
     matches!(SizeClass::from_index(TINY_COUNT), Some(class) if class.block_len() == 64),
@@ -109,8 +109,8 @@ pub(crate) struct Engine<const CPUS: usize> {
     /// Blocks that went past the caches.
     loose: [Tally; CLASS_COUNT],
     /// Blocks in use that serve a class less those of its slabs that serve other classes; below 0 it wraps.
-    lent: [AtomicU64; CLASS_COUNT],
-    /// The home where neighbours are looked for next.
+    fallback: [AtomicU64; CLASS_COUNT],
+    /// The owner where neighbours are looked for next.
     pub(crate) join_turn: AtomicUsize,
     /// Contexts that look for neighbours, with a slab's blocks in hand.
     pub(crate) walks: InHand,
@@ -127,12 +127,12 @@ pub(crate) struct Engine<const CPUS: usize> {
     pub(crate) trace: Hook,
     /// Blocks in use that came from a slab of longer ones.
     #[cfg(feature = "hardened")]
-    pub(crate) lent_count: AtomicU64,
+    pub(crate) fallback_count: AtomicU64,
     #[cfg(feature = "hardened")]
     pub(crate) watch: Watch,
 }
 
-/// Lists that were taken out of a cache, to be sent home.
+/// Lists that were taken out of a cache, to be returned.
 #[must_use = "dropped blocks are leaked"]
 #[derive(Debug, Default)]
 pub(crate) struct Surplus {
@@ -150,7 +150,7 @@ impl Surplus {
     }
 }
 
-/// Blocks of one slab on their way home.
+/// Blocks of one slab on their way back to slabs.
 pub(crate) struct Group<'a> {
     pub(crate) slab: Slab<'a>,
     pub(crate) chain: Chain,
@@ -172,7 +172,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             spare_shards: [const { Shard::new() }; SPARE_SHARDS],
             pages: Pages::new(),
             loose: [const { Tally::new() }; CLASS_COUNT],
-            lent: [const { AtomicU64::new(0) }; CLASS_COUNT],
+            fallback: [const { AtomicU64::new(0) }; CLASS_COUNT],
             join_turn: AtomicUsize::new(0),
             walks: InHand::new(),
             join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
@@ -182,7 +182,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             stray_count: AtomicU64::new(0),
             trace: Hook::new(),
             #[cfg(feature = "hardened")]
-            lent_count: AtomicU64::new(0),
+            fallback_count: AtomicU64::new(0),
             #[cfg(feature = "hardened")]
             watch: Watch::new(),
         }
@@ -215,16 +215,16 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// The shard with that number; numbers beyond the last one mean the first.
-    fn shard(&self, home: usize) -> &Shard {
+    fn shard(&self, owner: usize) -> &Shard {
         let [first, ..] = &self.spare_shards;
-        self.shards.get(home).or_else(|| self.spare_shards.get(home.wrapping_sub(CPUS))).unwrap_or(first)
+        self.shards.get(owner).or_else(|| self.spare_shards.get(owner.wrapping_sub(CPUS))).unwrap_or(first)
     }
 
-    pub(crate) fn bin(&self, home: usize, class: SizeClass) -> &Bin {
-        self.shard(home).bin(class)
+    pub(crate) fn bin(&self, owner: usize, class: SizeClass) -> &Bin {
+        self.shard(owner).bin(class)
     }
 
-    /// Every home, with its bin of the class.
+    /// Every owner, with its bin of the class.
     pub(crate) fn bins(&self, class: SizeClass) -> impl Iterator<Item = (usize, &Bin)> {
         self.shards.iter().chain(&self.spare_shards).map(move |shard| shard.bin(class)).enumerate()
     }
@@ -235,8 +235,8 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
-    pub(crate) fn lent(&self, class: SizeClass) -> &AtomicU64 {
-        &self.lent[class.index()]
+    pub(crate) fn fallback(&self, class: SizeClass) -> &AtomicU64 {
+        &self.fallback[class.index()]
     }
 
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
@@ -267,7 +267,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Blocks that serve the class and are not in slabs: in use, or in a cache.
     pub(crate) fn served_count(&self, class: SizeClass) -> u64 {
-        self.out_count(class).wrapping_add(self.lent(class).load(Ordering::Relaxed))
+        self.out_count(class).wrapping_add(self.fallback(class).load(Ordering::Relaxed))
     }
 
     /// Blocks of the class's slabs that are not there: in use, or in a cache.
@@ -284,7 +284,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     // Up: blocks for a caller.
 
     /// The slow path of `alloc` with the cache held: fills the class's list and gives one block. `surplus` gets what is
-    /// to go home afterwards.
+    /// to return to their slabs afterwards.
     pub(crate) fn refill(
         &self,
         cache: &CpuCache,
@@ -317,7 +317,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// One block out of a run that the caller got from the provider for this purpose.
     pub(crate) fn adopt(&self, run: &Run<'_>, class: SizeClass, caller: Caller) -> Option<Block> {
-        let mut list = self.found_slab(run, class, 1, self.home_for(class, caller))?;
+        let mut list = self.found_slab(run, class, 1, self.owner_for(class, caller))?;
         self.count_taken(None, class, list.count());
         list.pop()
     }
@@ -343,8 +343,8 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Blocks of the class's own slabs.
     fn obtain_cut(&self, class: SizeClass, most: u32, caller: Caller) -> Result<List, Refused> {
-        let home = self.home_for(class, caller);
-        let own = self.bin(home, class);
+        let owner = self.owner_for(class, caller);
+        let own = self.bin(owner, class);
         let taken = own.take(most, !caller.nested);
         self.report_damage(&own.damage);
         if let Ok(Some(list)) = taken {
@@ -355,7 +355,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         let run = self.slab_run(class, caller);
         if let Ok(run) = &run {
-            return self.found_slab(run, class, most, home).ok_or(Refused::Empty);
+            return self.found_slab(run, class, most, owner).ok_or(Refused::Empty);
         }
         let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
         for (_, bin) in self.bins(class) {
@@ -370,7 +370,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         Err(refused)
     }
 
-    /// Blocks of slabs that are at home on a CPU that has gone.
+    /// Blocks of slabs that are owned by a CPU that has gone.
     fn obtain_left(&self, class: SizeClass, most: u32) -> Option<List> {
         if self.gone_caches.load(Ordering::Relaxed) == 0 {
             return None;
@@ -381,12 +381,12 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a
     /// spare one.
-    pub(crate) fn home_for(&self, class: SizeClass, caller: Caller) -> usize {
+    pub(crate) fn owner_for(&self, class: SizeClass, caller: Caller) -> usize {
         let is_own = caller.index < CPUS;
         if is_own && !(caller.nested && self.bin(caller.index, class).looks_busy()) {
             return caller.index;
         }
-        (CPUS..CPUS + SPARE_SHARDS).find(|home| !self.bin(*home, class).looks_busy()).unwrap_or(CPUS)
+        (CPUS..CPUS + SPARE_SHARDS).find(|owner| !self.bin(*owner, class).looks_busy()).unwrap_or(CPUS)
     }
 
     /// What a new slab of the class needs.
@@ -413,23 +413,23 @@ impl<const CPUS: usize> Engine<CPUS> {
         alloc(len).or_else(|refused| if len > least_len { alloc(least_len) } else { Err(refused) })
     }
 
-    /// Blocks from a new slab, which joins the home's bin if it has more.
-    fn found_slab(&self, run: &Run<'_>, class: SizeClass, most: u32, home: usize) -> Option<List> {
-        let slab = Slab::found(run.desc, class, home);
+    /// Blocks from a new slab, which joins the owner's bin if it has more.
+    fn found_slab(&self, run: &Run<'_>, class: SizeClass, most: u32, owner: usize) -> Option<List> {
+        let slab = Slab::found(run.desc, class, owner);
         self.slab_len(class).add(run.len);
         let taken = slab.take(most)?;
         if !taken.exhausted {
-            self.bin(home, class).enlist(slab);
+            self.bin(owner, class).enlist(slab);
         }
         let mut list = List::new();
         list.prepend(taken.chain);
         Some(list)
     }
 
-    // Down: blocks that come home.
+    // Down: blocks that return to their slabs.
 
     /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back. `surplus`
-    /// gets what is to go home afterwards.
+    /// gets what is to return to their slabs afterwards.
     pub(crate) fn spill(
         &self,
         cache: &CpuCache,
@@ -455,7 +455,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Gives one block that served `class` back to its slab. Callable from any context, always succeeds.
     pub(crate) fn give_back<'a>(&'a self, class: SizeClass, block: Block, cache: Option<&'a CpuCache>, caller: Caller) {
         match self.slab_of(block.start(), cache) {
-            Some(slab) => self.send_home(self.group_of(slab, class, block), cache, caller),
+            Some(slab) => self.return_blocks(self.group_of(slab, class, block), cache, caller),
             None => self.free_run(class, block.start()),
         }
     }
@@ -466,7 +466,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let desc = self.pages.lookup(start).and_then(|chunk| chunk.head_of(start));
         match desc.filter(|desc| desc.kind() == RunKind::Large && Chunk::start_of(desc) == start) {
             Some(desc) => {
-                self.lent(class).fetch_sub(1, Ordering::Relaxed);
+                self.fallback(class).fetch_sub(1, Ordering::Relaxed);
                 self.pages.free(desc);
             }
             None => self.count_stray(),
@@ -477,7 +477,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// as many as a hold may.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
     pub(crate) fn flush<'a>(&'a self, class: SizeClass, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
-        let rest = list.count().saturating_sub(HOME_BATCH);
+        let rest = list.count().saturating_sub(RETURN_BATCH);
         if let Some(cache) = cache.filter(|_| list.count() > 0) {
             self.count_at(cache, Counts::flush);
         }
@@ -487,7 +487,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         // The last block's slab, whose neighbours mostly follow: where it lies, and its group.
         let (mut near, mut slot) = (0..0, 0);
         let mut sent = 0;
-        while sent < HOME_SLABS {
+        while sent < RETURN_SLABS {
             let Some(block) = left.pop_beyond(rest) else { break };
             if let Some(group) = groups[slot].as_mut().filter(|_| near.contains(&block.start().as_ptr().addr())) {
                 group.chain.push(block);
@@ -499,7 +499,7 @@ impl<const CPUS: usize> Engine<CPUS> {
                 continue;
             };
             if slab.class() != class {
-                self.send_home(self.group_of(slab, class, block), cache, caller);
+                self.return_blocks(self.group_of(slab, class, block), cache, caller);
                 sent += 1;
                 continue;
             }
@@ -509,17 +509,17 @@ impl<const CPUS: usize> Engine<CPUS> {
                 Some(group) if core::ptr::eq(group.slab.desc(), slab.desc()) => group.chain.push(block),
                 _ => {
                     if let Some(group) = place.replace(Group { slab, chain: Chain::new(block) }) {
-                        self.send_home(group, cache, caller);
+                        self.return_blocks(group, cache, caller);
                         sent += 1;
                     }
                 }
             }
         }
         for group in groups.into_iter().flatten() {
-            self.send_home(group, cache, caller);
+            self.return_blocks(group, cache, caller);
         }
         #[cfg(feature = "hardened")]
-        if let Some(at) = left.first().filter(|_| sent < HOME_SLABS && left.count() > rest) {
+        if let Some(at) = left.first().filter(|_| sent < RETURN_SLABS && left.count() > rest) {
             // What is behind a damaged link is lost.
             left = List::new();
             self.report(Misuse::CorruptLink, at);
@@ -550,10 +550,10 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// Pushes a group onto its slab and does what that obliges to.
-    pub(crate) fn send_home(&self, group: Group<'_>, cache: Option<&CpuCache>, caller: Caller) {
+    pub(crate) fn return_blocks(&self, group: Group<'_>, cache: Option<&CpuCache>, caller: Caller) {
         let Group { slab, chain } = group;
         // Read before the push: afterwards the slab may be gone.
-        let (class, bin) = (slab.class(), self.bin(slab.home(), slab.class()));
+        let (class, bin) = (slab.class(), self.bin(slab.owner(), slab.class()));
         match cache {
             Some(cache) => cache.count_pushed(class, chain.count()),
             None => self.loose(class).pushed_by_any(chain.count()),
@@ -573,7 +573,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Gives a whole slab, owned, back to the pages.
+    /// Gives an empty slab, owned, back to the pages.
     fn dissolve(&self, slab: Slab<'_>) {
         self.slab_len(slab.class()).sub(Chunk::run_len(slab.desc()));
         #[cfg(feature = "debug-heap")]
@@ -583,7 +583,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.pages.free(slab.desc());
     }
 
-    /// How many whole slabs a bin keeps. Counted by the length that new ones have: shorter ones fill what is left over
+    /// How many empty slabs a bin keeps. Counted by the length that new ones have: shorter ones fill what is left over
     /// in chunks, and if as many of them were kept as have the same length together, they would keep a chunk each.
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
     fn reserve_count(&self, slab: Slab<'_>) -> u32 {
@@ -651,7 +651,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Notes that the CPU of this cache, which is empty, has gone; until it uses the heap again, what is at home there
+    /// Notes that the CPU of this cache, which is empty, has gone; until it uses the heap again, what is owned there
     /// serves every other one first.
     pub(crate) fn retire(&self, cache: &CpuCache) {
         if cache.goes() {
@@ -662,13 +662,13 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Back to the pages.
 
-    /// Gives the reserves of whole slabs to the pages, a slab a step; true if there was one.
+    /// Gives the reserves of empty slabs to the pages, a slab a step; true if there was one.
     pub(crate) fn release_reserves(&self, step: Step<'_>) -> bool {
         let mut any = false;
         for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
             while bin.has_whole() {
                 let mut released = false;
-                step(&mut |_| released = bin.take_whole().map(|slab| self.dissolve(slab)).is_some());
+                step(&mut |_| released = bin.take_empty().map(|slab| self.dissolve(slab)).is_some());
                 if !released {
                     break;
                 }
@@ -678,9 +678,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         any
     }
 
-    /// Finds whole slabs among the partial ones too, a few a step, and gives all to the pages. False: some bin was
+    /// Finds empty slabs among the partial ones too, a few a step, and gives all to the pages. False: some bin was
     /// locked.
-    pub(crate) fn release_whole(&self, step: Step<'_>) -> bool {
+    pub(crate) fn release_empty(&self, step: Step<'_>) -> bool {
         let mut is_complete = true;
         for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
             let (mut left, mut sweep) = (u32::MAX, Sweep::More);
@@ -694,8 +694,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         is_complete
     }
 
-    /// [`release_whole`](Self::release_whole) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next
-    /// few slabs, and keeps one whole one.
+    /// [`release_empty`](Self::release_empty) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next
+    /// few slabs, and keeps one empty one.
     pub(crate) fn release_from(&self, number: usize, step: Step<'_>) {
         let Some(class) = SizeClass::from_index(number % CLASS_COUNT) else { return };
         let bin = self.bin(number / CLASS_COUNT, class);
@@ -773,7 +773,7 @@ mod tests {
         }
     }
 
-    /// Tunes, and sends home what gave way.
+    /// Tunes, and returns what gave way.
     fn tune(engine: &Engine<2>, cache: &CpuCache, class: SizeClass, caller: Caller) {
         let mut surplus = Surplus::default();
         engine.tune(cache, class, &mut surplus);
@@ -812,10 +812,10 @@ mod tests {
         while list.count() > 0 {
             let before = list.count();
             engine.flush(class, &mut list, None, ORDINARY);
-            assert!((1..=HOME_BATCH).contains(&(before - list.count())), "blocks in one hold");
+            assert!((1..=RETURN_BATCH).contains(&(before - list.count())), "blocks in one hold");
         }
         assert!(SizeClass::all().all(|class| engine.out_count(class) == 0));
-        assert!(engine.release_whole(&step));
+        assert!(engine.release_empty(&step));
         assert!(SizeClass::all().all(|class| engine.slab_len(class).get() == 0));
         assert_eq!((engine.pages.verify(), engine.stray_count()), (Ok(()), 0));
     }
@@ -827,9 +827,9 @@ mod tests {
         let (engine, class) = (&alone.engine, class(128));
         let kept = engine.obtain_one(class, ORDINARY).unwrap();
         while_locked(engine.bin(0, class), || {
-            assert_eq!(engine.home_for(class, ORDINARY), 0);
-            assert_eq!(engine.home_for(class, NESTED), 2);
-            while_locked(engine.bin(2, class), || assert_eq!(engine.home_for(class, NESTED), 3));
+            assert_eq!(engine.owner_for(class, ORDINARY), 0);
+            assert_eq!(engine.owner_for(class, NESTED), 2);
+            while_locked(engine.bin(2, class), || assert_eq!(engine.owner_for(class, NESTED), 3));
             // Many nested allocations share slabs, instead of a new one for each.
             let blocks: Vec<_> = (0..4).map(|_| engine.obtain_one(class, NESTED).unwrap()).collect();
             let lens = engine.slab_len(class).get();
@@ -837,9 +837,9 @@ mod tests {
             blocks.into_iter().for_each(|block| engine.give_back(class, block, None, NESTED));
         });
         engine.give_back(class, kept, None, ORDINARY);
-        assert!(engine.release_whole(&step));
+        assert!(engine.release_empty(&step));
         assert_eq!(engine.slab_len(class).get(), 0);
-        assert_eq!(engine.home_for(class, Caller { index: 9, nested: false }), 2, "a CPU without a shard");
+        assert_eq!(engine.owner_for(class, Caller { index: 9, nested: false }), 2, "a CPU without a shard");
     }
 
     /// Hole 9: memory that is hidden behind a lock is not yet gone.
@@ -874,7 +874,7 @@ mod tests {
     }
 
     #[test]
-    fn a_borrowed_block_is_as_much_aligned_as_was_asked_for() {
+    fn a_fallback_block_is_as_much_aligned_as_was_asked_for() {
         let alone = Alone::new(64 << 10);
         let engine = &alone.engine;
         let held: Vec<_> = (0..5).map(|_| engine.obtain_one(class(24), ORDINARY).unwrap()).collect();

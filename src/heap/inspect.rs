@@ -1,20 +1,22 @@
 //! Is what is freed what was given? The inspection that every free passes with the feature `hardened`.
 //!
 //! ```text
-//! free ─ at a glance (in view of the fast path)   chunk by the cache's hints; class and block boundary by the descriptor; first word no link
+//! free ─ fast check (in view of the fast path)
+//!          │    chunk by the cache's hints; class and block boundary by the descriptor; first word no link
 //!          └─ no ─ inspect                        looked up: whose memory, whose class, which block, free already?
 //! ```
-//! A glance accepts or knows nothing; only the inspection refuses, and what it refuses is reported and left as it is.
+//! A fast check accepts or knows nothing; only the inspection refuses, and what it refuses is reported and left as it
+//! is.
 //!
 //! *A double free is told by the block itself.* Its first word is a link under the heap's key at that very place, and
 //! leads to nothing or to the start of another block of the heap: by chance, that is one word in 2^19, times the share
 //! of all addresses at which a block of this heap starts. So no list is walked and no lock taken, and it does not
-//! matter where the block waits: in this cache, another CPU's, a slab, or a slab that has become whole and all fresh
+//! matter where the block waits: in this cache, another CPU's, a slab, or a slab that has become empty and all fresh
 //! since. The obvious way, a walk over the lists, cannot look into another CPU's pinned cache. Price: a block that is
 //! freed, *written to*, and freed again is not recognised.
 //!
-//! *Every free is looked at, not only batches on their way home.* A pointer into the middle of a block that reached a
-//! list would be the next block handed out. What that costs is in `docs/hardening.md`.
+//! *Every free is looked at, not only batches on their way back to slabs.* A pointer into the middle of a block that
+//! reached a list would be the next block handed out. What that costs is in `docs/hardening.md`.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -25,10 +27,10 @@ use crate::cache::CpuCache;
 use crate::harden::Misuse;
 use crate::heap::depot::{Engine, TINY_COUNT};
 use crate::pages::{Chunk, ChunkHints, Kind, PageDesc};
-use crate::slab::word::{Slab, class_index_at, home_at};
+use crate::slab::word::{Slab, class_index_at, owner_at};
 
 impl<const CPUS: usize> Engine<CPUS> {
-    /// Whether `start` certainly is a block of that class that is in use, and, if tiny, at home at the cache's index.
+    /// Whether `start` certainly is a block of that class that is in use, and, if tiny, owned by the cache's index.
     /// Fast.
     ///
     /// # Safety
@@ -37,7 +39,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[inline]
     pub(crate) unsafe fn is_plain(&self, cache: &CpuCache, index: usize, start: NonNull<u8>, class: SizeClass) -> bool {
         let Some((desc, offset)) = self.pages.place_near(&cache.chunk_hints, start) else { return false };
-        let is_own = class_index_at(desc) == class.index() && (class.index() >= TINY_COUNT || home_at(desc) == index);
+        let is_own = class_index_at(desc) == class.index() && (class.index() >= TINY_COUNT || owner_at(desc) == index);
         // SAFETY: the address is in a chunk of this heap, and in a slab if it has the class.
         is_own && class.divides(offset) && !unsafe { cache.key().suspects(start) }
     }
@@ -54,8 +56,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         if index >= carved || self.is_free(start) {
             return Err(Misuse::DoubleFree);
         }
-        let is_lent = slab.class() > class && self.lent_count.load(Ordering::Relaxed) > 0;
-        if slab.class() == class || is_lent { Ok(slab) } else { Err(Misuse::LayoutMismatch) }
+        let is_fallback = slab.class() > class && self.fallback_count.load(Ordering::Relaxed) > 0;
+        if slab.class() == class || is_fallback { Ok(slab) } else { Err(Misuse::LayoutMismatch) }
     }
 
     /// The block that starts at an address: its slab, and which one it is there. The hints then know the chunk.

@@ -112,7 +112,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(not(feature = "debug-heap"))]
     #[inline(never)]
     fn alloc_cut_start(&self, entered: Entered<'_, C>, layout: Layout) -> Option<NonNull<u8>> {
-        // What is longer than all that the heap holds leaves the kept run alone, and so does what has no bytes.
+        // What is longer than all that the heap holds leaves the cached run alone, and so does what has no bytes.
         let fits = layout.size().wrapping_sub(1) < self.engine.pages.held_len();
         let run = if fits { self.engine.pages.cut(entered.index, layout.size(), layout.align()) } else { None };
         drop(entered);

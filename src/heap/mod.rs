@@ -7,7 +7,7 @@
 //!        │          └─ search (oom): reserves → provider → everything   nothing found; nothing held
 //!        └─ large: pages ─ search
 //! free  ─┬─ small: enter ─ push                                    fast, in view below
-//!        │          ├─ spill (engine) ─ send home the rest, a batch a hold ─ return surplus chunks
+//!        │          ├─ spill (engine) ─ return the rest, a batch a hold ─ return surplus chunks
 //!        │          └─ elsewhere: lap │ straight to the slab       own cache busy: always succeeds
 //!        └─ large: pages (waits for no lock) ─ return surplus chunks
 //! ```
@@ -212,12 +212,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Whether a block may be put into this cache without further questions: it is not tiny, or its slab is known to be
-    /// at home on this CPU. If it is not, keeping the block would make two CPUs deal out neighbours in one cache line
+    /// owned by this CPU. If it is not, keeping the block would make two CPUs deal out neighbours in one cache line
     /// for ever.
     #[cfg(not(feature = "hardened"))]
     #[inline]
     fn is_plain(&self, entered: &Entered<'_, C>, block: &Block, class: SizeClass) -> bool {
-        class.index() >= TINY_COUNT || entered.cache.home_pages.has(block.start())
+        class.index() >= TINY_COUNT || entered.cache.owned_pages.has(block.start())
     }
 
     /// Whether a block may be put into this cache without further questions.

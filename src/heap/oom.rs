@@ -68,7 +68,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
                 let caller = entered.caller();
                 let block = popped.or_else(|_| engine.refill(entered.cache, self.class, caller, &mut surplus));
                 drop(entered);
-                self.heap.send_home(surplus.into_lists());
+                self.heap.return_blocks(surplus.into_lists());
                 block
             }
             Err(caller) => engine.obtain_one(self.class, caller),
@@ -93,7 +93,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
     fn last_resort(&self, hurried: bool) -> Option<Block> {
         let engine = &self.heap.engine;
         let tries = if hurried { 1 } else { JOIN_TRIES };
-        // A look begins at another home each time.
+        // A look begins at another owner each time.
         let goes_on = |count: &u32| (*count as usize) < Engine::<CPUS>::HOMES || engine.is_joining(self.class);
         let join = |_| self.heap.held(|caller| engine.join_one(self.class, caller));
         let joined = (0..tries).take_while(goes_on).find_map(join);
@@ -191,7 +191,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         is_short && self.source.could_give(run)
     }
 
-    /// Gives whole slabs that are kept to the pages; true if there were any.
+    /// Gives empty slabs that are kept to the pages; true if there were any.
     fn release_reserves(&self, wait: bool) -> bool {
         let step: Step<'_> = &|work| self.step_if(wait, work);
         self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step)
@@ -255,7 +255,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 }
             }
         }
-        let swept = self.engine.release_whole(&|work| self.step_if(wait, work));
+        let swept = self.engine.release_empty(&|work| self.step_if(wait, work));
         match seek.attempt(Depth::Thorough { wait }) {
             Err(Refused::Empty) if !(drained && swept) => Err(Refused::Busy),
             answer => answer,

@@ -31,7 +31,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
             let lists = cache.lower(class, 0);
             cache.unlock();
-            self.send_home(lists.map(|list| (class, list)));
+            self.return_blocks(lists.map(|list| (class, list)));
         }
         is_complete && !cache.is_busy()
     }
@@ -47,7 +47,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let lists = entered.cache.lower(class, 0);
             entered.cache.end_drain();
             drop(entered);
-            self.send_home(lists.map(|list| (class, list)));
+            self.return_blocks(lists.map(|list| (class, list)));
         }
         self.held(|caller| self.engine.pages.release_kept_of(caller.index));
     }
@@ -79,7 +79,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // Until a round gives nothing: the provider may use the heap meanwhile.
         loop {
             self.drain();
-            let _ = self.engine.release_whole(&|work| self.step(work));
+            let _ = self.engine.release_empty(&|work| self.step(work));
             match self.return_chunks(keep, caller) {
                 0 => break,
                 more => len += more,

@@ -1,8 +1,8 @@
 //! Blocks that become shorter where they are, when there is no memory to move them to.
 //!
-//! A slab's block serves a shorter class as one that was borrowed does: it goes home by its address. Blocks of the
-//! shorter class may have a larger alignment, so the content moves up within the block if it has to. A page run that
-//! becomes a short block stays a run, and is freed as one when it comes home.
+//! A slab's block serves a shorter class as one that was borrowed does: it returns to its slab by its address. Blocks
+//! of the shorter class may have a larger alignment, so the content moves up within the block if it has to. A page run
+//! that becomes a short block stays a run, and is freed as one when it returns to its slab.
 //!
 //! Price: where the next multiple of the alignment lies too far up (a class of five times a power of two, cut down to
 //! four times), the block stays as long as it is. With `hardened`, where a block is told by its slab's class and its
@@ -41,15 +41,15 @@ impl<const CPUS: usize> Engine<CPUS> {
         let own = slab.class();
         let (before, after) = (touched(offset, old.block_len(), own), touched(new_offset, new.block_len(), own));
         if own != old {
-            self.lent(old).fetch_sub(1, Ordering::Relaxed);
-            self.lent(own).fetch_add(before.len() as u64, Ordering::Relaxed);
+            self.fallback(old).fetch_sub(1, Ordering::Relaxed);
+            self.fallback(own).fetch_add(before.len() as u64, Ordering::Relaxed);
         }
         if own != new {
-            self.lent(new).fetch_add(1, Ordering::Relaxed);
-            self.lent(own).fetch_sub(after.len() as u64, Ordering::Relaxed);
+            self.fallback(new).fetch_add(1, Ordering::Relaxed);
+            self.fallback(own).fetch_sub(after.len() as u64, Ordering::Relaxed);
         }
         #[cfg(feature = "hardened")]
-        self.lent_count.fetch_add(1, Ordering::Relaxed);
+        self.fallback_count.fetch_add(1, Ordering::Relaxed);
         [before.start..after.start, after.end..before.end]
     }
 }
@@ -106,7 +106,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let count = parts.len() as u32;
             // SAFETY: the block was joined out of them, side by side.
             let chain = unsafe { cut(block, 0, slab.class(), count, slab.key()) };
-            self.held(|caller| self.engine.send_home(Group { slab, chain }, None, caller));
+            self.held(|caller| self.engine.return_blocks(Group { slab, chain }, None, caller));
         }
         Some(NonNull::slice_from_raw_parts(place, new.block_len()))
     }
@@ -120,9 +120,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // Where the lock is busy it stays as long as it is.
         let _ = self.held(|caller| self.engine.pages.resize(desc, class.block_len(), !(C::PINNED && caller.nested)));
         if let Some(old) = SizeClass::of(old).filter(|old| old.block_len() <= SHORT_LEN) {
-            self.engine.lent(old).fetch_sub(1, Ordering::Relaxed);
+            self.engine.fallback(old).fetch_sub(1, Ordering::Relaxed);
         }
-        self.engine.lent(class).fetch_add(1, Ordering::Relaxed);
+        self.engine.fallback(class).fetch_add(1, Ordering::Relaxed);
         Some(NonNull::slice_from_raw_parts(start, class.block_len()))
     }
 }

@@ -20,7 +20,7 @@ use crate::heap::depot::{Caller, Surplus};
 use crate::heap::{Entered, Heap};
 use crate::slab::block::{Block, List};
 #[cfg(not(feature = "hardened"))]
-use crate::slab::word::home_at;
+use crate::slab::word::owner_at;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     // Own cache empty or full.
@@ -33,7 +33,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let block = self.engine.refill(entered.cache, class, caller, &mut surplus);
         let asked = entered.cache.is_drain_asked();
         drop(entered);
-        self.send_home(surplus.into_lists());
+        self.return_blocks(surplus.into_lists());
         if asked {
             self.drain_current();
         }
@@ -47,22 +47,22 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(never)]
     pub(crate) fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         #[cfg(not(feature = "hardened"))]
-        entered.cache.home_pages.forget(block.start());
+        entered.cache.owned_pages.forget(block.start());
         let caller = entered.caller();
         let mut surplus = Surplus::default();
         self.engine.spill(entered.cache, class, block, caller, &mut surplus);
         let asked = entered.cache.is_drain_asked();
         drop(entered);
-        self.send_home(surplus.into_lists());
+        self.return_blocks(surplus.into_lists());
         if asked {
             self.drain_current();
         }
         self.return_surplus(caller);
     }
 
-    /// Sends blocks home that are in no cache any more, a batch a hold, so that nobody waits long: with the cache of
-    /// whichever CPU this is by then, or as a nested caller if that is busy.
-    pub(crate) fn send_home(&self, lists: impl IntoIterator<Item = (SizeClass, List)>) {
+    /// Returns blocks to their slabs that are in no cache any more, a batch a hold, so that nobody waits long: with the
+    /// cache of whichever CPU this is by then, or as a nested caller if that is busy.
+    pub(crate) fn return_blocks(&self, lists: impl IntoIterator<Item = (SizeClass, List)>) {
         for (class, mut list) in lists {
             while list.count() > 0 {
                 match self.enter() {
@@ -78,15 +78,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(never)]
     pub(crate) fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
-        if desc.is_none_or(|desc| home_at(desc) != entered.index) {
+        if desc.is_none_or(|desc| owner_at(desc) != entered.index) {
             return self.free_away(entered, class, block);
         }
-        entered.cache.home_pages.note(block.start());
+        entered.cache.owned_pages.note(block.start());
         self.put(entered, class, block);
     }
 
-    /// A block that a glance does not tell: of another chunk than the last one, of another CPU's slab, or none that may
-    /// be freed.
+    /// A block that a fast check does not tell: of another chunk than the last one, of another CPU's slab, or none that
+    /// may be freed.
     #[cfg(feature = "hardened")]
     #[cold]
     #[inline(never)]
@@ -100,7 +100,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         match self.engine.inspect(Some(entered.cache), block.start(), class) {
             Ok(slab) => {
-                let is_near = class.index() >= TINY_COUNT || slab.home() == entered.index;
+                let is_near = class.index() >= TINY_COUNT || slab.owner() == entered.index;
                 if !is_near || slab.class() != class {
                     return self.free_away(entered, class, block);
                 }
@@ -127,7 +127,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.report(misuse, start);
     }
 
-    /// A block that is not for the own list: home at once.
+    /// A block that is not for the own list: to its slab at once.
     #[inline(never)]
     fn free_away(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         let caller = entered.caller();
@@ -150,7 +150,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let lapped = self.lap(caller, |cache| {
             cache.pop(class).or_else(|| self.engine.refill(cache, class, caller, &mut surplus).ok())
         });
-        self.send_home(surplus.into_lists());
+        self.return_blocks(surplus.into_lists());
         if let Some(block) = lapped.flatten() {
             return Some(block.into_start());
         }

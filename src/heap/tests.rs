@@ -236,7 +236,7 @@ fn a_nested_context_does_not_wait_for_the_lock_of_pages() {
     assert!(nested * 4 < ordinary, "a nested caller took {nested:?}, another one {ordinary:?}");
 }
 
-/// Hole 10: what nested frees made whole is still listed as partial, and found, by who needs pages and by who trims.
+/// Hole 10: what nested frees emptied is still listed as partial, and found, by who needs pages and by who trims.
 #[test]
 fn slabs_that_nested_frees_emptied_are_found() {
     for needs_pages in [true, false] {
@@ -291,7 +291,7 @@ fn all_that_is_free_is_had<C: CpuMode>(mode: C, panics: bool, size: usize) {
     } else {
         small[..12 << 10].iter().for_each(|block| free(*block, 1000));
         heap.drain_current();
-        assert!(heap.engine.release_whole(&|work| heap.step(work)));
+        assert!(heap.engine.release_empty(&|work| heap.step(work)));
     }
     let free_len = heap.engine.pages.free_len();
     assert!(free_len > 8 << 20, "{free_len}");
@@ -501,7 +501,7 @@ fn free_chunks_may_be_had_again_in_another_length() {
 
 /// What a CPU keeps is free when its cache is emptied, although nothing else was ever in that.
 #[test]
-fn draining_frees_the_kept_run() {
+fn draining_frees_the_cached_run() {
     fn check<C: CpuMode>(mode: C, drain: impl Fn(&Heap<Host<false>, C, 2>)) {
         let heap = Heap::new(Host::default(), mode);
         let other = filled(&heap, 100_000).unwrap();
@@ -538,7 +538,7 @@ fn what_another_cpus_cache_holds_is_had_before_null() {
             let freed = heap.engine.obtain_one(class, Caller { index: 0, nested: true });
             let mut surplus = Surplus::default();
             let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller, &mut surplus));
-            heap.send_home(surplus.into_lists());
+            heap.return_blocks(surplus.into_lists());
             continue;
         }
         kept.push(block);

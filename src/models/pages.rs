@@ -14,8 +14,8 @@ models! {
     a_chunk_leaves_once_its_last_run_is_free
     a_hint_does_not_outlive_its_chunk
     a_chunk_comes_to_where_another_one_is_leaving
-    a_kept_run_is_had_once
-    a_known_run_does_not_outlive_its_chunk
+    a_cached_run_is_had_once
+    a_remembered_run_does_not_outlive_its_chunk
     a_lookup_finds_its_chunk_while_others_come_and_go
     chunks_are_entered_at_once_and_found_by_who_is_told
     a_table_goes_while_it_is_looked_at
@@ -85,7 +85,7 @@ fn a_chunk_leaves_once_its_last_run_is_free() {
 
 /// A CPU keeps a run and has it back while another context, refused by the pools, frees what is kept, and allocates of
 /// it.
-fn a_kept_run_is_had_once() {
+fn a_cached_run_is_had_once() {
     let ground = Ground::new();
     explore(3, move || {
         let (pages, out) = (ground.renew(), Kept::new());
@@ -119,7 +119,7 @@ fn a_kept_run_is_had_once() {
 
 /// The chunk of the run that a CPU kept last goes, and another one comes to the same place; a block there is not taken
 /// for that run.
-fn a_known_run_does_not_outlive_its_chunk() {
+fn a_remembered_run_does_not_outlive_its_chunk() {
     let (ground, told) = (Ground::new(), Place::new());
     explore(3, move || {
         let (pages, told) = (ground.renew(), told.fill(AtomicUsize::new(0)));

@@ -1,4 +1,4 @@
-//! Slab word, duties, inbox, and the giving away of whole slabs.
+//! Slab word, duties, inbox, and the giving away of empty slabs.
 
 use core::ptr::{self, NonNull};
 use std::vec::Vec;
@@ -14,19 +14,19 @@ models! {
     the_first_push_enlists_whoever_is_first
     a_chain_is_pushed_while_blocks_are_taken
     the_last_pushes_against_a_taker
-    a_whole_slab_goes_while_its_enlister_is_still_to_come
+    an_empty_slab_goes_while_its_enlister_is_still_to_come
     a_slab_is_unlinked_against_pushes_in_flight
     a_claim_against_a_taker_and_a_trimmer
     who_takes_gives_back_while_a_claim_is_pending
     two_slabs_arrive_while_one_is_received
 }
 
-const HOME: usize = 3;
+const OWNER: usize = 3;
 const SLAB_LEN: usize = 1024;
 
 pub(super) type Found = Slab<'static>;
 
-/// A bin and slabs of its home, made anew in each execution.
+/// A bin and slabs of its owner, made anew in each execution.
 pub(super) struct Scene {
     ground: Ground,
     shard: Place<Shard>,
@@ -47,7 +47,7 @@ impl Scene {
     pub(super) fn emptied(&self, pages: &'static Pages<1>) -> (Found, Vec<Block>) {
         let class = class(self.block_len);
         let run = pages.alloc(SLAB_LEN, class.block_align(), Use::Slab, 0, true).unwrap();
-        let slab = Slab::found(run.desc, class, HOME);
+        let slab = Slab::found(run.desc, class, OWNER);
         let taken = slab.take(u32::MAX).unwrap();
         assert!(taken.exhausted);
         (slab, blocks(taken.chain))
@@ -58,7 +58,7 @@ impl Scene {
         let mut starts: Vec<_> = out.iter().map(Block::start).collect();
         starts.sort_unstable();
         assert!(starts.windows(2).all(|pair| pair[0] != pair[1]), "a block was handed out twice");
-        assert!(bin.receive_all() && bin.verify(class(self.block_len), HOME), "B1 to B3");
+        assert!(bin.receive_all() && bin.verify(class(self.block_len), OWNER), "B1 to B3");
         for slab in slabs {
             assert!(slab.verify() && !slab.is_claimed(), "S1, S2, S4");
             let (count, carved) = slab.counts();
@@ -102,7 +102,7 @@ pub(super) fn give(bin: &'static Bin, slab: Found, blocks: Vec<Block>, nested: b
     }
 }
 
-/// A whole slab goes, its pages with it: nobody may touch either any more.
+/// An empty slab goes, its pages with it: nobody may touch either any more.
 fn retire(slab: Found, retired: &Kept<Found>) {
     let (start, len) = (Chunk::start_of(slab.desc()).addr().get(), Chunk::run_len(slab.desc()));
     let desc = ptr::from_ref::<PageDesc>(slab.desc()).addr();
@@ -118,16 +118,16 @@ fn take(bin: &'static Bin, most: u32, out: &Kept<Block>) {
     }
 }
 
-/// Trims: sweeps once around and gives away what is whole.
+/// Trims: sweeps once around and gives away what is empty.
 fn trim(bin: &'static Bin, retired: &Kept<Found>) {
     let mut left = u32::MAX;
     while bin.sweep(&mut left) == Sweep::More {}
-    while let Some(slab) = bin.take_whole() {
+    while let Some(slab) = bin.take_empty() {
         retire(slab, retired);
     }
 }
 
-/// Two blocks come home to a slab in no list at once: one of them enlists it, at most one settles.
+/// Two blocks return to their slabs to a slab in no list at once: one of them enlists it, at most one settles.
 fn the_first_push_enlists_whoever_is_first() {
     let scene = Scene::new(512);
     explore(3, move || {
@@ -144,7 +144,8 @@ fn the_first_push_enlists_whoever_is_first() {
     });
 }
 
-/// A chain comes home while blocks are taken: what is taken is whole, and its links and contents are the taker's.
+/// A chain returns to its slab while blocks are taken: what is taken is whole, and its links and contents are the
+/// taker's.
 fn a_chain_is_pushed_while_blocks_are_taken() {
     let scene = Scene::new(256);
     explore(3, move || {
@@ -168,7 +169,7 @@ fn a_chain_is_pushed_while_blocks_are_taken() {
     });
 }
 
-/// The last blocks of a slab in a list come home at once while another context takes one.
+/// The last blocks of a slab in a list return to their slabs at once while another context takes one.
 fn the_last_pushes_against_a_taker() {
     let scene = Scene::new(512);
     explore(2, move || {
@@ -190,9 +191,9 @@ fn the_last_pushes_against_a_taker() {
     });
 }
 
-/// Both blocks of a slab come home at once, and there is no reserve: who settles gives the slab away, and the other one
-/// is done with it.
-fn a_whole_slab_goes_while_its_enlister_is_still_to_come() {
+/// Both blocks of a slab return to their slabs at once, and there is no reserve: who settles gives the slab away, and
+/// the other one is done with it.
+fn an_empty_slab_goes_while_its_enlister_is_still_to_come() {
     let scene = Scene::new(512);
     explore(3, move || {
         let (bin, pages) = scene.renew();
@@ -210,7 +211,7 @@ fn a_whole_slab_goes_while_its_enlister_is_still_to_come() {
     });
 }
 
-/// A slab in a list becomes whole by two pushes, one of them a nested context's, while another context trims: it is
+/// A slab in a list becomes empty by two pushes, one of them a nested context's, while another context trims: it is
 /// given away once, or is found.
 fn a_slab_is_unlinked_against_pushes_in_flight() {
     let scene = Scene::new(512);
@@ -220,7 +221,7 @@ fn a_slab_is_unlinked_against_pushes_in_flight() {
         let retired = Kept::new();
         give(bin, slab, Vec::from([blocks.pop().unwrap()]), false, u32::MAX, &retired);
         let mut out = Vec::new();
-        // One more is out, so that two come home.
+        // One more is out, so that two return to their slabs.
         bin.take(1, false).unwrap().into_iter().for_each(|list| out.extend(all_of(list)));
         blocks.extend(out);
         let give = |(index, block)| {
@@ -240,8 +241,8 @@ fn a_slab_is_unlinked_against_pushes_in_flight() {
     });
 }
 
-/// A slab of which one block is out, in the list of partial ones: the block comes home, a claim is made, while another
-/// context takes and a third one trims.
+/// A slab of which one block is out, in the list of partial ones: the block returns to its slab, a claim is made, while
+/// another context takes and a third one trims.
 fn a_claim_against_a_taker_and_a_trimmer() {
     let scene = Scene::new(512);
     explore(2, move || {
@@ -271,7 +272,8 @@ fn a_claim_against_a_taker_and_a_trimmer() {
     });
 }
 
-/// The last block comes home, and before its claim is settled another context takes a block and brings it back.
+/// The last block returns to its slab, and before its claim is settled another context takes a block and brings it
+/// back.
 fn who_takes_gives_back_while_a_claim_is_pending() {
     let scene = Scene::new(512);
     explore(4, move || {

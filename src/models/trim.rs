@@ -1,4 +1,4 @@
-//! Drain and trim, against blocks that come home and blocks that are wanted.
+//! Drain and trim, against blocks that return to their slabs and blocks that are wanted.
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -17,7 +17,7 @@ use crate::slab::block::Block;
 use crate::slab::list::{Bin, Sweep};
 
 models! {
-    a_slab_and_its_chunk_go_while_the_last_block_comes_home
+    a_slab_and_its_chunk_go_while_the_last_block_returns
     a_cache_is_drained_into_a_bin_that_is_trimmed
     a_heap_is_trimmed_while_a_block_is_freed
     a_heap_is_trimmed_while_a_block_is_wanted
@@ -30,7 +30,7 @@ const BLOCK_LEN: usize = 512;
 fn trim(bin: &'static Bin, pages: &'static Pages<1>, gone: &Kept<()>) {
     let mut left = u32::MAX;
     while bin.sweep(&mut left) == Sweep::More {}
-    while let Some(slab) = bin.take_whole() {
+    while let Some(slab) = bin.take_empty() {
         pages.free(slab.desc());
     }
     if let Some(empty) = pages.take_empty(0) {
@@ -40,9 +40,9 @@ fn trim(bin: &'static Bin, pages: &'static Pages<1>, gone: &Kept<()>) {
     }
 }
 
-/// The two blocks of a slab come home, the slab goes back to its chunk, the chunk to the provider; and somebody takes
-/// blocks as long as there are any.
-fn a_slab_and_its_chunk_go_while_the_last_block_comes_home() {
+/// The two blocks of a slab return to their slabs, the slab goes back to its chunk, the chunk to the provider; and
+/// somebody takes blocks as long as there are any.
+fn a_slab_and_its_chunk_go_while_the_last_block_returns() {
     let scene = Scene::new(BLOCK_LEN);
     explore(1, move || {
         let (bin, pages) = scene.renew();

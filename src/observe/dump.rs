@@ -14,9 +14,9 @@
 //! |---|---|---|
 //! | `dump` | `time` `cpus` | begins a dump; the time is the kernel's, in microseconds; caches in the heap |
 //! | `heap` | `held` `high` `live` `slabs` `large` `free` `longest` `own` `maps` `failed` `unmaps` `refused` `reliefs` `strays` | bytes, then counts: the fields of [`Stats`](crate::Stats) in its order |
-//! | `class` | `block` `live` `cached` `borrowed` `lent` `partial` `whole` `held` `high` | one for each class that ever had a slab or a block: block length in bytes; blocks, of the live ones those that other classes' slabs serve, and blocks of its own slabs that serve other classes (of each, what one exceeds the other by); slabs; bytes |
+//! | `class` | `block` `live` `cached` `from_others` `to_others` `partial` `empty` `held` `high` | one for each class that ever had a slab or a block: block length in bytes; blocks, of the live ones those that other classes' slabs serve, and blocks of its own slabs that serve other classes (of each, what one exceeds the other by); slabs; bytes |
 //! | `cpu` | `cpu` `cached` `bytes` `partial` `refilled` `flushed` `refills` `flushes` `laps` `nested_allocs` `nested_frees` | one for each CPU that used the heap |
-//! | `share` | `cpu` `block` `cached` `limit` `refilled` `flushed` `partial` `whole` | a class on a CPU, where any of it is not 0 |
+//! | `share` | `cpu` `block` `cached` `limit` `refilled` `flushed` `partial` `empty` | a class on a CPU, where any of it is not 0 |
 //! | `run` | `chunk` `offset` `len` `kind`, for a slab also `block` `blocks` `out` | a run of pages: address of its chunk, bytes; `kind` is `free`, `large` or `slab`; blocks that fit, blocks not in the slab |
 //! | `end` | `lines` | how many lines there were since `dump`, itself included, this one not: a reader knows whether any was lost |
 //!
@@ -118,14 +118,14 @@ impl Lines<'_, '_> {
         ))?;
         for class in stats.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
             self.line(format_args!(
-                "class block={} live={} cached={} borrowed={} lent={} partial={} whole={} held={} high={}",
+                "class block={} live={} cached={} from_others={} to_others={} partial={} empty={} held={} high={}",
                 class.block_len,
                 class.live_count,
                 class.cached_count,
-                class.lent_count.max(0),
-                class.lent_count.min(0).unsigned_abs(),
+                class.fallback_count.max(0),
+                class.fallback_count.min(0).unsigned_abs(),
                 class.partial_count,
-                class.whole_count,
+                class.empty_count,
                 class.held_len,
                 class.high_held_len
             ))?;
@@ -153,14 +153,14 @@ impl Lines<'_, '_> {
             return Ok(());
         }
         self.line(format_args!(
-            "share cpu={cpu} block={} cached={} limit={} refilled={} flushed={} partial={} whole={}",
+            "share cpu={cpu} block={} cached={} limit={} refilled={} flushed={} partial={} empty={}",
             share.block_len,
             share.cached_count,
             share.limit_count,
             share.refilled_count,
             share.flushed_count,
             share.partial_count,
-            share.whole_count
+            share.empty_count
         ))
     }
 

@@ -33,13 +33,13 @@ pub struct ClassStats {
     pub live_count: u64,
     /// Free blocks in caches.
     pub cached_count: u64,
-    /// Blocks of this class that other classes' slabs serve, as neighbours joined or longer blocks lent, less those
+    /// Blocks of this class that other classes' slabs serve, as coalesced neighbours or longer blocks, less those
     /// that its own slabs serve to others.
-    pub lent_count: i64,
+    pub fallback_count: i64,
     /// Slabs with blocks to give, of all CPUs.
     pub partial_count: u64,
     /// Slabs that no block is missing from, kept in reserve.
-    pub whole_count: u64,
+    pub empty_count: u64,
     /// Bytes in slabs of this class.
     pub held_len: usize,
     /// The most bytes that were ever in slabs of this class at once.
@@ -55,7 +55,7 @@ pub struct CpuStats {
     pub cached_count: u64,
     /// Bytes in them.
     pub cached_len: usize,
-    /// Slabs with blocks to give whose home is this CPU.
+    /// Slabs with blocks to give that this CPU owns.
     pub partial_count: u64,
     /// Blocks that the cache ever got from slabs.
     pub refilled_count: u64,
@@ -86,10 +86,10 @@ pub struct CpuClassStats {
     pub refilled_count: u64,
     /// Blocks that it ever gave back.
     pub flushed_count: u64,
-    /// Slabs with blocks to give whose home is this CPU.
+    /// Slabs with blocks to give that this CPU owns.
     pub partial_count: u64,
     /// Slabs in reserve there.
-    pub whole_count: u64,
+    pub empty_count: u64,
 }
 
 impl CpuClassStats {
@@ -232,7 +232,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub fn class_stats_on(&self, cpu: usize, class: SizeClass) -> Option<CpuClassStats> {
         let cache = self.engine.cache(cpu)?;
         let (refilled_count, flushed_count) = cache.tally(class).get();
-        let (partial_count, whole_count) = self.count_slabs(self.engine.own_bin(cpu, class));
+        let (partial_count, empty_count) = self.count_slabs(self.engine.own_bin(cpu, class));
         Some(CpuClassStats {
             block_len: class.block_len(),
             cached_count: u64::from(cache.count(class)),
@@ -240,7 +240,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             refilled_count,
             flushed_count,
             partial_count,
-            whole_count,
+            empty_count,
         })
     }
 
@@ -254,7 +254,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn class_stats(&self, class: SizeClass) -> ClassStats {
         let served_count = self.engine.served_count(class);
         let cached_count = self.engine.caches().iter().map(|cache| u64::from(cache.count(class))).sum();
-        let (partial_count, whole_count) = self.count_slabs(self.engine.bins(class).map(|(_, bin)| bin));
+        let (partial_count, empty_count) = self.count_slabs(self.engine.bins(class).map(|(_, bin)| bin));
         let slab_len = self.engine.slab_len(class);
         let live_count = served_count.saturating_sub(cached_count);
         #[cfg(feature = "guard-pages")]
@@ -263,15 +263,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             block_len: class.block_len(),
             live_count,
             cached_count,
-            lent_count: self.engine.lent(class).load(Ordering::Relaxed) as i64,
+            fallback_count: self.engine.fallback(class).load(Ordering::Relaxed) as i64,
             partial_count,
-            whole_count,
+            empty_count,
             held_len: slab_len.get(),
             high_held_len: slab_len.high(),
         }
     }
 
-    /// Partial and whole slabs in bins. Takes locks, so the cache is held meanwhile, for one bin at a time.
+    /// Partial and empty slabs in bins. Takes locks, so the cache is held meanwhile, for one bin at a time.
     fn count_slabs<'a>(&self, bins: impl IntoIterator<Item = &'a Bin>) -> (u64, u64) {
         bins.into_iter().fold((0, 0), |(partials, wholes), bin| {
             let (partial, whole) = self.held(|_| bin.counts());
@@ -360,18 +360,18 @@ impl<const CPUS: usize> fmt::Display for Stats<CPUS> {
         writeln!(
             f,
             "{:>8} {:>10} {:>10} {:>8} {:>8} {:>10} {:>10} {:>6}",
-            "block", "live", "cached", "partial", "whole", "held KiB", "high KiB", "used %"
+            "block", "live", "cached", "partial", "empty", "held KiB", "high KiB", "used %"
         )?;
         for class in self.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
             // Of its own slabs: what neighbours or longer blocks serve is elsewhere.
-            let own_count = class.live_count.saturating_add_signed(-class.lent_count);
+            let own_count = class.live_count.saturating_add_signed(-class.fallback_count);
             let live_len = own_count * class.block_len as u64;
             let used = (100 * live_len).checked_div(class.held_len as u64).unwrap_or(0);
             let (held, high) = (kib(class.held_len), kib(class.high_held_len));
-            let ClassStats { block_len, live_count, cached_count, partial_count, whole_count, .. } = class;
+            let ClassStats { block_len, live_count, cached_count, partial_count, empty_count, .. } = class;
             writeln!(
                 f,
-                "{block_len:>8} {live_count:>10} {cached_count:>10} {partial_count:>8} {whole_count:>8} {held:>10} {high:>10} {used:>6}"
+                "{block_len:>8} {live_count:>10} {cached_count:>10} {partial_count:>8} {empty_count:>8} {held:>10} {high:>10} {used:>6}"
             )?;
         }
         writeln!(

@@ -88,8 +88,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub fn verify(&self) -> Result<Skipped, Violation> {
         let mut skipped = Skipped::default();
         for class in SizeClass::all() {
-            for (home, bin) in self.engine.bins(class) {
-                skipped.bins += usize::from(!self.verify_bin(bin, class, home)?);
+            for (owner, bin) in self.engine.bins(class) {
+                skipped.bins += usize::from(!self.verify_bin(bin, class, owner)?);
             }
         }
         let pools = self.engine.pages.verify_pools(&|work| self.step(work));
@@ -110,9 +110,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// they did before happened before this call.
     pub unsafe fn verify_at_rest(&self) -> Result<(), Violation> {
         for class in SizeClass::all() {
-            for (home, bin) in self.engine.bins(class) {
+            for (owner, bin) in self.engine.bins(class) {
                 check(bin.receive_all(), 'B', 4, class.index())?;
-                check(bin.verify(class, home), 'B', 0, class.index())?;
+                check(bin.verify(class, owner), 'B', 0, class.index())?;
             }
         }
         self.engine.pages.verify().map_err(page_violation)?;
@@ -131,10 +131,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// False: somebody else has the bin's lock.
-    fn verify_bin(&self, bin: &Bin, class: SizeClass, home: usize) -> Result<bool, Violation> {
+    fn verify_bin(&self, bin: &Bin, class: SizeClass, owner: usize) -> Result<bool, Violation> {
         let (mut left, mut seen) = ([u32::MAX; 2], Some(Sweep::More));
         while seen == Some(Sweep::More) && !bin.looks_empty() {
-            self.step(&mut |wait| seen = bin.verify_next(class, home, &mut left, wait));
+            self.step(&mut |wait| seen = bin.verify_next(class, owner, &mut left, wait));
         }
         check(seen.is_some(), 'B', 0, class.index())?;
         Ok(seen != Some(Sweep::Busy))
@@ -332,7 +332,7 @@ mod tests {
             Some('P')
         );
         assert_eq!(broken(lose_list), Some(('C', 0)));
-        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 40)), Some(('B', 0)), "of another home");
+        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 40)), Some(('B', 0)), "of another owner");
     }
 
     #[test]
@@ -340,7 +340,7 @@ mod tests {
     fn what_one_lock_guards_is_checked_at_any_time() {
         assert_eq!(broken_at_work(|_| ()), None);
         assert_eq!(broken_at_work(|heap| words(heap, |_, word| word + COUNT_ONE)), Some('B'), "a slab's list");
-        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word ^ 1 << 40)), Some('B'), "of another home");
+        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word ^ 1 << 40)), Some('B'), "of another owner");
         assert_eq!(broken_at_work(|heap| words(heap, |_, word| word & !LISTED)), Some('B'), "linked, but not LISTED");
         assert_eq!(broken_at_work(|heap| large(heap, |desc| desc.set(Kind::Large, 3, false))), Some('P'));
         assert_eq!(broken_at_work(lose_list), Some('C'));

@@ -324,7 +324,7 @@ impl Chunk {
         Self::head(self.desc(index)?)
     }
 
-    /// The descriptor that tells of the whole slab, if `desc` is one of any of its granules; else `desc`.
+    /// The descriptor that tells of the empty slab, if `desc` is one of any of its granules; else `desc`.
     #[inline]
     pub(crate) fn head(desc: &PageDesc) -> Option<&PageDesc> {
         if desc.kind() == Kind::SlabRest {

@@ -31,8 +31,8 @@ pub(crate) enum Kind {
     Slab = 2,
     /// First granule of a slab in its bin's list of partial slabs.
     SlabPartial = 3,
-    /// First granule of a slab in its bin's list of whole slabs.
-    SlabWhole = 4,
+    /// First granule of a slab in its bin's list of empty slabs.
+    SlabEmpty = 4,
     /// Any further granule of a slab; `len` is the distance to the first one.
     SlabRest = 5,
     /// First granule of a large block; `len` is the run's length.
@@ -138,7 +138,7 @@ impl PageDesc {
             1 => Kind::Free,
             2 => Kind::Slab,
             3 => Kind::SlabPartial,
-            4 => Kind::SlabWhole,
+            4 => Kind::SlabEmpty,
             5 => Kind::SlabRest,
             6 => Kind::Large,
             7 => Kind::Tail,

@@ -1,6 +1,6 @@
 //! The chunks that blocks were last found in, kept by each cache: a fast path's way to a block's descriptor.
 //!
-//! Tiny blocks are asked for their slab's home at each free, long ones for their kind. Chunks are few and long, so a
+//! Tiny blocks are asked for their slab's owner at each free, long ones for their kind. Chunks are few and long, so a
 //! handful of places, chosen by the address, nearly always know the right one, and the way is a few loads and
 //! comparisons. Price: a chunk that left must not be trusted; [`Pages`](super::Pages) counts removals, and hints of
 //! another count are void. Whoever frees a block of a newer chunk in the same place got that block after the older

@@ -32,8 +32,8 @@ mod chunk;
 mod chunk_map;
 mod desc;
 mod hint;
-mod kept;
 mod pool;
+mod run_cache;
 #[cfg(test)]
 mod tests;
 mod want;
@@ -57,8 +57,8 @@ use chunk_map::{Change, ChunkMap, Entry};
 #[cfg(loom)]
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use desc::Tag;
-use kept::Kept;
 use pool::{Open, Pool, Request, Told, check};
+use run_cache::RunCache;
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
 const SHARD_LEN: usize = 16 << 20;
@@ -75,7 +75,7 @@ const SPARE_SHARE: usize = 128;
 const SPARE_HEAP_LEN: usize = 2 << 20;
 /// A shard's pool for large blocks.
 const LARGE: usize = 1;
-/// Kept runs that an allocation frees before it is refused.
+/// RunCache runs that an allocation frees before it is refused.
 const KEPT_LIMIT: usize = 4;
 /// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
 const DRAIN_HOLDS: usize = 256;
@@ -109,8 +109,8 @@ pub(crate) struct Pages<const N: usize> {
     ample: AtomicBool,
     /// Each shard's pools: slabs, large.
     shards: [[Pool; 2]; N],
-    /// Each CPU's kept run.
-    kept: [Kept; N],
+    /// Each CPU's cached run.
+    kept: [RunCache; N],
     /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that
     /// interrupted the holder.
     spares: [AtomicPtr<PageDesc>; SPARE_LENS.len()],
@@ -166,7 +166,7 @@ impl<const N: usize> Pages<N> {
             parted: AtomicBool::new(false),
             ample: AtomicBool::new(false),
             shards: [const { [const { Pool::new() }; 2] }; N],
-            kept: [const { Kept::new() }; N],
+            kept: [const { RunCache::new() }; N],
             spares: [const { AtomicPtr::new(core::ptr::null_mut()) }; SPARE_LENS.len()],
         }
     }
@@ -297,8 +297,8 @@ impl<const N: usize> Pages<N> {
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
-    /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] kept runs and does it
-    /// again. At most `8 * N + 1 + KEPT_LIMIT` holds.
+    /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] cached runs and does
+    /// it again. At most `8 * N + 1 + KEPT_LIMIT` holds.
     pub(crate) fn alloc(
         &self,
         len: usize,
@@ -449,7 +449,7 @@ impl<const N: usize> Pages<N> {
     /// Frees a run; given its first descriptor, which the caller owns and uses no more. If the pool's lock is taken
     /// the run is left to the next holder. Does nothing to what is no used run's first descriptor.
     pub(crate) fn free(&self, desc: &PageDesc) {
-        if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabWhole | Kind::Large) {
+        if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty | Kind::Large) {
             self.release(desc, desc.tag());
         }
     }
@@ -470,7 +470,7 @@ impl<const N: usize> Pages<N> {
 
     /// Frees what a CPU keeps. Any context.
     pub(crate) fn release_kept_of(&self, cpu: usize) {
-        if let Some(run) = self.kept.get(cpu).and_then(Kept::take) {
+        if let Some(run) = self.kept.get(cpu).and_then(RunCache::take) {
             self.release(run, run.tag());
         }
     }
@@ -526,7 +526,7 @@ impl<const N: usize> Pages<N> {
             }
             drop(open);
             let behind = descs.get(desc.index() + old).filter(|behind| behind.tag().is(Kind::Deferred));
-            if !behind.is_some_and(|run| self.release_kept_run(run)) {
+            if !behind.is_some_and(|run| self.release_cached_run(run)) {
                 return false;
             }
         }
@@ -535,8 +535,8 @@ impl<const N: usize> Pages<N> {
 
     /// Frees a run if some CPU keeps it.
     #[cold]
-    fn release_kept_run(&self, run: &PageDesc) -> bool {
-        let keeps = |kept: &Kept| kept.is_keeping(run);
+    fn release_cached_run(&self, run: &PageDesc) -> bool {
+        let keeps = |kept: &RunCache| kept.is_keeping(run);
         self.kept.iter().position(keeps).map(|cpu| self.release_kept_of(cpu)).is_some()
     }
 

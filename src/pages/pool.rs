@@ -725,7 +725,7 @@ fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
     match head.kind() {
         Kind::Free => end.is(Kind::Free) && end.len() == len && end.is_zeroed() == head.is_zeroed(),
         Kind::Large => is_single || end.is(Kind::Tail),
-        Kind::Slab | Kind::SlabPartial | Kind::SlabWhole => {
+        Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty => {
             is_single || end.is(Kind::SlabRest) && end.len() == len - 1 || is_forgotten
         }
         Kind::Deferred => is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten,

@@ -217,7 +217,7 @@ fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: 
     Some(run)
 }
 
-/// Random allocations, frees, deferred frees, kept runs and resizes over chunks of the given lengths, verified after
+/// Random allocations, frees, deferred frees, cached runs and resizes over chunks of the given lengths, verified after
 /// every other step.
 fn mix(seed: u64, chunks: &[usize], steps: usize) {
     let (given, pages, mut rng) = (Given::default(), Box::new(Pages::<3>::new()), Rng(seed * 77 + 1));

@@ -2,7 +2,7 @@
 //!
 //! *What to keep is told by what was in use since the last call*, not by a clock, which the heap has none of: the
 //! kernel's calls are the time. *A CPU that goes leaves its slabs where they are*, and the others look there first: a
-//! slab's home never changes, since every pusher reads it. Price: the most that was in use is noted where chunks come
+//! slab's owner never changes, since every pusher reads it. Price: the most that was in use is noted where chunks come
 //! and go, and while a CPU is gone each refill looks at its bins.
 
 use crate::base::size_class::SizeClass;
@@ -20,7 +20,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// provider took.
     ///
     /// Each call looks at `budget` bins of slabs (a heap has 60 for each CPU and three CPUs more), beginning where the
-    /// last call ended, and frees whole slabs there but for one a bin; then it forgets an eighth of what was in use
+    /// last call ended, and frees empty slabs there but for one a bin; then it forgets an eighth of what was in use
     /// once and is not now, and offers the provider those chunks that are neither in use nor were lately. From the
     /// first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps nothing
     /// anew; without a call, they leave a quarter of the bytes held. Caches are left alone:
@@ -42,8 +42,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.return_chunks(self.source.recent.spare_len(used_len), caller)
     }
 
-    /// Moves everything that a CPU holds to the others, after it was taken offline: its cache goes home, and its
-    /// partial slabs serve every other CPU before new pages do. When the CPU uses the heap again, it counts again.
+    /// Moves everything that a CPU holds to the others, after it was taken offline: its cache returns to its slab, and
+    /// its partial slabs serve every other CPU before new pages do. When the CPU uses the heap again, it counts again.
     /// False: there is no such cache, or with hints another CPU was in it each time that this was tried; then nothing
     /// but its free blocks has moved.
     ///
@@ -96,7 +96,7 @@ mod tests {
         }
     }
 
-    /// Two slabs of the longest class become whole in the last of all bins; one call frees one of them.
+    /// Two slabs of the longest class become empty in the last of all bins; one call frees one of them.
     #[test]
     fn the_last_bin_is_reached() {
         let heap: Heap<Host, Hint<UnknownCpu>, 1> = Heap::new(Host, Hint(UnknownCpu));

@@ -4,7 +4,7 @@ use crate::base::size_class::SizeClass;
 
 /// Bytes that each CPU's cache may hold whatever the heap's size, while the provider has more to give.
 const CACHE_LEN: usize = 1 << 20;
-/// Two slabs of a class at each home: the one that is being used up, and the one whole slab that is always kept.
+/// Two slabs of a class at each owner: the one that is being used up, and the one empty slab that is always kept.
 const SLABS: usize = 2;
 /// The shortest slab that is counted with, in bytes, and the fewest blocks of a long one.
 const SLAB_LEN: usize = 64 * 1024;
@@ -23,18 +23,18 @@ const WHOLE: usize = 128;
 /// heap. Blocks count with their class's [`block_len`](SizeClass::block_len).
 ///
 /// What is held is at most `(live + fixed) / (1 - shares)`. *Fixed*: a full cache for each CPU (1 MiB), two slabs for
-/// each class and home, two chunks of 1 MiB that a little use keeps. *Shares*: free pages stay up to 1/4 of the bytes
-/// held, caches up to 1/8, a new chunk is up to 1/8, whole slabs of each class up to 1/128. Saturates. It is a bound
+/// each class and owner, two chunks of 1 MiB that a little use keeps. *Shares*: free pages stay up to 1/4 of the bytes
+/// held, caches up to 1/8, a new chunk is up to 1/8, empty slabs of each class up to 1/128. Saturates. It is a bound
 /// for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
 ///
 /// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's
 /// length.
 pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {
-    let homes = cpus.saturating_add(SPARE_HOMES);
+    let owners = cpus.saturating_add(SPARE_HOMES);
     let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(CACHE_LEN)));
     for class in classes {
         let slab_len = SLAB_LEN.max(SLAB_BLOCKS * class.block_len());
-        fixed = fixed.saturating_add(homes.saturating_mul(SLABS * slab_len));
+        fixed = fixed.saturating_add(owners.saturating_mul(SLABS * slab_len));
         shares += 1;
     }
     let rest = WHOLE.saturating_sub(shares).max(1);

@@ -222,7 +222,7 @@ mod tests {
 
     /// Blocks of 48 bytes, a joined one that begins in the middle of one.
     #[test]
-    fn a_joined_block_goes_home_as_what_it_was() {
+    fn a_joined_block_returns_as_what_it_was() {
         const LONG: usize = 3 * LEN;
         let mut ground = Ground::new(64);
         let start = ground.start();
@@ -244,8 +244,9 @@ mod tests {
         let mut list = List::new();
         // SAFETY: just joined out of these.
         list.prepend(unsafe { cut(block, offset - parts.start * LONG, class(LONG), count, Key::NONE) });
-        let home = core::iter::from_fn(|| list.pop()).map(|block| block.into_start().addr().get() - start.addr().get());
-        assert!(home.eq(parts.map(|part| part * LONG)));
+        let owner =
+            core::iter::from_fn(|| list.pop()).map(|block| block.into_start().addr().get() - start.addr().get());
+        assert!(owner.eq(parts.map(|part| part * LONG)));
         assert_eq!(places.into_chain().map(|chain| chain.count()), Some(15 - count));
     }
 }

@@ -3,10 +3,10 @@
 //! ```text
 //! Shard ── Bin (one per class): lock
 //!           ├─ partial   slabs with something to give
-//!           ├─ whole     slabs that nothing is missing from: the reserve
+//!           ├─ empty     slabs that nothing is missing from: the reserve
 //!           └─ inbox     slabs that became partial, pushed by anybody without the lock
 //! ```
-//! A slab always belongs to its home bin. Deciding so costs that what others free strands at an idle home until
+//! A slab always belongs to its owner's bin. Deciding so costs that what others free strands at an idle owner until
 //! somebody looks there; in return no slab is handed from CPU to CPU, whose cache lines would follow it, and a claimer
 //! knows which lock to take from the slab's word alone.
 //!
@@ -14,7 +14,7 @@
 //! whatever the heap's size.
 //!
 //! Invariants (executed by `verify`): B1 the links of both lists agree in both directions; B2 each slab in a list has
-//! the kind of the list, and class and home of the bin; B3 every slab in `whole` is whole; B4 at rest
+//! the kind of the list, and class and owner of the bin; B3 every slab in `empty` is empty; B4 at rest
 //! each LISTED slab is in exactly one list or the inbox.
 
 use core::ptr::null_mut;
@@ -43,7 +43,7 @@ const JOIN_LOOKS: u32 = 4;
 /// A slab is dense with free blocks if this share of its blocks is free: then most of them have neighbours.
 const JOIN_DENSITY: usize = 4;
 
-/// Slabs looked at in one hold of the lock when whole ones are searched for.
+/// Slabs looked at in one hold of the lock when empty ones are searched for.
 const SWEEP_SLABS: u32 = 16;
 
 /// Slabs whose lists are walked in one hold of the lock.
@@ -55,12 +55,12 @@ pub(crate) struct Shard {
     bins: [Bin; CLASS_COUNT],
 }
 
-/// Partial slabs of one class at one home.
+/// Partial slabs of one class of one owner.
 #[derive(Debug)]
 pub(crate) struct Bin {
     lock: TryLock,
     partial: Ring,
-    whole: Ring,
+    empty: Ring,
     inbox: AtomicPtr<PageDesc>,
     /// Blocks lost out of the slabs' lists.
     pub(crate) damage: Damage,
@@ -97,7 +97,7 @@ impl Bin {
         Self {
             lock: TryLock::new(),
             partial: Ring::new(),
-            whole: Ring::new(),
+            empty: Ring::new(),
             inbox: AtomicPtr::new(null_mut()),
             damage: Damage::new(),
         }
@@ -105,7 +105,7 @@ impl Bin {
 
     /// Whether there seems to be nothing to take. A guess, without the lock.
     pub(crate) fn looks_empty(&self) -> bool {
-        self.partial.is_empty() && self.whole.is_empty() && self.inbox.load(Ordering::Relaxed).is_null()
+        self.partial.is_empty() && self.empty.is_empty() && self.inbox.load(Ordering::Relaxed).is_null()
     }
 
     /// Whether somebody holds the lock. A guess.
@@ -212,7 +212,7 @@ impl Bin {
         }
     }
 
-    /// Settles the claim on `slab`, whose home this is. If the slab stayed whole it joins the reserve; gives a slab
+    /// Settles the claim on `slab`, whose owner this is. If the slab stayed empty it joins the reserve; gives a slab
     /// that the reserve, of `keep` slabs, has no place for: the caller owns it. Never waits.
     pub(crate) fn settle<'a>(&self, slab: Slab<'a>, keep: u32) -> Option<Slab<'a>> {
         let Some(held) = self.lock.try_lock() else {
@@ -227,7 +227,7 @@ impl Bin {
             return None;
         }
         self.unlink(&held, slab);
-        if self.whole.count() >= keep {
+        if self.empty.count() >= keep {
             return Some(slab);
         }
         self.reserve(&held, slab);
@@ -236,23 +236,23 @@ impl Bin {
 
     /// Whether the reserve has a slab. A guess.
     pub(crate) fn has_whole(&self) -> bool {
-        !self.whole.is_empty()
+        !self.empty.is_empty()
     }
 
     /// Takes one slab out of the reserve: the caller owns it. Never waits.
-    pub(crate) fn take_whole(&self) -> Option<Slab<'_>> {
+    pub(crate) fn take_empty(&self) -> Option<Slab<'_>> {
         self.take_surplus(0)
     }
 
     /// Takes one slab out of the reserve if more than `keep` are there: the caller owns it. Never waits.
     pub(crate) fn take_surplus(&self, keep: u32) -> Option<Slab<'_>> {
-        let held = self.lock.try_lock().filter(|_| self.whole.count() > keep)?;
-        let slab = Slab::of(self.whole.first()?)?;
+        let held = self.lock.try_lock().filter(|_| self.empty.count() > keep)?;
+        let slab = Slab::of(self.empty.first()?)?;
         self.unlink(&held, slab);
         Some(slab)
     }
 
-    /// Looks at the next few partial slabs and moves whole ones into the reserve, turning the ring so that the
+    /// Looks at the next few partial slabs and moves empty ones into the reserve, turning the ring so that the
     /// next call goes on behind them. `left` counts down over the calls of one sweep; start it with [`u32::MAX`].
     pub(crate) fn sweep(&self, left: &mut u32) -> Sweep {
         let Some(held) = self.lock.try_lock() else {
@@ -267,7 +267,7 @@ impl Bin {
                 return Sweep::Done;
             };
             *left -= 1;
-            if slab.is_whole() {
+            if slab.is_empty() {
                 self.unlink(&held, slab);
                 self.reserve(&held, slab);
             } else {
@@ -278,26 +278,26 @@ impl Bin {
     }
 
     /// Checks B1 to B3 of all slabs in one hold. False also if the lock is busy.
-    pub(crate) fn verify(&self, class: SizeClass, home: usize) -> bool {
+    pub(crate) fn verify(&self, class: SizeClass, owner: usize) -> bool {
         let Some(_held) = self.lock.try_lock() else { return false };
-        [(&self.partial, Kind::SlabPartial), (&self.whole, Kind::SlabWhole)]
+        [(&self.partial, Kind::SlabPartial), (&self.empty, Kind::SlabEmpty)]
             .iter()
-            .all(|(ring, kind)| ring.verify(|desc| belongs(desc, *kind, class, home)))
+            .all(|(ring, kind)| ring.verify(|desc| belongs(desc, *kind, class, owner)))
     }
 
     /// Checks B1 to B3 and what each slab tells of itself for the next few slabs, and turns the lists so that the next
-    /// call goes on behind them. `left` counts down over the calls, for partial and for whole slabs; start it with
+    /// call goes on behind them. `left` counts down over the calls, for partial and for empty slabs; start it with
     /// [`u32::MAX`]. `None`: some rule does not hold.
-    pub(crate) fn verify_next(&self, class: SizeClass, home: usize, left: &mut [u32; 2], wait: bool) -> Option<Sweep> {
+    pub(crate) fn verify_next(&self, class: SizeClass, owner: usize, left: &mut [u32; 2], wait: bool) -> Option<Sweep> {
         let held = if wait { self.lock.lock_bounded() } else { self.lock.try_lock() };
         let Some(held) = held else { return Some(Sweep::Busy) };
         self.receive(&held);
         let mut steps = VERIFY_SLABS;
-        let lists = [(&self.partial, Kind::SlabPartial), (&self.whole, Kind::SlabWhole)];
+        let lists = [(&self.partial, Kind::SlabPartial), (&self.empty, Kind::SlabEmpty)];
         for ((ring, kind), left) in lists.into_iter().zip(left.iter_mut()) {
             *left = ring.count().min(*left);
             while *left > 0 && steps > 0 {
-                let slab = ring.first().filter(|desc| belongs(desc, kind, class, home)).and_then(Slab::of)?;
+                let slab = ring.first().filter(|desc| belongs(desc, kind, class, owner)).and_then(Slab::of)?;
                 if !ring.is_first_linked() || !slab.is_listed() || !slab.verify() {
                     return None;
                 }
@@ -317,7 +317,7 @@ impl Bin {
         true
     }
 
-    /// Slabs with something to give, and whole ones in the reserve. Links first what it finds in the inbox, up to
+    /// Slabs with something to give, and empty ones in the reserve. Links first what it finds in the inbox, up to
     /// [`COUNT_HOLDS`] batches; if the lock is taken, what is there is not counted. Never waits.
     pub(crate) fn counts(&self) -> (u32, u32) {
         for _ in 0..COUNT_HOLDS {
@@ -327,7 +327,7 @@ impl Bin {
             let Some(held) = self.lock.try_lock() else { break };
             self.receive(&held);
         }
-        (self.partial.count(), self.whole.count())
+        (self.partial.count(), self.empty.count())
     }
 
     /// Moves a few slabs from the inbox to the lists; true if some may be left.
@@ -336,39 +336,40 @@ impl Bin {
             let Some(slab) = pop_inbox(&self.inbox).and_then(Slab::of) else {
                 return false;
             };
-            if slab.is_whole() { self.reserve(held, slab) } else { self.link(held, slab, Kind::SlabPartial) }
+            if slab.is_empty() { self.reserve(held, slab) } else { self.link(held, slab, Kind::SlabPartial) }
         }
         !self.inbox.load(Ordering::Relaxed).is_null()
     }
 
     /// The slab to take from next.
     fn first(&self, _: &Held<'_>) -> Option<Slab<'_>> {
-        self.partial.first().or_else(|| self.whole.first()).and_then(Slab::of)
+        self.partial.first().or_else(|| self.empty.first()).and_then(Slab::of)
     }
 
-    /// Puts a whole slab, in no list, into the reserve, and makes it all fresh.
+    /// Puts an empty slab, in no list, into the reserve, and makes it all fresh.
     fn reserve(&self, held: &Held<'_>, slab: Slab<'_>) {
         slab.renew();
-        self.link(held, slab, Kind::SlabWhole);
+        self.link(held, slab, Kind::SlabEmpty);
     }
 
     fn link(&self, _: &Held<'_>, slab: Slab<'_>, kind: Kind) {
         slab.desc().set_kind(kind);
-        let ring = if kind == Kind::SlabWhole { &self.whole } else { &self.partial };
+        let ring = if kind == Kind::SlabEmpty { &self.empty } else { &self.partial };
         ring.push(slab.desc());
     }
 
     fn unlink(&self, _: &Held<'_>, slab: Slab<'_>) {
-        let ring = if slab.desc().kind() == Kind::SlabWhole { &self.whole } else { &self.partial };
+        let ring = if slab.desc().kind() == Kind::SlabEmpty { &self.empty } else { &self.partial };
         ring.remove(slab.desc());
         slab.desc().set_kind(Kind::Slab);
     }
 }
 
 /// B2 and B3 of one slab in the list of that kind.
-fn belongs(desc: &PageDesc, kind: Kind, class: SizeClass, home: usize) -> bool {
-    let is_of =
-        |slab: Slab<'_>| (slab.class(), slab.home()) == (class, home) && (kind == Kind::SlabPartial || slab.is_whole());
+fn belongs(desc: &PageDesc, kind: Kind, class: SizeClass, owner: usize) -> bool {
+    let is_of = |slab: Slab<'_>| {
+        (slab.class(), slab.owner()) == (class, owner) && (kind == Kind::SlabPartial || slab.is_empty())
+    };
     desc.kind() == kind && Slab::of(desc).is_some_and(is_of)
 }
 
@@ -380,7 +381,7 @@ pub(crate) mod tests {
     use std::sync::mpsc;
     use std::vec::Vec;
 
-    const HOME: usize = 3;
+    const OWNER: usize = 3;
     const LEN: usize = 1024;
 
     /// Does `work` while somebody holds the bin's lock.
@@ -391,7 +392,7 @@ pub(crate) mod tests {
 
     /// A slab of eight blocks that somebody has taken all of: in no list.
     fn emptied(ground: &Ground) -> (Slab<'_>, Vec<Chain>) {
-        let slab = ground.slab(class(128), LEN, HOME);
+        let slab = ground.slab(class(128), LEN, OWNER);
         let taken = slab.take(8).unwrap();
         assert!(taken.exhausted);
         (slab, singles(taken.chain))
@@ -399,7 +400,7 @@ pub(crate) mod tests {
 
     /// A slab with nothing taken, enlisted.
     fn listed<'a>(ground: &'a Ground, bin: &Bin) -> Slab<'a> {
-        let slab = ground.slab(class(128), LEN, HOME);
+        let slab = ground.slab(class(128), LEN, OWNER);
         bin.enlist(slab);
         slab
     }
@@ -420,11 +421,11 @@ pub(crate) mod tests {
     }
 
     fn counts(bin: &Bin) -> (u32, u32) {
-        (bin.partial.count(), bin.whole.count())
+        (bin.partial.count(), bin.empty.count())
     }
 
     fn is_sound(bin: &Bin) -> bool {
-        bin.receive_all() && bin.verify(class(128), HOME)
+        bin.receive_all() && bin.verify(class(128), OWNER)
     }
 
     #[test]
@@ -469,7 +470,7 @@ pub(crate) mod tests {
             let kept = blocks.pop();
             blocks.into_iter().for_each(|block| give(&bin, slab, block));
             if index % 2 == 0 {
-                // Became whole by a nested free, which left it listed.
+                // Became empty by a nested free, which left it listed.
                 assert_eq!(slab.push(kept.unwrap(), true), crate::slab::word::Duty { enlist: false, settle: false });
             } else {
                 partial.push((slab, kept));
@@ -478,7 +479,7 @@ pub(crate) mod tests {
         assert!(bin.receive_all());
         // Whole ones have gone to the reserve when they were received; the others were not.
         assert_eq!(counts(&bin), (20, 20));
-        while bin.take_whole().is_some() {}
+        while bin.take_empty().is_some() {}
         for (slab, kept) in partial.iter_mut().skip(1).step_by(2) {
             let _ = slab.push(kept.take().unwrap(), true);
         }
@@ -520,7 +521,7 @@ pub(crate) mod tests {
     #[test]
     fn fresh_blocks_are_taken_to_be_joined_at_last() {
         let (ground, bin) = (Ground::new(), Bin::new());
-        let slab = ground.slab(class(128), LEN, HOME);
+        let slab = ground.slab(class(128), LEN, OWNER);
         let mut blocks = singles(slab.take(3).unwrap().chain);
         bin.enlist(slab);
         give(&bin, slab, blocks.pop().unwrap());
@@ -572,9 +573,9 @@ pub(crate) mod tests {
         blocks.into_iter().for_each(|block| give(&bin, slab, block));
         assert!(slab.push(last, false).settle);
         assert!(bin.settle(slab, 0).is_none(), "not to be given away: the enlister will touch it");
-        assert!(!slab.is_claimed() && slab.is_whole() && slab.desc().kind() == Kind::Slab && counts(&bin) == (0, 0));
+        assert!(!slab.is_claimed() && slab.is_empty() && slab.desc().kind() == Kind::Slab && counts(&bin) == (0, 0));
         bin.enlist(slab);
-        assert!(is_sound(&bin) && counts(&bin) == (0, 1), "found whole when it is received");
+        assert!(is_sound(&bin) && counts(&bin) == (0, 1), "found empty when it is received");
     }
 
     /// The same, the enlister first, and the slab received while the claim is pending.
@@ -591,8 +592,8 @@ pub(crate) mod tests {
             assert_eq!((slab.desc().kind(), counts(&bin)), (Kind::SlabPartial, (1, 0)));
             let surplus = bin.settle(slab, keep);
             assert_eq!((surplus.is_some(), counts(&bin)), (keep == 0, (0, keep)));
-            assert_eq!(slab.desc().kind(), if keep == 0 { Kind::Slab } else { Kind::SlabWhole });
-            assert!(bin.verify(class(128), HOME));
+            assert_eq!(slab.desc().kind(), if keep == 0 { Kind::Slab } else { Kind::SlabEmpty });
+            assert!(bin.verify(class(128), OWNER));
         }
     }
 
@@ -607,7 +608,7 @@ pub(crate) mod tests {
         let mut left = u32::MAX;
         while bin.sweep(&mut left) == Sweep::More {}
         assert_eq!(counts(&bin), (1, 0));
-        assert!(bin.take_whole().is_none());
+        assert!(bin.take_empty().is_none());
         // The claimer comes, finds blocks taken meanwhile, and leaves it too.
         let mut again = take(&bin, 1);
         assert!(bin.settle(slab, 0).is_none() && slab.is_listed() && counts(&bin) == (1, 0));
@@ -615,7 +616,7 @@ pub(crate) mod tests {
         assert_eq!(counts(&bin), (0, 1));
     }
 
-    /// Hole 10: a claimer that finds the lock busy must not wait; the slab is found whole later.
+    /// Hole 10: a claimer that finds the lock busy must not wait; the slab is found empty later.
     #[test]
     fn a_claim_under_a_busy_lock_is_given_up_and_the_slab_found_by_the_next_sweep() {
         let (ground, bin) = (Ground::new(), Bin::new());
@@ -624,14 +625,14 @@ pub(crate) mod tests {
         assert!(slab.push(blocks.pop().unwrap(), false).settle);
         let held = bin.lock.try_lock().unwrap();
         assert!(bin.settle(slab, 0).is_none());
-        assert!(!slab.is_claimed() && slab.is_whole(), "the claim is over, or the slab would be lost");
+        assert!(!slab.is_claimed() && slab.is_empty(), "the claim is over, or the slab would be lost");
         drop(held);
         assert_eq!(counts(&bin), (1, 0));
         let mut left = u32::MAX;
         assert_eq!(bin.sweep(&mut left), Sweep::Done);
         assert_eq!(counts(&bin), (0, 1));
-        let whole = bin.take_whole().unwrap();
-        assert_eq!((whole.desc().kind(), counts(&bin)), (Kind::Slab, (0, 0)));
+        let empty = bin.take_empty().unwrap();
+        assert_eq!((empty.desc().kind(), counts(&bin)), (Kind::Slab, (0, 0)));
     }
 
     #[test]
@@ -643,27 +644,27 @@ pub(crate) mod tests {
         assert!(bin.looks_busy());
         assert_eq!(bin.take(1, false).err(), Some(Busy));
         assert_eq!(bin.take(1, true).err(), Some(Busy), "the wait has a bound");
-        assert!(bin.take_whole().is_none());
+        assert!(bin.take_empty().is_none());
         assert_eq!(bin.sweep(&mut 1), Sweep::Busy);
         assert!(!bin.receive_all());
         drop(held);
-        assert!(bin.take_whole().is_some());
+        assert!(bin.take_empty().is_some());
     }
 
     #[test]
     fn the_reserve_gives_blocks_when_no_partial_slab_has_any() {
         let (ground, bin) = (Ground::new(), Bin::new());
-        let whole = listed(&ground, &bin);
+        let empty = listed(&ground, &bin);
         let (partial, mut blocks) = emptied(&ground);
         give(&bin, partial, blocks.pop().unwrap());
         assert!(is_sound(&bin) && counts(&bin) == (1, 1));
         assert_eq!(take(&bin, 1).len(), 1);
-        assert_eq!((counts(&bin), whole.counts()), ((0, 1), (0, 0)), "the partial one first");
+        assert_eq!((counts(&bin), empty.counts()), ((0, 1), (0, 0)), "the partial one first");
         let mut blocks = take(&bin, 3);
-        assert_eq!((counts(&bin), whole.counts(), whole.desc().kind()), ((1, 0), (0, 3), Kind::SlabPartial));
+        assert_eq!((counts(&bin), empty.counts(), empty.desc().kind()), ((1, 0), (0, 3), Kind::SlabPartial));
         // It comes back, and is handed out in order again, from its start.
-        blocks.drain(..).for_each(|block| give(&bin, whole, block));
-        assert_eq!((counts(&bin), whole.counts()), ((0, 1), (0, 0)));
+        blocks.drain(..).for_each(|block| give(&bin, empty, block));
+        assert_eq!((counts(&bin), empty.counts()), ((0, 1), (0, 0)));
         assert!(is_sound(&bin));
     }
 
@@ -672,7 +673,7 @@ pub(crate) mod tests {
         let (ground, bin) = (Ground::new(), Bin::new());
         let mut surplus = 0;
         for _ in 0..5 {
-            let slab = ground.slab(class(128), LEN, HOME);
+            let slab = ground.slab(class(128), LEN, OWNER);
             let taken = slab.take(1).unwrap();
             bin.enlist(slab);
             assert!(bin.receive_all());
@@ -733,24 +734,30 @@ pub(crate) mod tests {
     fn verify_sees_each_rule_broken() {
         let broken = |hurt: &dyn Fn(Slab<'_>, Slab<'_>)| {
             let (ground, bin) = (Ground::new(), Bin::new());
-            let whole = listed(&ground, &bin);
+            let empty = listed(&ground, &bin);
             let (partial, mut blocks) = emptied(&ground);
             give(&bin, partial, blocks.pop().unwrap());
             assert!(is_sound(&bin) && counts(&bin) == (1, 1));
-            hurt(whole, partial);
-            !bin.verify(class(128), HOME)
+            hurt(empty, partial);
+            !bin.verify(class(128), OWNER)
         };
         assert!(broken(&|_, partial| partial.desc().set_kind(Kind::Slab)), "B2: kind");
-        assert!(broken(&|_, partial| partial.desc().set_kind(Kind::SlabWhole)), "B2: kind");
-        assert!(broken(&|whole, _| whole.desc().set_kind(Kind::SlabPartial)), "B2: kind");
-        assert!(broken(&|whole, _| _ = whole.take(1)), "B3: a block is out");
+        assert!(broken(&|_, partial| partial.desc().set_kind(Kind::SlabEmpty)), "B2: kind");
+        assert!(broken(&|empty, _| empty.desc().set_kind(Kind::SlabPartial)), "B2: kind");
+        assert!(broken(&|empty, _| _ = empty.take(1)), "B3: a block is out");
         assert!(!broken(&|_, partial| _ = partial.take(1)), "that is no matter of the bin's");
         let (ground, bin) = (Ground::new(), Bin::new());
         listed(&ground, &bin);
-        assert!(is_sound(&bin) && !bin.verify(class(128), HOME + 1) && !bin.verify(class(64), HOME), "B2: home, class");
+        assert!(
+            is_sound(&bin) && !bin.verify(class(128), OWNER + 1) && !bin.verify(class(64), OWNER),
+            "B2: owner, class"
+        );
         let (ground, bin) = (Ground::new(), Bin::new());
         let (partial, mut blocks) = emptied(&ground);
         give(&bin, partial, blocks.pop().unwrap());
-        assert!(is_sound(&bin) && !bin.verify(class(128), HOME + 1) && !bin.verify(class(64), HOME), "B2: home, class");
+        assert!(
+            is_sound(&bin) && !bin.verify(class(128), OWNER + 1) && !bin.verify(class(64), OWNER),
+            "B2: owner, class"
+        );
     }
 }

@@ -2,20 +2,20 @@
 //!
 //! ```text
 //! bit 63       62      56..62  40..56  28..40  16..28  0..16
-//! CLAIMED  LISTED      class   home    carved  count   head
+//! CLAIMED  LISTED      class   owner   carved  count   head
 //! ```
 //! `head` heads the list of freed blocks (offset in steps of 8 bytes, plus one; 0: none), `count` is that list's
-//! length; `carved` says how many blocks were ever handed out, the rest are *fresh*; `class` and `home` (the shard it
+//! length; `carved` says how many blocks were ever handed out, the rest are *fresh*; `class` and `owner` (the shard it
 //! belongs to) never change while the run is a slab.
 //!
 //! # Protocol
-//! Anybody who owns blocks may push them; only the holder of the home bin's lock takes blocks out. Each is one
+//! Anybody who owns blocks may push them; only the holder of the owner's lock takes blocks out. Each is one
 //! read-modify-write of the word. A push publishes: from then on the slab may be taken, emptied and unmapped by others,
 //! so the pusher touches neither blocks nor descriptor again, unless its own step gave it a [`Duty`]:
 //!
 //! - It set LISTED: the slab had nothing to give and was in no list. Until the pusher enlists it, nobody else can find
 //!   it.
-//! - It set CLAIMED: its push made the slab *whole* (every carved block is back). The claim keeps the slab from being
+//! - It set CLAIMED: its push made the slab *empty* (every carved block is back). The claim keeps the slab from being
 //!   given back until the claimer has cleared it. There is one claimer at a time, since the bit is set by
 //!   read-modify-write.
 //!
@@ -27,7 +27,7 @@
 //! - S2: the list from `head` has `count` blocks, each inside the slab at a multiple of the block length, none twice.
 //! - S3: a slab that is not LISTED has `count = 0` and nothing fresh, or one context owns it alone.
 //! - S4: at rest no slab is CLAIMED.
-//! - S5: at rest a slab is in its home bin's lists exactly if it is LISTED.
+//! - S5: at rest a slab is in its owner's lists exactly if it is LISTED.
 //!
 //! There is one popper at a time and the word changes by read-modify-write only, so a list cannot change under its
 //! popper except in front, which changes `head`: no ABA tag is needed. The release sequence carries every earlier
@@ -45,19 +45,19 @@ use crate::slab::block::{Chain, peek};
 const HEAD_SHIFT: u32 = 0;
 const COUNT_SHIFT: u32 = 16;
 const CARVED_SHIFT: u32 = 28;
-const HOME_SHIFT: u32 = 40;
+const OWNER_SHIFT: u32 = 40;
 const CLASS_SHIFT: u32 = 56;
 const LISTED: u64 = 1 << 62;
 const CLAIMED: u64 = 1 << 63;
-/// Class and home: what never changes.
-const IDENTITY: u64 = 0x3f_ffff << HOME_SHIFT;
-/// `head` and `home`.
+/// Class and owner: what never changes.
+const IDENTITY: u64 = 0x3f_ffff << OWNER_SHIFT;
+/// `head` and `owner`.
 const WIDE: u64 = 0xffff;
 /// `count` and `carved`.
 const NARROW: u64 = 0xfff;
 const HEAD_UNIT: usize = 8;
 
-/// The most shards there can be: `home` is 16 bits wide.
+/// The most shards there can be: `owner` is 16 bits wide.
 pub(crate) const MAX_HOMES: usize = 1 << 16;
 
 /// The most blocks in a slab: counts are 12 bits wide.
@@ -74,9 +74,9 @@ const TAKE_TRIES: u32 = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a forgotten duty hides the slab for good"]
 pub(crate) struct Duty {
-    /// Put the slab into its home bin's inbox.
+    /// Put the slab into its owner's inbox.
     pub(crate) enlist: bool,
-    /// Afterwards, settle the claim at the home bin.
+    /// Afterwards, settle the claim at the owner's bin.
     pub(crate) settle: bool,
 }
 
@@ -112,7 +112,7 @@ impl Word {
     fn is(self, flag: u64) -> bool {
         self.0 & flag != 0
     }
-    fn is_whole(self) -> bool {
+    fn is_empty(self) -> bool {
         self.count() == self.carved()
     }
     fn with_head(self, head: u64) -> Self {
@@ -153,25 +153,25 @@ pub(crate) fn class_index_at(desc: &PageDesc) -> usize {
     (desc.word.load(Ordering::Relaxed) >> CLASS_SHIFT & 0x3f) as usize
 }
 
-/// The home of the slab that a granule belongs to: any granule's descriptor will do.
+/// The owner of the slab that a granule belongs to: any granule's descriptor will do.
 #[inline]
-pub(crate) fn home_at(desc: &PageDesc) -> usize {
-    (desc.word.load(Ordering::Relaxed) >> HOME_SHIFT & WIDE) as usize
+pub(crate) fn owner_at(desc: &PageDesc) -> usize {
+    (desc.word.load(Ordering::Relaxed) >> OWNER_SHIFT & WIDE) as usize
 }
 
 impl<'a> Slab<'a> {
     /// The slab whose first granule `desc` describes, `None` if that is no slab.
     pub(crate) fn of(desc: &'a PageDesc) -> Option<Self> {
         match desc.kind() {
-            Kind::Slab | Kind::SlabPartial | Kind::SlabWhole => Some(Self { desc }),
+            Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty => Some(Self { desc }),
             _ => None,
         }
     }
 
     /// Makes a run that the caller got for this purpose a slab: all fresh, LISTED, in no list yet.
-    pub(crate) fn found(desc: &'a PageDesc, class: SizeClass, home: usize) -> Self {
+    pub(crate) fn found(desc: &'a PageDesc, class: SizeClass, owner: usize) -> Self {
         let slab = Self { desc };
-        let word = (class.index() as u64) << CLASS_SHIFT | (home as u64 & WIDE) << HOME_SHIFT;
+        let word = (class.index() as u64) << CLASS_SHIFT | (owner as u64 & WIDE) << OWNER_SHIFT;
         for rest in Chunk::of(desc).descs_of(desc).skip(1) {
             rest.word.store(word, Ordering::Relaxed);
         }
@@ -183,8 +183,8 @@ impl<'a> Slab<'a> {
         self.desc
     }
 
-    pub(crate) fn home(self) -> usize {
-        home_at(self.desc)
+    pub(crate) fn owner(self) -> usize {
+        owner_at(self.desc)
     }
 
     pub(crate) fn class(self) -> SizeClass {
@@ -219,9 +219,9 @@ impl<'a> Slab<'a> {
     }
 
     /// Whether every block is here and nobody has a claim: then the holder of the bin's lock owns the slab.
-    pub(crate) fn is_whole(self) -> bool {
+    pub(crate) fn is_empty(self) -> bool {
         let word = self.load();
-        word.is_whole() && !word.is(CLAIMED)
+        word.is_empty() && !word.is(CLAIMED)
     }
 
     fn load(self) -> Word {
@@ -269,7 +269,7 @@ impl<'a> Slab<'a> {
             chain.set_end(self.head_of(old), self.key());
             let mut new = old.with_head(head);
             new.0 = new.0.wrapping_add(u64::from(chain.count()) << COUNT_SHIFT) | LISTED;
-            let settle = !nested && new.is_whole() && !old.is(CLAIMED);
+            let settle = !nested && new.is_empty() && !old.is(CLAIMED);
             if settle {
                 new.0 |= CLAIMED;
             }
@@ -280,7 +280,7 @@ impl<'a> Slab<'a> {
     }
 
     /// Whether [`take`](Self::take) of `most` blocks could leave nothing. If not, it cannot do so later either: pushers
-    /// only add. The caller holds the home bin's lock.
+    /// only add. The caller holds the owner's lock.
     pub(crate) fn may_exhaust(self, most: u32) -> bool {
         let word = self.load();
         let fresh = (self.capacity() as u64).saturating_sub(word.carved());
@@ -288,7 +288,7 @@ impl<'a> Slab<'a> {
     }
 
     /// Takes up to `most` blocks (at least 1 is asked for): freed ones if there are any, else fresh ones. The caller
-    /// holds the home bin's lock, or owns the slab alone. `None`: nothing there, or pushers came in between too often.
+    /// holds the owner's lock, or owns the slab alone. `None`: nothing there, or pushers came in between too often.
     pub(crate) fn take(self, most: u32) -> Option<Taken> {
         let capacity = self.capacity() as u64;
         let most = u64::from(most.max(1));
@@ -346,16 +346,16 @@ impl<'a> Slab<'a> {
         Some(Taken { chain, exhausted })
     }
 
-    /// Makes a whole slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's
+    /// Makes an empty slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's
     /// lock and saw
-    /// [`is_whole`](Self::is_whole): no block is out, so nobody pushes.
+    /// [`is_empty`](Self::is_empty): no block is out, so nobody pushes.
     pub(crate) fn renew(self) {
         self.desc.word.fetch_and(IDENTITY | LISTED, Ordering::AcqRel);
     }
 
-    /// Clears the claim; true if the slab was whole at that moment. The caller is the claimer and holds the bin's lock.
+    /// Clears the claim; true if the slab was empty at that moment. The caller is the claimer and holds the bin's lock.
     pub(crate) fn settle(self) -> bool {
-        Word(self.desc.word.fetch_and(!CLAIMED, Ordering::AcqRel)).is_whole()
+        Word(self.desc.word.fetch_and(!CLAIMED, Ordering::AcqRel)).is_empty()
     }
 
     /// Whether the free list has a link that somebody has overwritten. The caller holds the bin's lock.
@@ -435,7 +435,7 @@ impl<'a> Slab<'a> {
         (offset % self.class().block_len() == 0 && index < self.capacity()).then_some(index)
     }
 
-    /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the home bin's lock, or owns the
+    /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the owner's lock, or owns the
     /// slab alone.
     #[expect(clippy::cast_possible_truncation, reason = "16 bits each")]
     pub(crate) fn verify(self) -> bool {
@@ -497,10 +497,10 @@ pub(crate) mod tests {
             Self { pages, memory }
         }
 
-        /// A slab that belongs to `home`, in no list yet.
-        pub(crate) fn slab(&self, class: SizeClass, len: usize, home: usize) -> Slab<'_> {
+        /// A slab that belongs to `owner`, in no list yet.
+        pub(crate) fn slab(&self, class: SizeClass, len: usize, owner: usize) -> Slab<'_> {
             let run = self.pages.alloc(len, class.block_align(), Use::Slab, 0, true).unwrap();
-            Slab::found(run.desc, class, home)
+            Slab::found(run.desc, class, owner)
         }
     }
 
@@ -540,10 +540,10 @@ pub(crate) mod tests {
     fn fresh_blocks_come_in_order_side_by_side_and_end_with_the_slab() {
         let ground = Ground::new();
         let slab = ground.slab(class(128), GRANULE, 5);
-        assert_eq!((slab.capacity(), slab.home(), slab.class()), (8, 5, class(128)));
-        assert!(slab.is_listed() && slab.is_whole());
+        assert_eq!((slab.capacity(), slab.owner(), slab.class()), (8, 5, class(128)));
+        assert!(slab.is_listed() && slab.is_empty());
         let (mut blocks, exhausted) = take(slab, 3);
-        assert!(!exhausted && slab.is_listed() && !slab.is_whole());
+        assert!(!exhausted && slab.is_listed() && !slab.is_empty());
         let (rest, exhausted) = take(slab, 100);
         assert!(exhausted && !slab.is_listed());
         blocks.extend(rest);
@@ -565,13 +565,13 @@ pub(crate) mod tests {
             assert_eq!(slab.push(block, false), NOTHING);
         }
         assert_eq!(slab.push(last, false), Duty { enlist: false, settle: true });
-        assert!(slab.is_claimed() && !slab.is_whole(), "a claimed slab is its claimer's to judge");
+        assert!(slab.is_claimed() && !slab.is_empty(), "a claimed slab is its claimer's to judge");
         assert!(slab.settle(), "nothing was taken meanwhile");
-        assert!(!slab.is_claimed() && slab.is_whole() && slab.verify());
+        assert!(!slab.is_claimed() && slab.is_empty() && slab.verify());
         assert_eq!(slab.counts(), (8, 8));
         slab.renew();
-        assert_eq!((slab.counts(), slab.home(), slab.class()), ((0, 0), 0, class(128)));
-        assert!(slab.is_listed() && slab.is_whole() && slab.verify());
+        assert_eq!((slab.counts(), slab.owner(), slab.class()), ((0, 0), 0, class(128)));
+        assert!(slab.is_listed() && slab.is_empty() && slab.verify());
     }
 
     #[test]
@@ -583,12 +583,12 @@ pub(crate) mod tests {
             let _ = slab.push(block, true);
         }
         slab.renew();
-        assert_eq!((slab.counts(), slab.home(), slab.class()), ((0, 0), 201, class(96)));
+        assert_eq!((slab.counts(), slab.owner(), slab.class()), ((0, 0), 201, class(96)));
         assert!(slab.is_listed());
     }
 
     #[test]
-    fn a_whole_chain_goes_home_by_one_push() {
+    fn a_whole_chain_returns_by_one_push() {
         let ground = Ground::new();
         let slab = ground.slab(class(128), GRANULE, 0);
         let all = slab.take(8).unwrap();
@@ -606,7 +606,7 @@ pub(crate) mod tests {
         for (index, block) in blocks.into_iter().enumerate() {
             assert_eq!(slab.push(block, true), Duty { enlist: index == 0, settle: false });
         }
-        assert!(slab.is_whole() && !slab.is_claimed(), "it is left for whoever comes next");
+        assert!(slab.is_empty() && !slab.is_claimed(), "it is left for whoever comes next");
     }
 
     #[test]
@@ -622,7 +622,7 @@ pub(crate) mod tests {
         assert_eq!(slab.push(again.pop().unwrap(), false), NOTHING, "the first claimer is still to come");
         // And once more; now the claim is settled while the block is out.
         let (mut again, _) = take(slab, 1);
-        assert!(!slab.settle(), "not whole at that moment");
+        assert!(!slab.settle(), "not empty at that moment");
         assert!(slab.push(again.pop().unwrap(), false).settle, "the next one may claim");
         assert!(slab.settle());
     }
@@ -669,11 +669,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_granule_of_a_slab_knows_its_home() {
+    fn every_granule_of_a_slab_knows_its_owner() {
         let ground = Ground::new();
         let slab = ground.slab(class(48), 5 * GRANULE, 77);
-        let homes: Vec<_> = Chunk::of(slab.desc()).descs_of(slab.desc()).map(home_at).collect();
-        assert_eq!(homes, [77; 5]);
+        let owners: Vec<_> = Chunk::of(slab.desc()).descs_of(slab.desc()).map(owner_at).collect();
+        assert_eq!(owners, [77; 5]);
     }
 
     #[test]

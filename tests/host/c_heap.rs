@@ -63,7 +63,7 @@ extern "C" fn heap_live_len() -> usize { HEAP.stats().live_len() as usize }
 #[unsafe(no_mangle)]
 extern "C" fn heap_strays() -> usize { HEAP.stats().stray_count as usize }
 #[unsafe(no_mangle)]
-extern "C" fn heap_is_whole() -> i32 { HEAP.verify().is_ok() as i32 }
+extern "C" fn heap_is_sound() -> i32 { HEAP.verify().is_ok() as i32 }
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! { unsafe { abort() } }
@@ -79,7 +79,7 @@ const PROGRAM: &str = r#"
 
 size_t heap_live_len(void);
 size_t heap_strays(void);
-int heap_is_whole(void);
+int heap_is_sound(void);
 
 #define CHECK(what) do { if (!(what)) { fprintf(stderr, "line %d: %s\n", __LINE__, #what); exit(1); } } while (0)
 
@@ -162,11 +162,13 @@ int main(void) {
     churn((void *)1);
     size_t before = heap_live_len();
     pthread_t threads[4];
-    for (uintptr_t index = 0; index < 4; index++) CHECK(!pthread_create(&threads[index], NULL, churn, (void *)(index + 2)));
+    for (uintptr_t index = 0; index < 4; index++) {
+        CHECK(!pthread_create(&threads[index], NULL, churn, (void *)(index + 2)));
+    }
     for (int index = 0; index < 4; index++) CHECK(!pthread_join(threads[index], NULL));
     /* What the C library keeps for its threads is a few KiB. */
     CHECK(heap_live_len() < before + 65536);
-    CHECK(heap_strays() == 0 && heap_is_whole());
+    CHECK(heap_strays() == 0 && heap_is_sound());
     printf("ok\n");
     return 0;
 }

@@ -1,10 +1,12 @@
-//! The documents, held against the tree: links lead somewhere, a sentence has a line of its own, and the glossary gives
-//! each word one meaning.
+//! The documents, held against the tree: links lead somewhere, a sentence has a line of its own, code is at most 120
+//! columns wide, and no word stands where the glossary has another one.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+const COLUMNS: usize = 120;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -116,13 +118,32 @@ fn a_sentence_has_a_line_of_its_own() {
     assert!(wrong.is_empty(), "more than one sentence a line: {wrong:#?}");
 }
 
+/// A row of a table, a dump's line, and what is inside of one string cannot go on in the next line.
+fn is_wide(line: &str) -> bool {
+    let is_row = ["//! |", "/// |"].iter().any(|mark| line.trim_start().starts_with(mark));
+    let is_data = line.contains("smp-heap v1 ") || line.trim_start().starts_with("r#\"");
+    let outside: String = line.replace("\\\"", "'").split('"').step_by(2).collect();
+    !is_row && !is_data && outside.chars().count() > COLUMNS
+}
+
+#[test]
+fn code_is_at_most_120_columns_wide() {
+    let mut wide = Vec::new();
+    for path in files(".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        let wide_here = text.lines().enumerate().filter(|(_, line)| is_wide(line));
+        wide.extend(wide_here.map(|(at, _)| format!("{}:{}", path.display(), at + 1)));
+    }
+    assert!(wide.is_empty(), "{} lines: {wide:#?}", wide.len());
+}
+
 #[test]
 fn the_readme_is_read_in_a_minute() {
     let lines = fs::read_to_string(root().join("README.md")).unwrap().lines().count();
     assert!(lines <= 120, "{lines} lines");
 }
 
-/// The glossary's rows: a word, what it means, where it is at home, and the words that it stands for.
+/// The glossary's rows: a word, what it means, where it is owned, and the words that it stands for.
 fn glossary() -> Vec<Vec<String>> {
     let text = fs::read_to_string(root().join("docs/words.md")).unwrap();
     let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| word"));
@@ -138,4 +159,26 @@ fn the_glossary_gives_each_word_one_meaning_and_a_room() {
         assert_eq!(row.len(), 5, "{row:?}");
         assert!(root().join("src").join(&row[2]).is_dir(), "{} is no room", row[2]);
     }
+}
+
+/// A text in lower case, its words one blank apart: names in code come apart at `_`, a phrase goes on in the next line.
+fn plain_words(text: &str) -> String {
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    format!(" {} ", words.join(" ").to_lowercase())
+}
+
+#[test]
+fn no_word_stands_where_the_glossary_has_another() {
+    let mut replaced = Vec::new();
+    for row in glossary() {
+        replaced.extend(row[4].split(", ").filter(|old| *old != "-").map(|old| (format!(" {old} "), row[0].clone())));
+    }
+    let sources = files(".rs").into_iter().filter(|path| path.starts_with(root().join("src")));
+    let mut wrong = Vec::new();
+    for path in sources.chain(documents()).filter(|path| !path.ends_with("docs/words.md")) {
+        let text = plain_words(&fs::read_to_string(&path).unwrap());
+        let here = replaced.iter().filter(|(old, _)| text.contains(old));
+        wrong.extend(here.map(|(old, new)| format!("{}:{old}is {new}", path.display())));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

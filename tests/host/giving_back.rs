@@ -43,7 +43,7 @@ fn batches_at_the_edge_stop_calling_the_provider() {
 
 /// What came and went once is given back at once.
 #[test]
-fn memory_that_was_used_once_goes_home() {
+fn memory_that_was_used_once_returns_to_its_slab() {
     let heap = Host::new(Books::default(), Hint(UnknownCpu));
     let kept = Filled::new(&heap, Layout::new::<u64>(), 1).unwrap().unwrap();
     batch(&heap, 1024, 64 * KIB);

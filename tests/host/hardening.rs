@@ -87,7 +87,7 @@ fn a_program_without_bugs_is_left_in_peace() {
 }
 
 #[test]
-fn blocks_that_were_lent_by_a_longer_class_are_no_mismatch() {
+fn blocks_of_a_fallback_class_are_no_mismatch() {
     play_cpu(0);
     let heap: Heap<_, _, 2> = Heap::new(Books::with_limit(64 << 10), Hint(ThreadCpu));
     let layout = |size| Layout::from_size_align(size, 8).unwrap();

@@ -1,4 +1,4 @@
-//! Memory that comes home: what is held over what is live, when loads change, stop, and move between CPUs.
+//! Memory that returns to its slab: what is held over what is live, when loads change, stop, and move between CPUs.
 //!
 //! One thread plays all CPUs in turn, and chunks lie at multiples of every block's alignment, so every figure is the
 //! same in each run, but for a table of chunks that some addresses need. `-- memory:: --nocapture` prints them. With
@@ -416,7 +416,7 @@ fn maintain_looks_at_as_many_bins_as_it_may() {
     let pieces: Vec<_> = (0..32 << 10).map(|_| Piece::new(&heap, 1024).unwrap()).collect();
     pieces.into_iter().for_each(|piece| piece.free(&heap));
     heap.drain_current();
-    let wholes = || heap.stats().classes.iter().map(|class| class.whole_count).sum::<u64>();
+    let wholes = || heap.stats().classes.iter().map(|class| class.empty_count).sum::<u64>();
     let before = wholes();
     assert!(before > 2, "there is a reserve: {before}");
     heap.maintain(0);
@@ -460,7 +460,7 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
     all_back(&heap, 2);
 }
 
-/// Joined and lent blocks: each is whole, disjoint, counted, and goes home as what it was.
+/// Joined and lent blocks: each is whole, disjoint, counted, and returns to its slab as what it was.
 #[test]
 #[cfg(not(feature = "hardened"))]
 fn free_neighbours_serve_a_longer_class_and_are_short_blocks_again_afterwards() {

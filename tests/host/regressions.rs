@@ -27,10 +27,10 @@ fn cached_len<const N: usize>(stats: &Stats<N>) -> usize {
     stats.cpus.iter().map(|cpu| cpu.cached_len).sum()
 }
 
-/// Tiny blocks stay with the CPU that their slab is at home on, and with no other.
+/// Tiny blocks stay with the CPU that their slab is owned by, and with no other.
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "with a frame, no block is tiny")]
-fn a_tiny_block_of_another_cpu_goes_home_and_an_own_one_stays() {
+fn a_tiny_block_of_another_cpu_returns_and_an_own_one_stays() {
     fn check<C: CpuMode>(heap: &Heap<Books, C, 4>) {
         let cached = |cpu: usize| heap.stats().cpus[cpu].cached_count;
         // Slabs of several granules, of a CPU that is not the first one.
@@ -597,7 +597,13 @@ static PINNED: Heap<Kernel, Pinned<Cpu>, 8> = Heap::new(Kernel, Pinned(Cpu));
 macro_rules! face {
     ($heap:ident, $name:ident) => {
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(what: usize, start: *mut u8, size: usize, align: usize, new_size: usize) -> *mut u8 {
+        pub unsafe extern "C" fn $name(
+            what: usize,
+            start: *mut u8,
+            size: usize,
+            align: usize,
+            new_size: usize,
+        ) -> *mut u8 {
             let Ok(layout) = Layout::from_size_align(size, align) else { return core::ptr::null_mut() };
             unsafe {
                 match what {

@@ -103,8 +103,8 @@ impl Model {
         );
         assert_eq!((stats.relief_count, stats.stray_count), (read(&called.reliefs), 0));
         for (now, then) in stats.cpus.iter().zip(&before.cpus) {
-            // A step refills once at most. Several batches may go home: of the class freed, and of one that gave up its
-            // limit.
+            // A step refills once at most. Several batches may return to their slabs: of the class freed, and of one
+            // that gave up its limit.
             assert_eq!(now.refill_count - then.refill_count, u64::from(now.refilled_count > then.refilled_count));
             let (blocks, batches) = (now.flushed_count - then.flushed_count, now.flush_count - then.flush_count);
             assert!(batches <= blocks && (blocks < 2 || batches > 0), "{blocks} blocks in {batches} batches");
@@ -133,8 +133,8 @@ fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
     assert_eq!(stats.fragmentation(), ((free - longest) as u64 * 1000).checked_div(free as u64).unwrap_or(0));
     for class in &stats.classes {
         let found = slabs.remove(&class.block_len).unwrap_or_default();
-        let out = (class.live_count + class.cached_count).wrapping_add_signed(-class.lent_count);
-        assert_eq!(found, [class.held_len as u64, out, class.whole_count, class.partial_count], "{class:?}");
+        let out = (class.live_count + class.cached_count).wrapping_add_signed(-class.fallback_count);
+        assert_eq!(found, [class.held_len as u64, out, class.empty_count, class.partial_count], "{class:?}");
     }
     let mut shares = [(0, 0, 0, 0, 0); CPUS];
     for (class, in_all) in SizeClass::all().zip(&stats.classes) {
@@ -142,10 +142,10 @@ fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
         assert!(heap.class_stats_on(CPUS, class).is_none());
         let sum = |of: fn(&smp_heap::CpuClassStats) -> u64| on.iter().map(of).sum::<u64>();
         assert_eq!(sum(|on| on.cached_count), in_all.cached_count);
-        assert_eq!((sum(|on| on.partial_count), sum(|on| on.whole_count)), (in_all.partial_count, in_all.whole_count));
+        assert_eq!((sum(|on| on.partial_count), sum(|on| on.empty_count)), (in_all.partial_count, in_all.empty_count));
         // The first block of a new chunk goes past the caches.
         let balance: i64 = on.iter().map(|on| on.balance()).sum();
-        let past = in_all.live_count as i64 - in_all.lent_count - balance;
+        let past = in_all.live_count as i64 - in_all.fallback_count - balance;
         assert!((0..=stats.map_count as i64).contains(&past), "{past} of {in_all:?} went past the caches");
         for (share, on) in shares.iter_mut().zip(&on) {
             assert!(on.cached_count <= 2 * on.limit_count);
@@ -207,7 +207,7 @@ fn every_number_agrees_with_a_model_at_rest() {
     while !model.blocks.is_empty() {
         model.free(&heap, 0);
     }
-    // Whatever cache is drained, blocks go home in batches; so the steps' rule does not hold here.
+    // Whatever cache is drained, blocks return to their slabs in batches; so the steps' rule does not hold here.
     heap.trim(0);
     let stats = model.compare(&heap, &heap.stats());
     compare_with_walk(&heap, &stats);

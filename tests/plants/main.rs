@@ -78,6 +78,25 @@ fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
     Ok((output.status.success(), text))
 }
 
+/// The shipped file, which must have the plant's place exactly once.
+fn shipped(plant: &Plant) -> Result<String, Failed> {
+    let text = fs::read_to_string(root().join("src").join(plant.file))?;
+    if text.matches(plant.shipped).count() != 1 {
+        return Err(format!("`{}` must be in src/{} exactly once", plant.shipped, plant.file).into());
+    }
+    Ok(text)
+}
+
+/// Every plant's place is there.
+fn fits() -> Result<(), Failed> {
+    let missing: Vec<String> = PLANTS
+        .iter()
+        .filter_map(|plant| shipped(plant).err())
+        .filter_map(|failed| failed.message().map(str::to_owned))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(missing.join("\n").into()) }
+}
+
 /// Plants a bug, sees it found, and takes it out again.
 fn plant(plant: &Plant) -> Result<(), Failed> {
     let tree = target().join("tree");
@@ -85,12 +104,8 @@ fn plant(plant: &Plant) -> Result<(), Failed> {
     for part in PARTS {
         copy(&root().join(part), &tree.join(part))?;
     }
-    let path = tree.join("src").join(plant.file);
-    let text = fs::read_to_string(&path)?;
-    if text.matches(plant.shipped).count() != 1 {
-        return Err(format!("`{}` must be in src/{} exactly once", plant.shipped, plant.file).into());
-    }
-    fs::write(&path, text.replacen(plant.shipped, plant.planted, 1))?;
+    let text = shipped(plant)?;
+    fs::write(tree.join("src").join(plant.file), text.replacen(plant.shipped, plant.planted, 1))?;
     let (compiled, errors) = cargo(&tree, &["--no-run"])?;
     if !compiled {
         return Err(format!("does not compile:\n{errors}").into());
@@ -109,6 +124,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // One tree.
     arguments.test_threads = Some(1);
-    let trials = PLANTS.iter().map(|one| Trial::test(one.name, || plant(one))).collect();
+    let mut trials = vec![Trial::test("fits", fits)];
+    trials.extend(PLANTS.iter().map(|one| Trial::test(one.name, || plant(one))));
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -191,7 +191,7 @@ const ELSEWHERE: Least = &[("freed_elsewhere", 8_000)];
 const EARLY: Least = &[("areas", 1), ("blocks", 2_000)];
 const FULL: Least = &[("blocks", 500_000)];
 const SMALL: Least = &[("blocks", 1_000)];
-const FAILURES: Least = &[("failures", 1_000), ("kept_runs", 1)];
+const FAILURES: Least = &[("failures", 1_000), ("cached_runs", 1)];
 const FRESH: Least = &[("blocks", 160)];
 const GUARDED: Least = &[("faults", 6), ("guarded", 5)];
 const PRICE: Least = &[("steps", 800_000), ("guarded", 1_000)];
@@ -205,7 +205,10 @@ const MIGRATION: Least = &[("blocks", 120_000), ("preemptions", 20)];
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
 #[rustfmt::skip]
 pub const KERNELS: &[Kernel] = &[
-    Kernel { elsewhere: &[1, 2, 4, 8], machines: &[Microvm, Q35], ..Kernel::new("boot", &[("cpus", 1), ("faults", 1), ("nmis", 1)]) },
+    Kernel {
+        elsewhere: &[1, 2, 4, 8], machines: &[Microvm, Q35],
+        ..Kernel::new("boot", &[("cpus", 1), ("faults", 1), ("nmis", 1)])
+    },
     Kernel { elsewhere: &[4], ..Kernel::new("tasks", &[("threads", 80), ("preemptions", 17)]) },
     Kernel { elsewhere: &[4], ..Kernel::new("collections", &[("shared_texts", 12), ("interrupts", 10)]) },
     Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint", GONE) },
@@ -214,31 +217,64 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned", ELSEWHERE) },
     Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure", EARLY) },
     Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", EARLY) },
-    Kernel { elsewhere: &[1], args: &["mode=hint", "raise=interrupt"], ..Kernel::counting("every_instruction+hint_interrupt", RAISED) },
+    Kernel {
+        elsewhere: &[1], args: &["mode=hint", "raise=interrupt"],
+        ..Kernel::counting("every_instruction+hint_interrupt", RAISED)
+    },
     Kernel { needs: Nmi, args: &["mode=hint", "raise=nmi"], ..Kernel::counting("every_instruction+hint_nmi", RAISED) },
     Kernel { args: &["mode=hint", "raise=panic"], ..Kernel::counting("every_instruction+hint_panic", PANICS) },
-    Kernel { elsewhere: &[1], args: &["mode=pinned", "raise=interrupt"], ..Kernel::counting("every_instruction+pinned_interrupt", RAISED) },
-    Kernel { elsewhere: &[1], needs: Nmi, args: &["mode=pinned", "raise=nmi"], ..Kernel::counting("every_instruction+pinned_nmi", RAISED) },
+    Kernel {
+        elsewhere: &[1], args: &["mode=pinned", "raise=interrupt"],
+        ..Kernel::counting("every_instruction+pinned_interrupt", RAISED)
+    },
+    Kernel {
+        elsewhere: &[1], needs: Nmi, args: &["mode=pinned", "raise=nmi"],
+        ..Kernel::counting("every_instruction+pinned_nmi", RAISED)
+    },
     Kernel { args: &["mode=pinned", "raise=panic"], ..Kernel::counting("every_instruction+pinned_panic", PANICS) },
-    Kernel { args: &["mode=masked", "raise=interrupt"], ..Kernel::counting("every_instruction+masked_interrupt", RAISED) },
-    Kernel { needs: NmiPastPin, args: &["mode=masked", "raise=nmi"], ..Kernel::counting("every_instruction+masked_nmi", RAISED) },
-    Kernel { needs: NmiPastPin, args: &["mode=masked", "raise=panic"], ..Kernel::counting("every_instruction+masked_panic", PANICS) },
+    Kernel {
+        args: &["mode=masked", "raise=interrupt"],
+        ..Kernel::counting("every_instruction+masked_interrupt", RAISED)
+    },
+    Kernel {
+        needs: NmiPastPin, args: &["mode=masked", "raise=nmi"],
+        ..Kernel::counting("every_instruction+masked_nmi", RAISED)
+    },
+    Kernel {
+        needs: NmiPastPin, args: &["mode=masked", "raise=panic"],
+        ..Kernel::counting("every_instruction+masked_panic", PANICS)
+    },
     Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("every_storm+hint", EVERY_STORM) },
-    Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=counted"], ..Kernel::new("every_storm+counted", EVERY_STORM) },
+    Kernel {
+        elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=counted"],
+        ..Kernel::new("every_storm+counted", EVERY_STORM)
+    },
     Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("every_storm+masked", EVERY_STORM) },
     Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint", FULL) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("exhaustion+pinned", FULL) },
-    Kernel { elsewhere: &[4], cpus: &[1, 2, 4], args: &["mode=hint", "small"], ..Kernel::new("exhaustion+small_hint", SMALL) },
+    Kernel {
+        elsewhere: &[4], cpus: &[1, 2, 4], args: &["mode=hint", "small"],
+        ..Kernel::new("exhaustion+small_hint", SMALL)
+    },
     Kernel { cpus: &[1, 2, 4], args: &["mode=pinned", "small"], ..Kernel::new("exhaustion+small_pinned", SMALL) },
     Kernel { args: &["mode=hint"], ..Kernel::new("failing_provider+hint", FAILURES) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("failing_provider+pinned", FAILURES) },
     Kernel { args: &["mode=hint"], ..Kernel::new("fresh_start+hint", FRESH) },
     Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("fresh_start+pinned", FRESH) },
-    Kernel { cpus: &[1, 4], args: &["mode=hint"], profile: Profile::Fast, ..Kernel::counting("full_house+hint", HANDLERS) },
-    Kernel { cpus: &[1, 4], args: &["mode=pinned"], profile: Profile::Fast, ..Kernel::counting("full_house+pinned", HANDLERS) },
+    Kernel {
+        cpus: &[1, 4], args: &["mode=hint"], profile: Profile::Fast,
+        ..Kernel::counting("full_house+hint", HANDLERS)
+    },
+    Kernel {
+        cpus: &[1, 4], args: &["mode=pinned"], profile: Profile::Fast,
+        ..Kernel::counting("full_house+pinned", HANDLERS)
+    },
     Kernel { needs: PageTables, seconds: 120, ..Kernel::new("growing", &[("vectors", 9), ("shootdowns", 10)]) },
     Kernel { needs: PageTables, cpus: &[1, 2, 4], profile: Profile::Guarded, ..Kernel::new("guarded", GUARDED) },
-    Kernel { needs: PageTables, profile: Profile::Guarded, args: &["price"], ..Kernel::counting("guarded+price", PRICE) },
+    Kernel {
+        needs: PageTables, profile: Profile::Guarded, args: &["price"],
+        ..Kernel::counting("guarded+price", PRICE)
+    },
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
@@ -252,7 +288,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint", MIGRATION) },
     Kernel { elsewhere: &[4], args: &["mode=counted"], ..Kernel::new("migration+counted", MIGRATION) },
     Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },
-    Kernel { elsewhere: &[4], needs: Nmi, cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("nmi_storm+hint", STORM) },
+    Kernel {
+        elsewhere: &[4], needs: Nmi, cpus: &[2, 4, 8], args: &["mode=hint"],
+        ..Kernel::new("nmi_storm+hint", STORM)
+    },
     Kernel { needs: Nmi, cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned", STORM) },
     Kernel { needs: NmiPastPin, cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", STORM) },
     Kernel { needs: PageTables, seconds: 180, args: &["mode=hint"], ..Kernel::new("paging+hint", PAGING) },
@@ -261,7 +300,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned", CALLS) },
     Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked", CALLS) },
     Kernel { args: &["mode=hint", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_hint", SHOOTDOWNS) },
-    Kernel { elsewhere: &[4], args: &["mode=pinned", "shootdown"], ..Kernel::new("provider_calls_heap+shootdown_pinned", SHOOTDOWNS) },
+    Kernel {
+        elsewhere: &[4], args: &["mode=pinned", "shootdown"],
+        ..Kernel::new("provider_calls_heap+shootdown_pinned", SHOOTDOWNS)
+    },
     Kernel { elsewhere: &[4], args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
     Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
     Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", STORM) },

@@ -143,7 +143,8 @@ kernel! {
         let calls = TRIAL.made.load(Relaxed);
         let did = LONE.get().copied().unwrap_or_default();
         println!("{did:?}");
-        assert!(did.refilled > 0 && did.flushed > 0 && did.maps > 1 && did.unmaps > 0, "the sequence leaves out what it is for");
+        let is_all_there = did.refilled > 0 && did.flushed > 0 && did.maps > 1 && did.unmaps > 0;
+        assert!(is_all_there, "the sequence leaves out what it is for");
         let mut sum = Sum::default();
         for call in 1..=calls {
             run(sequence, call, 0);

@@ -170,6 +170,6 @@ fn unmaps_are_refused(steps: usize) {
     }
     println!("{} runs not taken back, {} KiB kept and used again", KEPT.load(Relaxed), held_len / 1024);
     assert!(KEPT.load(Relaxed) > 0, "no run was refused");
-    test::did(KEPT.load(Relaxed), "kept_runs");
+    test::did(KEPT.load(Relaxed), "cached_runs");
     KEEPS.store(false, Relaxed);
 }

@@ -45,8 +45,8 @@ heaps! {
 }
 
 /// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 64
-/// blocks are looked up at most, which takes less than 100 each, and go home to 14 slabs, one more to its own; a slab
-/// that goes to the pages takes less than 2,300.
+/// blocks are looked up at most, which takes less than 100 each, and return to their slabs to 14 slabs, one more to its
+/// own; a slab that goes to the pages takes less than 2,300.
 const LONGEST_HOLD: u32 = 64 * 100 + 15 * 2_300;
 
 /// Blocks of each kind.
@@ -223,7 +223,9 @@ fn five_instructions(word: *const u64) {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: as above. The last one belongs to the second pair.
     unsafe {
-        core::arch::asm!("ldaxr {1}, [{0}]", "stlxr {2:w}, {1}, [{0}]", "ldxr {1}, [{0}]", "stxr {2:w}, {1}, [{0}]", "cbnz {2:w}, .-8",
+        core::arch::asm!(
+            "ldaxr {1}, [{0}]", "stlxr {2:w}, {1}, [{0}]", "ldxr {1}, [{0}]", "stxr {2:w}, {1}, [{0}]",
+            "cbnz {2:w}, .-8",
             in(reg) word, out(reg) _, out(reg) _);
     }
     #[cfg(target_arch = "riscv64")]
@@ -381,7 +383,7 @@ fn remote() {
 const MANY: usize = 160_000;
 
 /// Lists as long as they get, each of their blocks the last one of its slab: sent home, every block retires one. Of two
-/// sizes in turn, so that one class's list goes home and another's has to give way.
+/// sizes in turn, so that one class's list returns to its slab and another's has to give way.
 fn longest_hold(count: usize) -> Figures {
     static BLOCKS: [Slots<MANY>; 2] = [const { Slots::new() }; 2];
     let sizes = [256, 248];

@@ -141,7 +141,8 @@ kernel! {
                     return;
                 }
                 time::wait_for("the shootdown", time::SOON, || WAITS.load(Ordering::Acquire));
-                let count = interrupts::without(|| [24, 5000, 100_000, 6 << 20].map(ask).into_iter().max().unwrap_or(0));
+                let ask_all = || [24, 5000, 100_000, 6 << 20].map(ask).into_iter().max().unwrap_or(0);
+                let count = interrupts::without(ask_all);
                 longest.fetch_max(count, Ordering::Relaxed);
                 SEEN.fetch_add(1, Ordering::Release);
                 test::did(4, "answers");

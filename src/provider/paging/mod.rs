@@ -207,7 +207,9 @@ impl Error for WindowError {}
 /// # use x86_64::structures::paging::{FrameAllocator, FrameDeallocator, PhysFrame, Size2MiB, Size4KiB};
 /// # struct Frames;
 /// # unsafe impl FrameAllocator<Size4KiB> for Frames { fn allocate_frame(&mut self) -> Option<PhysFrame> { None } }
-/// # unsafe impl FrameAllocator<Size2MiB> for Frames { fn allocate_frame(&mut self) -> Option<PhysFrame<Size2MiB>> { None } }
+/// # unsafe impl FrameAllocator<Size2MiB> for Frames {
+/// #     fn allocate_frame(&mut self) -> Option<PhysFrame<Size2MiB>> { None }
+/// # }
 /// # impl FrameDeallocator<Size4KiB> for Frames { unsafe fn deallocate_frame(&mut self, _: PhysFrame) {} }
 /// # impl FrameDeallocator<Size2MiB> for Frames { unsafe fn deallocate_frame(&mut self, _: PhysFrame<Size2MiB>) {} }
 ///

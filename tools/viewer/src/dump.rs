@@ -91,13 +91,13 @@ record! {
         /// Blocks in caches.
         cached = "cached",
         /// Blocks of other classes' slabs that serve this one, less the other way round.
-        borrowed = "borrowed",
+        from_others = "from_others",
         /// Blocks of its own slabs that serve other classes, less the other way round.
-        lent = "lent",
+        to_others = "to_others",
         /// Slabs with blocks to give.
         partial = "partial",
         /// Slabs in reserve.
-        whole = "whole",
+        empty = "empty",
         /// Bytes in slabs.
         held_len = "held",
         /// The most bytes ever in slabs at once.
@@ -114,7 +114,7 @@ record! {
         cached = "cached",
         /// Bytes in them.
         cached_len = "bytes",
-        /// Partial slabs at home there.
+        /// Partial slabs owned there.
         partial = "partial",
         /// Blocks ever got from slabs.
         refilled = "refilled",
@@ -148,10 +148,10 @@ record! {
         refilled = "refilled",
         /// Blocks ever given back.
         flushed = "flushed",
-        /// Partial slabs at home there.
+        /// Partial slabs owned there.
         partial = "partial",
         /// Slabs in reserve there.
-        whole = "whole",
+        empty = "empty",
     }
 }
 
@@ -423,11 +423,11 @@ pub(crate) mod tests {
 booting
 [    0.10] smp-heap v1 dump time=100000 cpus=4
 [    0.10] smp-heap v1 heap held=131072 high=262144 live=49152 slabs=49152 large=32768 free=45056 longest=32768 own=4096 maps=2 failed=0 unmaps=1 refused=0 reliefs=0 strays=0
-[    0.10] smp-heap v1 class block=32 live=700 cached=68 borrowed=0 lent=0 partial=1 whole=0 held=32768 high=32768 colour=red
-[    0.10] smp-heap v1 class block=4096 live=0 cached=0 borrowed=0 lent=0 partial=0 whole=1 held=16384 high=65536
+[    0.10] smp-heap v1 class block=32 live=700 cached=68 from_others=0 to_others=0 partial=1 empty=0 held=32768 high=32768 colour=red
+[    0.10] smp-heap v1 class block=4096 live=0 cached=0 from_others=0 to_others=0 partial=0 whole=1 held=16384 high=65536
 another CPU: smp-heap v? is not a line of it, nor is smp-heap v1
 [    0.10] smp-heap v1 cpu cpu=0 cached=68 bytes=2176 partial=1 refilled=800 flushed=32 refills=9 flushes=1 laps=0 nested_allocs=3 nested_frees=2\r
-[    0.10] smp-heap v1 share cpu=0 block=32 cached=68 limit=128 refilled=800 flushed=32 partial=1 whole=0
+[    0.10] smp-heap v1 share cpu=0 block=32 cached=68 limit=128 refilled=800 flushed=32 partial=1 empty=0
 [    0.10] smp-heap v1 weather sun=yes
 [    0.10] smp-heap v1 run chunk=0x400000 offset=32768 len=32768 kind=free\u{1b}[0m
 [    0.10] smp-heap v1 run chunk=0x200000 offset=0 len=16384 kind=slab block=32 blocks=512 out=512
@@ -530,10 +530,10 @@ going on
         let stats = heap.stats();
         let dump = parse(&heap.dump(7).to_string()).expect("a dump").pop().expect("one dump");
         let said =
-            |class: &Class| [class.block_len, class.live, class.cached, class.partial, class.whole, class.held_len];
+            |class: &Class| [class.block_len, class.live, class.cached, class.partial, class.empty, class.held_len];
         let known = stats.classes.iter().filter(|class| class.high_held_len > 0).map(|class| {
             let [block_len, held_len] = [class.block_len, class.held_len].map(|len| len as u64);
-            [block_len, class.live_count, class.cached_count, class.partial_count, class.whole_count, held_len]
+            [block_len, class.live_count, class.cached_count, class.partial_count, class.empty_count, held_len]
         });
         assert!(dump.classes.iter().any(|class| class.cached > 0 && class.cached != class.live));
         assert_eq!(dump.classes.iter().map(said).collect::<Vec<_>>(), known.collect::<Vec<_>>());

@@ -58,7 +58,7 @@ fn page_into(out: &mut String, dumps: &[Dump], caption: &str) -> fmt::Result {
     }
     writeln!(
         out,
-        "<footer>Drawn from lines of <code>heap.dump(time)</code>. Slabs, caches, partial and whole: see the words in the crate's documentation.</footer>"
+        "<footer>Drawn from lines of <code>heap.dump(time)</code>. Slabs, caches, partial and empty: see the words in the crate's documentation.</footer>"
     )?;
     writeln!(out, "</main>\n<div class=\"tip\"></div>\n<script>\n{SCRIPT}</script>\n</body>\n</html>")
 }
@@ -179,7 +179,7 @@ fn classes_card(out: &mut String, dump: &Dump) -> fmt::Result {
     )?;
     writeln!(
         out,
-        "<table class=\"classes\"><tr><th>block</th><th>in use</th><th>cached</th><th>partial slabs</th><th>whole slabs</th><th>held</th><th>at most</th><th>used</th><th></th></tr>"
+        "<table class=\"classes\"><tr><th>block</th><th>in use</th><th>cached</th><th>partial slabs</th><th>empty slabs</th><th>held</th><th>at most</th><th>used</th><th></th></tr>"
     )?;
     let most = dump.classes.iter().map(|class| class.high_held_len).max().unwrap_or(0);
     for class in &dump.classes {
@@ -189,7 +189,7 @@ fn classes_card(out: &mut String, dump: &Dump) -> fmt::Result {
             class.block_len,
             bytes_exact(class.block_len)
         )?;
-        for value in [class.live, class.cached, class.partial, class.whole] {
+        for value in [class.live, class.cached, class.partial, class.empty] {
             cell(out, value)?;
         }
         let used = 100.0 * used_len(class) / class.held_len.max(1) as f64;
@@ -215,7 +215,7 @@ fn classes_card(out: &mut String, dump: &Dump) -> fmt::Result {
 
 /// Bytes of the class's own slabs that are in use, whichever class they serve.
 fn used_len(class: &Class) -> f64 {
-    (class.live + class.lent).saturating_sub(class.borrowed) as f64 * class.block_len as f64
+    (class.live + class.to_others).saturating_sub(class.from_others) as f64 * class.block_len as f64
 }
 
 /// A block's length: exact, since classes are told apart by it.
@@ -290,7 +290,7 @@ fn shares(out: &mut String, dump: &Dump) -> fmt::Result {
                         count(share.refilled),
                         count(share.flushed),
                         share.partial,
-                        share.whole
+                        share.empty
                     )?;
                 }
             }
@@ -352,9 +352,9 @@ mod tests {
         let mut dump = sample();
         let class = &mut dump.classes[0];
         let own = used_len(class);
-        (class.live, class.borrowed) = (class.live + 5000, 5000);
+        (class.live, class.from_others) = (class.live + 5000, 5000);
         assert_eq!(used_len(class), own);
-        (class.live, class.borrowed, class.lent) = (0, 0, 700);
+        (class.live, class.from_others, class.to_others) = (0, 0, 700);
         assert_eq!(used_len(class), own);
     }
 

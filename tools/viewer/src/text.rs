@@ -65,7 +65,7 @@ fn overview_into(text: &mut String, dumps: &[Dump], width: usize) -> fmt::Result
     writeln!(
         text,
         "\n{:>8} {:>10} {:>10} {:>8} {:>8} {:>10} {:>10}  of the bytes held",
-        "block", "live", "cached", "partial", "whole", "held", "at most"
+        "block", "live", "cached", "partial", "empty", "held", "at most"
     )?;
     for class in &last.classes {
         let share = |blocks: u64| blocks as f64 * class.block_len as f64 / class.held_len.max(1) as f64;
@@ -76,7 +76,7 @@ fn overview_into(text: &mut String, dumps: &[Dump], width: usize) -> fmt::Result
             class.live,
             class.cached,
             class.partial,
-            class.whole,
+            class.empty,
             bytes(class.held_len as f64),
             bytes(class.high_held_len as f64),
             bar(share(class.live), share(class.cached), 20),

@@ -172,7 +172,8 @@ fn the_address_the_chart_and_the_slider_choose_a_dump() {
         dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' })); note();
         document.body.dataset.seen = seen.join();
         document.body.dataset.said = $('.steer output').textContent;
-        document.body.dataset.marks = [...document.querySelectorAll('.mark')].filter(mark => getComputedStyle(mark).visibility == 'visible').length;
+        const is_seen = mark => getComputedStyle(mark).visibility == 'visible';
+        document.body.dataset.marks = [...document.querySelectorAll('.mark')].filter(is_seen).length;
     "#,
         "",
         1280,
@@ -188,12 +189,15 @@ fn pointing_tells_and_a_chip_leaves_one_size() {
         &dumps(),
         r#"
         const run = [...document.querySelectorAll('.on .r')].find(run => run.dataset.t.startsWith('Slab of 112'));
-        run.querySelector('rect').dispatchEvent(new MouseEvent('mousemove', { bubbles: true, clientX: 50, clientY: 60 }));
+        const at = { bubbles: true, clientX: 50, clientY: 60 };
+        run.querySelector('rect').dispatchEvent(new MouseEvent('mousemove', at));
         document.body.dataset.tip = $('.tip').style.display + ': ' + $('.tip b').textContent;
         const chip = $('.on .chip[data-c="b112"]');
-        const lit = () => [...document.querySelectorAll('.on .r')].filter(run => getComputedStyle(run).opacity == 1).length;
+        const is_lit = run => getComputedStyle(run).opacity == 1;
+        const lit = () => [...document.querySelectorAll('.on .r')].filter(is_lit).length;
         const before = lit(); chip.click(); const only = lit(); chip.click();
-        document.body.dataset.lit = [before > only, only == document.querySelectorAll('.on .r.b112').length, only > 0, lit() == before].join();
+        const all = document.querySelectorAll('.on .r.b112').length;
+        document.body.dataset.lit = [before > only, only == all, only > 0, lit() == before].join();
     "#,
         "",
         1280,

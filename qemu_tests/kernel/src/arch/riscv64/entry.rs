@@ -115,8 +115,8 @@ trap_entry:
     frcsr t0
     sd t0, 264(sp)
     .set at, 0
-    .irp register, f0,f1,f2,f3,f4,f5,f6,f7,f8,f9,f10,f11,f12,f13,f14,f15,f16,f17,f18,f19,f20,f21,f22,f23,f24,f25,f26,f27,f28,f29,f30,f31
-    fsd \register, 272+at(sp)
+    .irp number, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    fsd f\number, 272+at(sp)
     .set at, at + 8
     .endr
     mv a0, sp
@@ -126,8 +126,8 @@ trap_entry:
     mv sp, a0                 # another thread's context; the one that was left may be taken from now on
     call interrupt_switched
 3:  .set at, 0
-    .irp register, f0,f1,f2,f3,f4,f5,f6,f7,f8,f9,f10,f11,f12,f13,f14,f15,f16,f17,f18,f19,f20,f21,f22,f23,f24,f25,f26,f27,f28,f29,f30,f31
-    fld \register, 272+at(sp)
+    .irp number, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    fld f\number, 272+at(sp)
     .set at, at + 8
     .endr
     ld t0, 264(sp)
@@ -196,10 +196,11 @@ step_returned:
     addi sp, sp, 16
     ret
 
-    # void timed_call(void (*work)(void *), void *argument, uint64_t count): sets the timer before the call, by the register that the
-    # firmware uses itself (Sstc), and stops it behind it. Where the emulator counts instructions, `cycle` is its clock, an instruction 128 ns,
-    # and a count of the timer 100 ns; the count that it is at when the register is written is known only so. A sum of counts from
-    # there falls to each instruction once, and to some twice.
+    # void timed_call(void (*work)(void *), void *argument, uint64_t count): sets the timer before
+    # the call, by the register that the firmware uses itself (Sstc), and stops it behind it. Where the emulator counts
+    # instructions, `cycle` is its clock, an instruction 128 ns, and a count of the timer 100 ns; the count that it is
+    # at when the register is written is known only so. A sum of counts from there falls to each instruction once, and
+    # to some twice.
     .section .text.timed, "ax"
     .global timed_call, timed_end
 timed_call:

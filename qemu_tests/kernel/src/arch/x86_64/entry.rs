@@ -132,7 +132,8 @@ interrupt_stubs:
     .set vector, 0
     .rept 256
     .balign 16
-    .if !((vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30))
+    .set has_code, (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)
+    .if !(has_code || (vector == 29) || (vector == 30))
     pushq $0                  # in place of the error code
     .endif
     .byte 0x68                # push the vector
@@ -194,8 +195,9 @@ probe_instruction:
 probe_faulted:
     retq
 
-    # void step_call(void (*work)(void *), void *argument): calls with the trap flag set. The first exception comes after the instruction
-    # behind the one that sets it, which is the call; the handler clears it after the return.
+    # void step_call(void (*work)(void *), void *argument): calls with the trap flag set. The first
+    # exception comes after the instruction behind the one that sets it, which is the call; the handler clears it after
+    # the return.
     .section .text.step, "ax"
     .global step_call, step_called, step_returned
 step_call:
@@ -212,7 +214,8 @@ step_returned:
     retq
 
     # void timed_call(void (*work)(void *), void *argument, uint32_t count, uint32_t *timer): starts the timer before
-    # the call, and stops it in the one behind it. The timer takes a count or two to begin, for which there are instructions of no use.
+    # the call, and stops it in the one behind it. The timer takes a count or two to begin, for which there are
+    # instructions of no use.
     .section .text.timed, "ax"
     .global timed_call, timed_end
 timed_call:
@@ -230,8 +233,8 @@ timed_call:
     retq
 timed_end:
 
-    # void catch_call(void (*work)(void *), void *argument, uint64_t *stack): calls, having noted the stack pointer with which a handler may
-    # go on at `catch_resume` instead.
+    # void catch_call(void (*work)(void *), void *argument, uint64_t *stack): calls, having noted the
+    # stack pointer with which a handler may go on at `catch_resume` instead.
     .section .text.catch, "ax"
     .global catch_call, catch_resume
 catch_call:

@@ -1,13 +1,13 @@
-//! A CPU's kept run: a large block's run that was just freed, for the next block of its length.
+//! A CPU's cached run: a large block's run that was just freed, for the next block of its length.
 //!
 //! Kernels ask for the same lengths again: buffers, stacks, rings. So a run that is as long as the one that its CPU cut
 //! last is not merged, and such a pair of calls opens no pool. Decisions, and what pays for each:
 //! - *One run for each CPU, which its cache's holder fills by a plain store and anybody empties by an exchange*: one
 //!   locked instruction for both calls, where a pool's lock takes two. Nobody but the holder fills it, so a run that an
 //!   exchange finds is the one that was read. Price: 64 bytes for each CPU.
-//! - *The memory is everybody's.* A request that the pools refuse frees kept runs before it is refused, and so do a
+//! - *The memory is everybody's.* A request that the pools refuse frees cached runs before it is refused, and so do a
 //!   block that would grow into one, draining, trimming and the statistics. Price: these look at each CPU's; and a
-//!   chunk that only a kept run is in is not seen to be empty until then.
+//!   chunk that only a cached run is in is not seen to be empty until then.
 //! - *Its holder frees it when it cuts a run of another length*: what is not asked for again does not wait.
 //! - *The place remembers the run that was in it last*: freed again, as such a block mostly is, it is known by its
 //!   address alone, without the look-up that other frees take. As with [`ChunkHints`](super::ChunkHints), a chunk's
@@ -22,13 +22,13 @@ use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 /// All zero is the empty state. But for `run`, only the holder of the CPU's cache reads and writes it.
 #[derive(Debug)]
 #[repr(align(64))]
-pub(super) struct Kept {
-    /// The kept run, of kind `Deferred`, or null.
+pub(super) struct RunCache {
+    /// The cached run, of kind `Deferred`, or null.
     run: AtomicPtr<PageDesc>,
     /// How many granules the run has that was cut last. Another one is not kept.
     recent_len: AtomicUsize,
-    /// The run that is kept, or was last, if none was cut since; its address, or null.
-    known_run: AtomicPtr<PageDesc>,
+    /// The run that is cached, or was last, if none was cut since; its address, or null.
+    last_run: AtomicPtr<PageDesc>,
     start: AtomicPtr<u8>,
     /// The longest block it is for, less a byte; and how many lengths, from that on downwards.
     last: AtomicUsize,
@@ -37,12 +37,12 @@ pub(super) struct Kept {
     removals: AtomicUsize,
 }
 
-impl Kept {
+impl RunCache {
     pub(super) const fn new() -> Self {
         Self {
             run: AtomicPtr::new(null_mut()),
             recent_len: AtomicUsize::new(0),
-            known_run: AtomicPtr::new(null_mut()),
+            last_run: AtomicPtr::new(null_mut()),
             start: AtomicPtr::new(null_mut()),
             last: AtomicUsize::new(0),
             granule: AtomicUsize::new(0),
@@ -72,7 +72,7 @@ impl Kept {
         if !is_likely || !self.is_empty() {
             return false;
         }
-        self.known_run.store(run.as_link(), Relaxed);
+        self.last_run.store(run.as_link(), Relaxed);
         self.start.store(Chunk::start_of(run).as_ptr(), Relaxed);
         self.last.store((tag.len() << descs.shift()).wrapping_sub(1), Relaxed);
         self.granule.store(1 << descs.shift(), Relaxed);
@@ -93,7 +93,7 @@ impl Kept {
         // SAFETY: `keep` set it together with the address. A chunk's removal is counted before its memory can come to
         // anybody else, so with equal counts the caller's block at that address is in the very chunk that the run was
         // in, which cannot leave before the block is free.
-        let Some(run) = (unsafe { PageDesc::from_link(self.known_run.load(Relaxed)) }) else { return false };
+        let Some(run) = (unsafe { PageDesc::from_link(self.last_run.load(Relaxed)) }) else { return false };
         let tag = run.tag();
         // While a run is kept, it is the known one, and deferred.
         let is_same = tag.is(Kind::Large) && tag.len() == self.recent_len.load(Relaxed);
@@ -109,7 +109,7 @@ impl Kept {
         self.run.store(run.as_link(), Ordering::Release);
     }
 
-    /// The kept run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if
+    /// The cached run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if
     /// it is as long as that takes; and its address.
     #[inline(always)]
     pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<(&'a PageDesc, NonNull<u8>)> {
@@ -124,7 +124,7 @@ impl Kept {
         Some((run, start))
     }
 
-    /// The kept run, which is the caller's then. Any context.
+    /// The cached run, which is the caller's then. Any context.
     pub(super) fn take<'a>(&self) -> Option<&'a PageDesc> {
         let link = self.run.load(Relaxed);
         if link.is_null() { None } else { self.take_link(link) }
