@@ -9,8 +9,7 @@
 
 extern crate alloc;
 
-#[path = "common/heaps.rs"]
-mod heaps;
+mod common;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -21,7 +20,7 @@ use alloc::{format, vec};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use heaps::{CPUS, Regions, expect_left, give};
+use common::heaps::{CPUS, Regions, expect_left, give};
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, Heap, Pinned};
@@ -108,7 +107,7 @@ kernel! {
 }
 
 fn early(boot: &Boot) {
-    heaps::set_chosen(&HEAP);
+    common::heaps::set_chosen(&HEAP);
     give(boot.largest_region());
 }
 

@@ -8,21 +8,14 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{Regions, expect_left, give, heap};
-use modes::{Index, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, give, heap};
+use common::modes::{Index, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, Region, kernel, println, smp, test};
@@ -54,16 +47,16 @@ kernel! {
                 let gone = unsafe { heap().retire_cpu(cpu) };
                 assert!(gone, "CPU {cpu} was idle");
             }
-            heaps::verify();
+            common::heaps::verify();
             let mut served = 0;
             for place in 0..BLOCKS / 4 {
                 let block = Block::new(heap(), SIZE, 8, place as u8);
-                assert!(block.is_some(), "no memory at {place}\n{}", heaps::Shown);
+                assert!(block.is_some(), "no memory at {place}\n{}", common::heaps::Shown);
                 served += usize::from(KEPT.swap(free_place(place, count), block).is_none());
             }
             let grown = heap().used_len().saturating_sub(held_len);
             println!("round {round}: {served} blocks out of what {} CPUs left, {grown} bytes more held", count - 1);
-            assert!(grown == 0 && served > BLOCKS / 5, "{grown} bytes more for {served} blocks\n{}", heaps::Shown);
+            assert!(grown == 0 && served > BLOCKS / 5, "{grown} bytes more for {served} blocks\n{}", common::heaps::Shown);
             test::did(count - 1, "retired");
             test::did(served, "served");
             longer(count);
@@ -79,7 +72,7 @@ fn fill(count: usize) {
     smp::on_all(|cpu| {
         for place in (cpu..BLOCKS).step_by(count) {
             let block = Block::new(heap(), SIZE, 8, place as u8);
-            assert!(block.is_some(), "no memory\n{}", heaps::Shown);
+            assert!(block.is_some(), "no memory\n{}", common::heaps::Shown);
             KEPT.swap(place, block);
         }
     });
@@ -103,7 +96,7 @@ fn longer(count: usize) {
         take_out(place);
     }
     smp::on_all(|_| heap().drain_current());
-    heaps::verify();
+    common::heaps::verify();
     let taken = AtomicUsize::new(0);
     smp::on_all(|cpu| {
         smp::barrier();
@@ -113,23 +106,23 @@ fn longer(count: usize) {
             taken.fetch_add(1, Relaxed);
         }
     });
-    heaps::verify();
+    common::heaps::verify();
     let (len, held_len) = (taken.load(Relaxed) * 5 * SIZE, heap().regions().held_len());
     println!("  {} blocks of {} bytes beside {} of {SIZE}", taken.load(Relaxed), 5 * SIZE, BLOCKS / 16);
-    assert!(len > held_len / 2, "{len} of {held_len} bytes\n{}", heaps::Shown);
+    assert!(len > held_len / 2, "{len} of {held_len} bytes\n{}", common::heaps::Shown);
 }
 
 /// All CPUs are idle and maintain the heap at once.
 fn idle(boot: &Boot) {
     smp::on_all(|_| heap().drain_current());
-    heaps::verify();
+    common::heaps::verify();
     let before = heap().used_len();
     smp::on_all(|_| {
         smp::barrier();
         (0..20).for_each(|_| _ = heap().maintain());
     });
-    heaps::verify();
+    common::heaps::verify();
     let after = heap().used_len();
     println!("  {before} bytes used, {after} after a while idle on {} CPUs", boot.cpu_count());
-    assert!(after < before || before == 0, "nothing went back\n{}", heaps::Shown);
+    assert!(after < before || before == 0, "nothing went back\n{}", common::heaps::Shown);
 }

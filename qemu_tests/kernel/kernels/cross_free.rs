@@ -7,24 +7,15 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{CPUS, Regions, expect_left, give, heap};
-use modes::{Index, heaps};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{CPUS, Regions, expect_left, give, heap};
+use common::modes::{Index, heaps};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
@@ -72,12 +63,12 @@ kernel! {
                     exchange(cpu, round, |turn| route(cpu, turn, count));
                 });
                 most_held = most_held.max(heap().used_len());
-                heaps::verify();
+                common::heaps::verify();
             }
             println!("{name}: {} blocks freed elsewhere, at most {} KiB used", ARRIVED.load(Relaxed), most_held / 1024);
             assert!(ARRIVED.load(Relaxed) > 100 * rounds, "hardly a block arrived");
             test::did(ARRIVED.load(Relaxed), "freed_elsewhere");
-            assert!(most_held <= 5 * MOST_LIVE, "the heap grew to {most_held} bytes\n{}", heaps::Shown);
+            assert!(most_held <= 5 * MOST_LIVE, "the heap grew to {most_held} bytes\n{}", common::heaps::Shown);
         }
         expect_left(0);
     }
@@ -90,7 +81,7 @@ fn exchange(cpu: usize, round: usize, to: impl Fn(usize) -> Option<usize>) {
         if let Some(mail) = to(turn).and_then(|cpu| MAIL.get(cpu)) {
             let size = random_size(&mut random).min(1024);
             let Some(block) = Block::new(heap(), size, 8, turn as u8) else {
-                test::fail(format_args!("no memory for {size} bytes\n{}", heaps::Shown));
+                test::fail(format_args!("no memory for {size} bytes\n{}", common::heaps::Shown));
             };
             if let Some(late) = mail.swap(turn, Some(block)) {
                 late.free(heap());

@@ -8,25 +8,16 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{CPUS, Regions, expect_left, give, heap};
-use modes::{Index, Mode, heaps};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{CPUS, Regions, expect_left, give, heap};
+use common::modes::{Index, Mode, heaps};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, Hint, Pinned};
@@ -76,7 +67,7 @@ kernel! {
     fn main(boot: &Boot) {
         let count = boot.cpu_count();
         assert_eq!(AREAS.load(Relaxed), count, "each CPU allocated its area");
-        heaps::verify();
+        common::heaps::verify();
         // The rest comes in two pieces while all CPUs work, the second from the last CPU to come up.
         let rest = rest(boot);
         let half = rest.len / 2;
@@ -116,16 +107,16 @@ fn early(boot: &Boot) {
     give(Region { len: FIRST_LEN, ..all });
     for (place, size) in [16, 100, 300, 64, 16, 500].into_iter().enumerate() {
         let block = Block::new(heap(), size, 8, 1);
-        assert!(block.is_some(), "no {size} bytes in the first 4 KiB\n{}", heaps::Shown);
+        assert!(block.is_some(), "no {size} bytes in the first 4 KiB\n{}", common::heaps::Shown);
         EARLY.swap(place, block);
     }
     give(Region { start: all.start + FIRST_LEN, len: SECOND_LEN });
     for (place, size) in [4096, 20_000, 40_000].into_iter().enumerate() {
         let block = Block::new(heap(), size, 8, 2);
-        assert!(block.is_some(), "no {size} bytes in the second region\n{}", heaps::Shown);
+        assert!(block.is_some(), "no {size} bytes in the second region\n{}", common::heaps::Shown);
         EARLY.swap(8 + place, block);
     }
-    heaps::verify();
+    common::heaps::verify();
 }
 
 /// The area of a CPU that does not know its number; it uses the heap for other things too.
@@ -135,7 +126,7 @@ fn area(layout: Layout) -> *mut u8 {
     for round in 0..50 {
         let block = Block::new(heap(), 8 + 16 * (round % 16), 8, round as u8);
         if block.is_none() {
-            test::fail(format_args!("no memory for a starting CPU\n{}", heaps::Shown));
+            test::fail(format_args!("no memory for a starting CPU\n{}", common::heaps::Shown));
         }
         if let Some(old) = EARLY.swap(16 + round % 8 + count % CPUS * 4, block) {
             old.free(heap());
@@ -151,7 +142,7 @@ fn work(steps: usize, seed: u64) {
     for step in 0..steps {
         let size = random_size(&mut random);
         let block = Block::new(heap(), size, 8, step as u8);
-        assert!(block.is_some(), "no memory for {size} bytes\n{}", heaps::Shown);
+        assert!(block.is_some(), "no memory for {size} bytes\n{}", common::heaps::Shown);
         if let Some(old) = BLOCKS.swap(random.below(256), block) {
             old.free(heap());
         }

@@ -25,16 +25,7 @@
 
 extern crate alloc;
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/renew.rs"]
-mod renew;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use alloc::string::String;
 use alloc::vec;
@@ -42,11 +33,11 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{Regions, expect_left, heap};
-use modes::{Index, InterruptsMasked, heaps};
-use renew::Counts;
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, heap};
+use common::modes::{Index, InterruptsMasked, heaps};
+use common::renew::Counts;
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::step::{self, Next};
@@ -55,7 +46,7 @@ use smp_heap_kernel::timer::{self, Raise};
 use smp_heap_kernel::{Boot, Context, abandon, arch, interrupts, kernel, nmi, println, test};
 
 heaps! {
-    renewable 2 over Regions = Regions::new();
+    renewable 2 within REGION_LIMIT over Regions = Regions::new();
     Hint<Index>,
     Pinned<NeverPreempts<Index>>,
     Pinned<InterruptsMasked<Index>>,
@@ -237,7 +228,7 @@ fn interrupt_each(sequence: fn(&Task), call: usize, stride: usize) -> (usize, us
 
 /// One run from the first state.
 fn run(sequence: fn(&Task), call: usize, count: usize) {
-    renew::renew();
+    common::renew::renew();
     TRIAL.call.store(call, Relaxed);
     TRIAL.count.store(count, Relaxed);
     TRIAL.made.store(0, Relaxed);
@@ -247,7 +238,7 @@ fn run(sequence: fn(&Task), call: usize, count: usize) {
         SHARED.swap(place, Block::new(heap(), size, 8, place as u8));
     }
     if PANICS.load(Relaxed) {
-        renew::set_aside(64 << 10);
+        common::renew::set_aside(64 << 10);
     }
     abandon::catch(|| sequence(&Task));
     if PANICS.load(Relaxed) && TRIAL.came.load(Relaxed) > 0 {
@@ -257,7 +248,7 @@ fn run(sequence: fn(&Task), call: usize, count: usize) {
     }
     if call == 0 {
         // SAFETY: once, at the start, on the only CPU that does anything.
-        unsafe { LONE.set(renew::counts()) };
+        unsafe { LONE.set(common::renew::counts()) };
     }
     SHARED.free_part(heap(), 0, 1);
     if !PANICS.load(Relaxed) {
@@ -329,7 +320,7 @@ fn strike(context: &mut Context) {
     if timer::is_inside(context) {
         TRIAL.place.store(context.pc(), Relaxed);
     }
-    INSIDE.fetch_add(usize::from(renew::is_held()), Relaxed);
+    INSIDE.fetch_add(usize::from(common::renew::is_held()), Relaxed);
     if PANICS.load(Relaxed) {
         report(context);
         return abandon::leave(context);
@@ -354,7 +345,7 @@ fn strike(context: &mut Context) {
 /// What a panic handler does: it formats a message, which grows, takes a buffer, and prints.
 fn report(context: &Context) {
     use core::fmt::Write;
-    renew::panics();
+    common::renew::panics();
     let mut text = String::new();
     let (call, count) = (TRIAL.call.load(Relaxed), TRIAL.count.load(Relaxed));
     if write!(text, "panic {count} counts into call {call}, at {:#x}: {:?}", context.pc(), Layout::new::<u64>())
@@ -396,7 +387,7 @@ static GLOBAL: Global = Global;
 /// A block of the task's; there is memory for all of them.
 fn new(task: &Task, size: usize) -> Block {
     let Some(block) = Block::new(task, size, 8, size as u8) else {
-        test::fail(format_args!("no memory for {size} bytes\n{}", heaps::Shown));
+        test::fail(format_args!("no memory for {size} bytes\n{}", common::heaps::Shown));
     };
     block
 }

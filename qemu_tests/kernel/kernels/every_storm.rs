@@ -8,25 +8,13 @@
 //! CPU, the thread does not.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
-#[path = "common/storm.rs"]
-mod storm;
+mod common;
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use heaps::{Regions, expect_left, give};
-use modes::{Index, InterruptsMasked, Pins, heaps};
+use common::heaps::{Regions, expect_left, give};
+use common::modes::{Index, InterruptsMasked, Pins, heaps};
 use smp_heap::cpu::PreemptionPin;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::arch::vector;
@@ -63,21 +51,21 @@ kernel! {
         choose(boot);
         give(boot.largest_region());
         TURNS.store(boot.number("turns", 50), Relaxed);
-        timer::set_handler(|_| storm::strike());
+        timer::set_handler(|_| common::storm::strike());
         if nmi::EXISTS {
-            nmi::set_handler(|_| storm::strike());
+            nmi::set_handler(|_| common::storm::strike());
         }
-        interrupts::set_handler(STRIKE, |_| storm::strike());
+        interrupts::set_handler(STRIKE, |_| common::storm::strike());
         let rounds = boot.rounds(1);
         for _ in 0..rounds {
             for thread in 0..THREADS {
                 assert!(sched::spawn(work, thread), "no room for a thread");
             }
             WANTED.store(sched::counts().migrations + MIGRATIONS, Relaxed);
-            storm::begin();
+            common::storm::begin();
             sched::run(QUANTUM);
-            storm::end();
-            heaps::verify();
+            common::storm::end();
+            common::heaps::verify();
         }
         let turns = DONE.load(Relaxed);
         let (counts, refused, asked) = (sched::counts(), REFUSED.load(Relaxed), turns * STEPS);
@@ -89,7 +77,7 @@ kernel! {
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
         // With a hint a handler does not know that what it finds held is its own CPU's, and masked as it is it waits
         // for no lock.
-        storm::judge(0, if boot.arg("mode") == Some("hint") { 25 } else { 5 });
+        common::storm::judge(0, if boot.arg("mode") == Some("hint") { 25 } else { 5 });
         expect_left(0);
     }
 }
@@ -98,7 +86,7 @@ kernel! {
 fn work(thread: usize) {
     let more = |turn| turn < TURNS.load(Relaxed) || sched::counts().migrations < WANTED.load(Relaxed);
     for turn in (0..).take_while(|turn| more(*turn)) {
-        REFUSED.fetch_add(storm::try_work(STEPS), Relaxed);
+        REFUSED.fetch_add(common::storm::try_work(STEPS), Relaxed);
         if nmi::EXISTS && (thread + turn) % 2 == 0 {
             nmi::broadcast();
         } else {

@@ -7,21 +7,14 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{Regions, expect_left, give, heap};
-use modes::{Index, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, give, heap};
+use common::modes::{Index, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, Region, arch::cpu_count, kernel, println, smp, test};
@@ -57,15 +50,15 @@ kernel! {
                     let count = take_all(size);
                     test::did(count, "blocks");
                     println!("round {round}: {count} of {size} bytes, {} %", 100 * count * size / LEN);
-                    assert!(100 * count * size >= percent * LEN, "too few\n{}", heaps::Shown);
-                    heaps::verify();
+                    assert!(100 * count * size >= percent * LEN, "too few\n{}", common::heaps::Shown);
+                    common::heaps::verify();
                     // Most of them elsewhere than where they were allocated.
                     smp::on_all(|cpu| _ = BLOCKS.free_part(heap(), cpu, boot.cpu_count()));
                     if boot.arg("mode") == Some("pinned") {
                         // Nobody else can empty a pinned cache.
                         smp::on_all(|_| heap().drain_current());
                     }
-                    heaps::verify();
+                    common::heaps::verify();
                 }
             }
         }
@@ -102,12 +95,12 @@ fn twenty_classes(rounds: usize) {
             let mut blocks = [const { None }; 20];
             for (place, size) in blocks.iter_mut().zip(sizes.clone()) {
                 *place = Block::new(heap(), size, 8, size as u8);
-                assert!(place.is_some(), "no memory for {size} bytes in a small heap\n{}", heaps::Shown);
+                assert!(place.is_some(), "no memory for {size} bytes in a small heap\n{}", common::heaps::Shown);
             }
             smp::barrier();
             blocks.into_iter().flatten().for_each(|block| block.free(heap()));
         });
-        heaps::verify();
+        common::heaps::verify();
     }
     test::did(20 * rounds * cpu_count(), "blocks");
 }

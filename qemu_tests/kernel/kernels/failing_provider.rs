@@ -7,25 +7,16 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{CPUS, OverRegions, Regions, expect_left, give, heap};
-use modes::{Index, heaps};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{CPUS, OverRegions, Regions, expect_left, give, heap};
+use common::modes::{Index, heaps};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
@@ -100,7 +91,7 @@ kernel! {
                 LEFT.store(k as isize, Relaxed);
                 refused += work(steps, k);
                 failed += FAILED.load(Relaxed);
-                heaps::verify();
+                common::heaps::verify();
                 clear();
                 LEFT.store(isize::MAX, Relaxed);
                 expect_left(0);
@@ -156,14 +147,18 @@ fn unmaps_are_refused(steps: usize) {
     for _ in 0..3 {
         smp::on_all(|_| heap().drain_current());
         heap().trim();
-        heaps::verify();
+        common::heaps::verify();
         assert_eq!(heap().regions().held_len(), held_len, "a refused run is still the heap's");
     }
     MAPPED.store(0, Relaxed);
     let size = held_len / 64;
     for _ in 0..16 {
         let block = Block::new(heap(), size, 8, 9);
-        assert!(block.is_some() && MAPPED.load(Relaxed) == 0, "refused runs are not used again\n{}", heaps::Shown);
+        assert!(
+            block.is_some() && MAPPED.load(Relaxed) == 0,
+            "refused runs are not used again\n{}",
+            common::heaps::Shown
+        );
         if let Some(block) = block {
             block.free(heap());
         }

@@ -6,19 +6,12 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
-use block::Block;
-use heaps::{Regions, expect_left, give, heap};
-use modes::{Index, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, give, heap};
+use common::modes::{Index, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, Region, kernel, smp, test, time};
@@ -36,7 +29,7 @@ const SIZES: [usize; 8] = [8, 16, 100, 1000, 4096, 30_000, 100_000, 3 << 20];
 kernel! {
     fn main(boot: &Boot) {
         choose(boot);
-        heaps::verify();
+        common::heaps::verify();
         heap().trim();
         smp::on_all(|_| {
             for size in SIZES.into_iter().cycle().take(100) {
@@ -45,7 +38,7 @@ kernel! {
                 }
             }
         });
-        heaps::verify();
+        common::heaps::verify();
 
         let all = boot.largest_region();
         let half = all.len / 2;

@@ -6,28 +6,15 @@
 //! search that never ends because handlers come. Instructions are counted by single steps, so exactly.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-#[allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "the index that knows whether it may wait is not for this kernel"
-)]
-mod modes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{Regions, expect_left, give, heap};
-use modes::{Mode, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, give, heap};
+use common::modes::{Mode, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, Hint, Pinned};
 use smp_heap_kernel::step::{self, Next};
@@ -123,7 +110,7 @@ kernel! {
         assert!(longest <= SEARCH_BUDGET, "a handler took {longest} instructions");
         HANDLERS.free_part(heap(), 0, 1);
         BLOCKS.free_part(heap(), 0, 1);
-        heaps::verify();
+        common::heaps::verify();
         expect_left(0);
     }
 }

@@ -9,12 +9,11 @@
 
 extern crate alloc;
 
-#[path = "common/paging.rs"]
-mod paging;
+mod common;
 
 use alloc::vec::Vec;
 
-use paging::{Provider, free_frames, shootdowns};
+use common::paging::{Provider, free_frames, shootdowns};
 use smp_heap::{CpuHint, Heap, Hint, MAX_SMALL_LEN};
 use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, test};
 
@@ -32,14 +31,15 @@ impl CpuHint for Index {
 }
 
 #[global_allocator]
-static HEAP: Heap<Provider<false, false>, Hint<Index>, 8> = Heap::new(Provider::new(paging::Pages), Hint(Index));
+static HEAP: Heap<Provider<false, false>, Hint<Index>, 8> =
+    Heap::new(Provider::new(common::paging::Pages), Hint(Index));
 
 const PIECE: usize = 4096;
 
 kernel! {
     fn main(boot: &Boot) {
-        paging::set_up(boot.largest_region());
-        paging::open(HEAP.provider(), 0, 16 << 30);
+        common::paging::set_up(boot.largest_region());
+        common::paging::open(HEAP.provider(), 0, 16 << 30);
         let all = free_frames();
         for (what, len, grow) in [
             ("pushes", 64 << 20, push as fn(usize) -> Vec<u8>),

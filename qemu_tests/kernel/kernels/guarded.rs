@@ -9,23 +9,16 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/paging.rs"]
-mod paging;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
 
-use block::Block;
-use paging::{Provider, free_frames, shootdowns};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::paging::{Provider, free_frames, shootdowns};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{CpuHint, FaultKind, Heap, Pinned};
@@ -55,14 +48,14 @@ impl CpuHint for Index {
 const PIN: NeverPreempts<Index> = unsafe { NeverPreempts::new(Index) };
 
 static HEAP: Heap<Provider<true, false>, Pinned<NeverPreempts<Index>>, CPUS> =
-    Heap::new(Provider::new(paging::Pages), Pinned(PIN));
+    Heap::new(Provider::new(common::paging::Pages), Pinned(PIN));
 static BLOCKS: Slots<256> = Slots::new();
 static SEED: AtomicU64 = AtomicU64::new(0);
 
 kernel! {
     fn main(boot: &Boot) {
-        paging::set_up(boot.largest_region());
-        paging::open(HEAP.provider(), 0, 8 << 30);
+        common::paging::set_up(boot.largest_region());
+        common::paging::open(HEAP.provider(), 0, 8 << 30);
         let all = free_frames();
         // While all CPUs want pages for guarded blocks, who does not get its turn takes from this chunk.
         pair(64);
@@ -183,7 +176,7 @@ fn price() {
         // SAFETY: what is in a place is a block of the place's size, and who took it out has it alone.
         NonNull::new(start).into_iter().for_each(|start| unsafe { free(start, size(place)) });
     };
-    paging::leave_frames_as_they_are();
+    common::paging::leave_frames_as_they_are();
     for every in [0, 10_000, 1000, 100] {
         rate(every);
         let mut random = Random::new(7);

@@ -8,27 +8,17 @@
 //! that grows with the heap or with the number of CPUs.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/renew.rs"]
-mod renew;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{Regions, expect_left, heap};
-use modes::{Index, InterruptsMasked, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, heap};
+use common::modes::{Index, InterruptsMasked, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::step::{self, Next};
@@ -38,7 +28,7 @@ use smp_heap_kernel::{Boot, kernel, println, smp, test};
 const REGION_LIMIT: usize = 1 << 40;
 
 heaps! {
-    renewable 8 over Regions = Regions::new();
+    renewable 8 within REGION_LIMIT over Regions = Regions::new();
     Hint<Index>,
     Pinned<NeverPreempts<Index>>,
     Pinned<InterruptsMasked<Index>>,
@@ -111,7 +101,7 @@ fn measure(work: impl FnOnce()) -> Figures {
     step::through(work, |context, step| {
         figures.instructions += 1;
         figures.locked += u32::from(step.locks);
-        let held = if masks { !context.interrupts_are_open() } else { renew::is_held() };
+        let held = if masks { !context.interrupts_are_open() } else { common::renew::is_held() };
         stretch = if held { stretch + 1 } else { 0 };
         figures.held = figures.held.max(stretch);
         Next::Step
@@ -162,7 +152,7 @@ kernel! {
     fn main(boot: &Boot) {
         choose(boot);
         MASKS.store(boot.arg("mode") == Some("masked"), Relaxed);
-        renew::renew();
+        common::renew::renew();
         is_exact();
         warm_up();
         for (size, names) in [
@@ -192,11 +182,11 @@ kernel! {
             longest_hold(count).report(name);
             expect_left(0);
         }
-        let did = renew::counts();
+        let did = common::renew::counts();
         assert!(did.refilled > 0 && did.flushed > 0 && did.maps > 1 && did.unmaps > 0, "paths are left out: {did:?}");
         // The last thing, as the heap is of no use afterwards.
-        renew::set_aside(64 << 10);
-        renew::panics();
+        common::renew::set_aside(64 << 10);
+        common::renew::panics();
         println!("in panic mode: alloc 4096 {:?}", alloc(4096).1);
     }
 }
@@ -348,7 +338,7 @@ fn nested() {
             // SAFETY: the size is not 0.
             || outer = unsafe { heap.alloc(layout) },
             |_, _| {
-                if !done && renew::is_held() {
+                if !done && common::renew::is_held() {
                     done = true;
                     let (start, alloc) = alloc(size);
                     figures = [alloc, free(start, size)];

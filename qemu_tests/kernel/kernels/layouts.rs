@@ -4,20 +4,14 @@
 //! back; Layouts that can never be served are refused.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::alloc::Layout;
 
-use block::Block;
-use heaps::{CPUS, HeapRef, Regions, expect_left, give};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{CPUS, HeapRef, Regions, expect_left, give};
+use common::slots::Slots;
 use smp_heap::cpu::{CpuMode, NeverPreempts};
 use smp_heap::{CpuHint, Heap, Hint, Pinned, battery};
 use smp_heap_kernel::arch::cpu_count;
@@ -58,18 +52,18 @@ kernel! {
 }
 
 fn all<C: CpuMode + Sync>(boot: &Boot, heap: &Heap<Regions, C, CPUS>, chosen: HeapRef) {
-    heaps::set_chosen(chosen);
+    common::heaps::set_chosen(chosen);
     give(boot.largest_region());
     for _ in 0..boot.rounds(1) {
         smp::on_all(|cpu| {
             smp::barrier();
             if let Err(failure) = battery::layouts(heap, MAX_ALIGN, FULL_SIZE, false) {
-                test::fail(format_args!("{failure}\n{}", heaps::Shown));
+                test::fail(format_args!("{failure}\n{}", common::heaps::Shown));
             }
             large(chosen, cpu);
             never(heap);
         });
-        heaps::verify();
+        common::heaps::verify();
         test::did(cpu_count(), "batteries");
     }
     expect_left(0);
@@ -84,7 +78,7 @@ fn large(heap: HeapRef, cpu: usize) {
             for size in [power - 1, power, power + 1] {
                 let block = Block::new(heap, size, align, 7);
                 if block.is_none() {
-                    test::fail(format_args!("no {size} bytes at a multiple of {align}\n{}", heaps::Shown));
+                    test::fail(format_args!("no {size} bytes at a multiple of {align}\n{}", common::heaps::Shown));
                 }
                 NEXT.swap(cpu, block).into_iter().for_each(|old| old.free(heap));
                 NEXT.swap(cpu + 1, None).into_iter().for_each(|old| old.free(heap));

@@ -5,22 +5,12 @@
 //! everything freed comes back.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns and lies take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
-#[path = "common/storm.rs"]
-mod storm;
+mod common;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use heaps::{CPUS, Regions, expect_left, give};
+use common::heaps::{CPUS, Regions, expect_left, give};
 use smp_heap::{CpuHint, Heap, Hint};
 use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, test, time, timer};
 
@@ -63,30 +53,30 @@ static HEAP: Heap<Regions, Hint<Liar>, CPUS> = Heap::new(Regions::new(), Hint(Li
 
 kernel! {
     fn main(boot: &Boot) {
-        heaps::set_chosen(&HEAP);
+        common::heaps::set_chosen(&HEAP);
         give(boot.largest_region());
         let (steps, rounds) = (boot.number("steps", 2_000), boot.rounds(2));
-        timer::set_handler(|_| storm::strike());
+        timer::set_handler(|_| common::storm::strike());
         for (index, name) in LIES.map(|(name, _)| name).into_iter().chain(["all of them"]).enumerate() {
             LIE.store(index, Relaxed);
             let start = time::micros();
             for _ in 0..rounds {
-                storm::begin();
+                common::storm::begin();
                 smp::on_all(|_| {
                     timer::start(500);
                     smp::barrier();
-                    storm::work(steps);
+                    common::storm::work(steps);
                     timer::stop();
                     smp::barrier();
-                    storm::end();
+                    common::storm::end();
                 });
-                heaps::verify();
+                common::heaps::verify();
             }
             println!("{name}: {} us", time::micros() - start);
             test::did(rounds * steps * boot.cpu_count(), "blocks");
         }
         // As in `every_storm`: handlers with a hint wait for no lock.
-        storm::judge(0, 25);
+        common::storm::judge(0, 25);
         expect_left(0);
     }
 }

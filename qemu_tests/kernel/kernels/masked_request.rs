@@ -5,29 +5,16 @@
 //! it. No source here says whether it may wait: each answers by the crate's own look at the CPU.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-#[allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "the index that knows whether it may wait is not for this kernel"
-)]
-mod modes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use block::Block;
-use heaps::{OverRegions, Regions, expect_left, give, heap};
-use modes::{InterruptsMasked, Mode, Pins, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{OverRegions, Regions, expect_left, give, heap};
+use common::modes::{InterruptsMasked, Mode, Pins, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::{NeverPreempts, PreemptionPin};
 use smp_heap::{CpuHint, Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::arch::cpu_count;

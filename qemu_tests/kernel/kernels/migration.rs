@@ -8,24 +8,15 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{Regions, expect_left, give, heap};
-use modes::{Index, InterruptsMasked, Pins, heaps};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{Regions, expect_left, give, heap};
+use common::modes::{Index, InterruptsMasked, Pins, heaps};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::PreemptionPin;
 use smp_heap::{Hint, Pinned};
@@ -59,7 +50,7 @@ kernel! {
                 assert!(sched::spawn(work, round * THREADS + thread), "no room for a thread");
             }
             sched::run(QUANTUM);
-            heaps::verify();
+            common::heaps::verify();
         }
         let (counts, refused) = (sched::counts(), REFUSED.load(Relaxed));
         println!("{counts:?}, {refused} requests refused");

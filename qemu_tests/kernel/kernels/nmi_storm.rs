@@ -4,25 +4,13 @@
 //! context, and never wait for what they interrupted; nothing is handed out twice; everything freed comes back.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
-#[path = "common/storm.rs"]
-mod storm;
+mod common;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use heaps::{Regions, expect_left, give};
-use modes::{Index, InterruptsMasked, heaps};
+use common::heaps::{Regions, expect_left, give};
+use common::modes::{Index, InterruptsMasked, heaps};
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, kernel, nmi, smp, time};
@@ -40,28 +28,28 @@ kernel! {
         choose(boot);
         give(boot.largest_region());
         let count = boot.number("nmis", 500);
-        nmi::set_handler(|_| storm::strike());
+        nmi::set_handler(|_| common::storm::strike());
         for _ in 0..boot.rounds(8) {
             let done = AtomicBool::new(false);
-            storm::begin();
+            common::storm::begin();
             smp::on_all(|cpu| {
                 if cpu > 0 {
                     while !done.load(Ordering::Relaxed) {
-                        storm::work(100);
+                        common::storm::work(100);
                     }
                 } else {
                     for _ in 0..count {
                         nmi::broadcast();
                         time::spin(100);
                     }
-                    storm::end();
+                    common::storm::end();
                     done.store(true, Ordering::Relaxed);
                 }
                 smp::barrier();
             });
-            heaps::verify();
+            common::heaps::verify();
         }
-        storm::judge(5, 5);
+        common::storm::judge(5, 5);
         expect_left(0);
     }
 }

@@ -8,22 +8,15 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/paging.rs"]
-mod paging;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use paging::{Provider, free_frames, shootdowns};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::paging::{Provider, free_frames, shootdowns};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::cpu::{CpuMode, NeverPreempts};
 use smp_heap::{CpuHint, Heap, Hint, Pinned};
@@ -51,10 +44,10 @@ const PIN: NeverPreempts<Index> = unsafe { NeverPreempts::new(Index) };
 
 type Paged<C> = Heap<Provider<true, false>, C, CPUS>;
 
-static HINTED: Paged<Hint<Index>> = Heap::new(Provider::new(paging::Pages), Hint(Index));
-static PINNED: Paged<Pinned<NeverPreempts<Index>>> = Heap::new(Provider::new(paging::Pages), Pinned(PIN));
+static HINTED: Paged<Hint<Index>> = Heap::new(Provider::new(common::paging::Pages), Hint(Index));
+static PINNED: Paged<Pinned<NeverPreempts<Index>>> = Heap::new(Provider::new(common::paging::Pages), Pinned(PIN));
 /// With a window that is shorter than the memory.
-static NARROW: Paged<Hint<Index>> = Heap::new(Provider::new(paging::Pages), Hint(Index));
+static NARROW: Paged<Hint<Index>> = Heap::new(Provider::new(common::paging::Pages), Hint(Index));
 
 static BLOCKS: Slots<256> = Slots::new();
 static HANDLER_BLOCKS: Slots<16> = Slots::new();
@@ -64,7 +57,7 @@ static INTERRUPTED: Once<&'static (dyn GlobalAlloc + Sync)> = Once::new();
 
 kernel! {
     fn main(boot: &Boot) {
-        paging::set_up(boot.largest_region());
+        common::paging::set_up(boot.largest_region());
         match boot.arg("mode") {
             Some("hint") => all(boot, &HINTED),
             Some("pinned") => all(boot, &PINNED),
@@ -74,7 +67,7 @@ kernel! {
 }
 
 fn all<C: CpuMode + Sync>(boot: &Boot, heap: &'static Paged<C>) {
-    paging::open(heap.provider(), 0, 8 << 30);
+    common::paging::open(heap.provider(), 0, 8 << 30);
     let all = free_frames();
     // SAFETY: once, while the other CPUs wait for a job.
     unsafe { INTERRUPTED.set(heap) };
@@ -91,7 +84,7 @@ fn all<C: CpuMode + Sync>(boot: &Boot, heap: &'static Paged<C>) {
         println!("{what}: every frame is back");
         test::did(shootdowns() - before, "shootdowns");
     }
-    paging::open(NARROW.provider(), 1, 24 << 20);
+    common::paging::open(NARROW.provider(), 1, 24 << 20);
     let all = free_frames();
     narrow();
     expect_all_back(&NARROW, all, "a narrow window");
@@ -260,7 +253,7 @@ fn faults<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
 /// All CPUs take blocks until there is no frame left, and give them back.
 fn exhaustion<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
     for (limit, size) in [(2000, 900), (3000, 50_000), (6000, 3 << 20), (1000, 4096)] {
-        paging::limit_frames(limit);
+        common::paging::limit_frames(limit);
         let taken = AtomicUsize::new(0);
         smp::on_all(|_| {
             smp::barrier();
@@ -295,7 +288,7 @@ fn exhaustion<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
         heap.trim(0);
         verify(heap);
     }
-    paging::limit_frames(usize::MAX);
+    common::paging::limit_frames(usize::MAX);
     _ = boot;
 }
 
@@ -304,15 +297,15 @@ fn failures<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
     let all = free_frames();
     let mut refused = 0;
     for call in (1..boot.number("calls", 1200)).step_by(if boot.cpu_count() > 2 { 101 } else { 13 }) {
-        paging::fail_map(call);
+        common::paging::fail_map(call);
         let mut blocks = [const { None }; 4];
         for (place, size) in blocks.iter_mut().zip([100, 60_000, 2 << 20, 3 << 20]) {
             *place = Block::new(heap, size, 8, call as u8);
         }
         let seed = &mut Random::new(call as u64);
         grow(heap, seed, call as u8);
-        refused += u32::from(!paging::is_map_failure_due());
-        paging::fail_map(0);
+        refused += u32::from(!common::paging::is_map_failure_due());
+        common::paging::fail_map(0);
         blocks.into_iter().flatten().for_each(|block| block.free(heap));
         smp::on_all(|_| heap.drain_current());
         heap.trim(0);

@@ -10,26 +10,15 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
-#[path = "common/storm.rs"]
-mod storm;
+mod common;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, Ordering::Relaxed};
 
-use block::Block;
-use heaps::{CPUS, OverRegions, Regions, expect_left, give, heap};
-use modes::{Index, InterruptsMasked, heaps};
-use slots::Slots;
+use common::block::Block;
+use common::heaps::{CPUS, OverRegions, Regions, expect_left, give, heap};
+use common::modes::{Index, InterruptsMasked, heaps};
+use common::slots::Slots;
 use smp_heap::cpu::NeverPreempts;
 use smp_heap::{Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::arch::{cpu_count, vector};
@@ -142,23 +131,23 @@ kernel! {
         timer::set_handler(|_| {
             let flag = IN_HANDLER.get(cpu::index());
             flag.into_iter().for_each(|flag| flag.store(true, Relaxed));
-            storm::strike();
+            common::storm::strike();
             flag.into_iter().for_each(|flag| flag.store(false, Relaxed));
         });
         for _ in 0..boot.rounds(10) {
-            storm::begin();
+            common::storm::begin();
             smp::on_all(|cpu| {
                 timer::start(500);
                 smp::barrier();
                 for turn in 0..10 {
-                    storm::work(50);
+                    common::storm::work(50);
                     large_and_back(cpu, turn);
                 }
                 timer::stop();
                 smp::barrier();
-                storm::end();
+                common::storm::end();
             });
-            heaps::verify();
+            common::heaps::verify();
         }
         let (calls, served) = (CALLS.load(Relaxed), SERVED.load(Relaxed));
         test::did(calls, "provider_calls");
@@ -169,7 +158,7 @@ kernel! {
         assert!(served > calls, "the provider could not use the heap");
         USES_HEAP.store(false, Relaxed);
         KEPT.free_part(heap(), 0, 1);
-        storm::judge(0, 100);
+        common::storm::judge(0, 100);
         expect_left(0);
     }
 }

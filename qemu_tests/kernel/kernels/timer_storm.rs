@@ -6,23 +6,11 @@
 //! everything freed comes back, also what handlers freed.
 #![no_std]
 #![no_main]
-#![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/heaps.rs"]
-mod heaps;
-#[path = "common/modes.rs"]
-mod modes;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
-#[path = "common/storm.rs"]
-mod storm;
+mod common;
 
-use heaps::{Regions, expect_left, give};
-use modes::{Index, InterruptsMasked, Pins, heaps};
+use common::heaps::{Regions, expect_left, give};
+use common::modes::{Index, InterruptsMasked, Pins, heaps};
 use smp_heap::cpu::{NeverPreempts, PreemptionPin};
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, kernel, smp, timer};
@@ -40,23 +28,23 @@ kernel! {
         choose(boot);
         give(boot.largest_region());
         let ticks = boot.number("ticks", 100) as u64;
-        timer::set_handler(|_| storm::strike());
+        timer::set_handler(|_| common::storm::strike());
         for _ in 0..boot.rounds(8) {
-            storm::begin();
+            common::storm::begin();
             smp::on_all(|cpu| {
                 let enough = timer::ticks(cpu) + ticks;
                 timer::start(100);
                 smp::barrier();
                 while timer::ticks(cpu) < enough {
-                    storm::work(100);
+                    common::storm::work(100);
                 }
                 timer::stop();
                 smp::barrier();
-                storm::end();
+                common::storm::end();
             });
-            heaps::verify();
+            common::heaps::verify();
         }
-        storm::judge(5, 5);
+        common::storm::judge(5, 5);
         expect_left(0);
     }
 }

@@ -6,22 +6,15 @@
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]
 
-#[path = "common/block.rs"]
-mod block;
-#[path = "common/paging.rs"]
-mod paging;
-#[path = "common/sizes.rs"]
-mod sizes;
-#[path = "common/slots.rs"]
-mod slots;
+mod common;
 
 use core::alloc::GlobalAlloc;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use block::Block;
-use paging::{Provider, free_frames, translate};
-use sizes::random_size;
-use slots::Slots;
+use common::block::Block;
+use common::paging::{Provider, free_frames, translate};
+use common::sizes::random_size;
+use common::slots::Slots;
 use smp_heap::battery::Random;
 use smp_heap::{CpuHint, Heap, Hint, RegionProvider};
 use smp_heap_kernel::arch::cpu_count;
@@ -57,7 +50,8 @@ enum Zone {
 
 static NORMAL: Heap<RegionProvider<4>, Hint<Index>, CPUS> = Heap::new(RegionProvider::new(), Hint(Index));
 static DMA32: Heap<RegionProvider<1>, Hint<Index>, CPUS> = Heap::new(RegionProvider::new(), Hint(Index));
-static UNCACHED: Heap<Provider<false, true>, Hint<Index>, CPUS> = Heap::new(Provider::new(paging::Pages), Hint(Index));
+static UNCACHED: Heap<Provider<false, true>, Hint<Index>, CPUS> =
+    Heap::new(Provider::new(common::paging::Pages), Hint(Index));
 
 impl Zone {
     const ALL: [Self; 3] = [Self::Normal, Self::Dma32, Self::Uncached];
@@ -138,8 +132,8 @@ fn give_memory(boot: &Boot) -> usize {
     // SAFETY: as above.
     let dma = unsafe { DMA32.provider().add_region(dma.as_ptr(), dma.len) };
     assert_eq!((normal, dma), (Ok(()), Ok(())));
-    paging::set_up(Region { start: low.start + DMA_LEN, len: UNCACHED_LEN });
-    paging::open(UNCACHED.provider(), 0, 4 << 30);
+    common::paging::set_up(Region { start: low.start + DMA_LEN, len: UNCACHED_LEN });
+    common::paging::open(UNCACHED.provider(), 0, 4 << 30);
     free_frames()
 }
 

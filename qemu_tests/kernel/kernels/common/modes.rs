@@ -73,22 +73,23 @@ impl Mode for Pinned<InterruptsMasked<Index>> {
     const NEW: Self = Pinned(unsafe { InterruptsMasked::new(Index) });
 }
 
-/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode; `renewable 2`
-/// ones have two caches, and go back to their first state when told to.
+/// Declares `choose(boot)`, which chooses the heap that the command line names, out of one for each mode; `renewable 2
+/// within LEN` ones have two caches and regions of at most so many bytes, and go back to their first state when told
+/// to.
 macro_rules! heaps {
-    (renewable $cpus:literal over $provider:ty = $new:expr; $($mode:ty),+ $(,)?) => {
+    (renewable $cpus:literal within $len:ident over $provider:ty = $new:expr; $($mode:ty),+ $(,)?) => {
         fn choose(boot: &smp_heap_kernel::Boot) {
             let name = boot.arg("mode").unwrap_or_default();
             $(
-                if name == <$mode as modes::Mode>::NAME {
-                    const { assert!($cpus <= heaps::CPUS, "no kernel is booted with more") };
+                if name == <$mode as $crate::common::modes::Mode>::NAME {
+                    const { assert!($cpus <= $crate::common::heaps::CPUS, "no kernel is booted with more") };
                     type Chosen = smp_heap::Heap<$provider, $mode, $cpus>;
-                    static HEAP: renew::Renewable<Chosen> = renew::Renewable::new(
-                        Chosen::new($new, <$mode as modes::Mode>::NEW),
-                        Chosen::new($new, <$mode as modes::Mode>::NEW),
+                    static HEAP: $crate::common::renew::Renewable<Chosen> = $crate::common::renew::Renewable::new(
+                        Chosen::new($new, <$mode as $crate::common::modes::Mode>::NEW),
+                        Chosen::new($new, <$mode as $crate::common::modes::Mode>::NEW),
                     );
-                    heaps::set_chosen(HEAP.get());
-                    return renew::set_chosen(boot, &HEAP);
+                    $crate::common::heaps::set_chosen(HEAP.get());
+                    return $crate::common::renew::set_chosen(boot, &HEAP, $len);
                 }
             )+
             smp_heap_kernel::test::fail(format_args!("mode={name} is not a mode of this kernel"));
@@ -98,10 +99,10 @@ macro_rules! heaps {
         fn choose(boot: &smp_heap_kernel::Boot) {
             let name = boot.arg("mode").unwrap_or_default();
             $(
-                if name == <$mode as modes::Mode>::NAME {
-                    static HEAP: smp_heap::Heap<$provider, $mode, { heaps::CPUS }> =
-                        smp_heap::Heap::new($new, <$mode as modes::Mode>::NEW);
-                    return heaps::set_chosen(&HEAP);
+                if name == <$mode as $crate::common::modes::Mode>::NAME {
+                    static HEAP: smp_heap::Heap<$provider, $mode, { $crate::common::heaps::CPUS }> =
+                        smp_heap::Heap::new($new, <$mode as $crate::common::modes::Mode>::NEW);
+                    return $crate::common::heaps::set_chosen(&HEAP);
                 }
             )+
             smp_heap_kernel::test::fail(format_args!("mode={name} is not a mode of this kernel"));

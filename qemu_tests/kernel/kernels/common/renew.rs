@@ -8,7 +8,7 @@ use smp_heap::Heap;
 use smp_heap::cpu::CpuMode;
 use smp_heap_kernel::{Boot, Region, sync::Once, test};
 
-use crate::heaps::{OverRegions, give};
+use super::heaps::{OverRegions, give};
 
 /// Memory comes in so many regions, so that one whose lock was interrupted is not all there is.
 const REGIONS: usize = 4;
@@ -106,10 +106,10 @@ static CHOSEN: Once<&'static dyn Renew> = Once::new();
 static MEMORY: Once<[Region; REGIONS]> = Once::new();
 
 /// Makes `heap` the one that is renewed. Once, on CPU 0, before anybody wants it.
-pub(crate) fn set_chosen(boot: &Boot, heap: &'static dyn Renew) {
+pub(crate) fn set_chosen(boot: &Boot, heap: &'static dyn Renew, region_limit: usize) {
     let all = boot.largest_region();
     let distance = (all.len / REGIONS) & !0xfff;
-    let len = (distance - GAP_LEN).min(crate::REGION_LIMIT);
+    let len = (distance - GAP_LEN).min(region_limit);
     let memory = core::array::from_fn(|part| Region { start: all.start + part * distance, len });
     // SAFETY: called once, while CPU 0 is alone or the others wait for a job.
     unsafe { CHOSEN.set(heap) };

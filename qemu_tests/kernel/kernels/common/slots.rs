@@ -4,7 +4,7 @@ use core::alloc::GlobalAlloc;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::block::Block;
+use super::block::Block;
 
 /// Places that hold a block each, or none. All operations are one exchange: any context may use any of them at any
 /// time.

@@ -10,10 +10,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, compiler_fenc
 use smp_heap::battery::Random;
 use smp_heap_kernel::{cpu, println, test, time};
 
-use crate::block::Block;
-use crate::heaps::{CPUS, HeapRef, heap};
-use crate::sizes::random_size;
-use crate::slots::Slots;
+use super::block::Block;
+use super::heaps::{CPUS, HeapRef, heap};
+use super::sizes::random_size;
+use super::slots::Slots;
 
 /// What a handler does each time.
 const OPERATIONS: usize = 3;
@@ -100,7 +100,7 @@ unsafe impl GlobalAlloc for Watched {
 #[allow(dead_code, clippy::allow_attributes, reason = "not where tasks are preempted")]
 pub(crate) fn work(steps: usize) {
     if try_work(steps) > 0 {
-        test::fail(format_args!("a request was refused\n{}", crate::heaps::Shown));
+        test::fail(format_args!("a request was refused\n{}", super::heaps::Shown));
     }
 }
 
