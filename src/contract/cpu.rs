@@ -74,7 +74,7 @@ pub struct Hint<H>(pub H);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pinned<P>(pub P);
 
-/// Every CPU looks the same: for the first lines of boot, for kernels on one CPU, and as the worst case in tests.
+/// Every CPU looks the same: for the first lines of boot, and as the worst case in tests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnknownCpu;
 
@@ -82,6 +82,17 @@ impl CpuHint for UnknownCpu {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
         None
+    }
+}
+
+/// The only CPU that the kernel runs: number 0. On several CPUs good enough for a hint, and fatal for a pin.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnlyCpu;
+
+impl CpuHint for OnlyCpu {
+    #[inline]
+    fn current_cpu(&self) -> Option<usize> {
+        Some(0)
     }
 }
 

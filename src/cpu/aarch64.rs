@@ -5,50 +5,76 @@
 //! to the compiler: it may not reuse an answer, since the code may have moved to another CPU in between.
 
 use core::arch::asm;
+use core::marker::PhantomData;
 
+use super::number::{Load, Number};
 use super::pin::PinnedIndex;
 use super::{CpuHint, CpuPin};
 use crate::contract::interrupts;
 use crate::contract::unwind::never_unwinding;
 
-/// The `usize` that lies `OFFSET` bytes behind where `TPIDR_EL1` points: the CPU's number in the kernel's per-CPU data.
+/// The number that lies `OFFSET` bytes behind where `TPIDR_EL1` points, in the kernel's per-CPU data; a `usize`, or what
+/// the second parameter says.
 ///
 /// # Context
 /// A register read and a load. In any context, NMI included, once the register is set: it is the kernel's at every
-/// privilege level. Before that the load would fault or read something else; see [`Armed`](super::Armed).
+/// privilege level. Before that the load would fault or read something else; see
+/// [Before the number works](super#before-the-number-works).
 #[derive(Clone, Copy, Debug)]
-pub struct TpidrEl1<const OFFSET: usize>(());
+pub struct TpidrEl1<const OFFSET: usize, N: Number = usize>(PhantomData<fn() -> N>);
 
-impl<const OFFSET: usize> TpidrEl1<OFFSET> {
-    const ENCODABLE: () = assert!(OFFSET % 8 == 0 && OFFSET <= 4095 * 8, "the offset does not fit into an instruction");
+impl<const OFFSET: usize, N: Number> TpidrEl1<OFFSET, N> {
+    const ENCODABLE: () = assert!(
+        OFFSET % size_of::<N>() == 0 && OFFSET <= 4095 * size_of::<N>(),
+        "the offset does not fit into an instruction"
+    );
 
     /// # Safety
-    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this CPU's `TPIDR_EL1` are aligned and readable, and
-    /// stay so if the code that asks moves to another CPU at that moment.
+    /// Whenever the source is asked, the number at `OFFSET` from this CPU's `TPIDR_EL1` is aligned and readable, and
+    /// stays so if the code that asks moves to another CPU at that moment.
     pub const unsafe fn new() -> Self {
         let () = Self::ENCODABLE;
-        Self(())
+        Self(PhantomData)
     }
 }
 
-impl<const OFFSET: usize> CpuHint for TpidrEl1<OFFSET> {
+impl<const OFFSET: usize, N: Number> CpuHint for TpidrEl1<OFFSET, N> {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
-        let number;
-        // SAFETY: Reads 8 bytes that are readable, as `new`'s caller promised, and touches nothing else.
-        unsafe {
-            asm!("mrs {number}, tpidr_el1", "ldr {number}, [{number}, #{offset}]", number = out(reg) number,
-                offset = const OFFSET, options(nostack, preserves_flags, readonly));
-        }
-        Some(number)
+        // SAFETY: the bytes are aligned and readable, as `new`'s caller promised.
+        Some(unsafe { N::load::<OFFSET>() })
     }
+}
+
+macro_rules! numbers {
+    ($($number:ty: $load:literal),+) => {$(
+        impl Load for $number {
+            #[inline]
+            unsafe fn load<const OFFSET: usize>() -> usize {
+                let number;
+                // SAFETY: reads bytes that are readable, as the caller promises, and touches nothing else.
+                unsafe {
+                    asm!("mrs {number}, tpidr_el1", $load, number = out(reg) number, offset = const OFFSET,
+                        options(nostack, preserves_flags, readonly));
+                }
+                number
+            }
+        }
+    )+};
+}
+
+numbers! {
+    u16: "ldrh {number:w}, [{number}, #{offset}]",
+    u32: "ldr {number:w}, [{number}, #{offset}]",
+    u64: "ldr {number}, [{number}, #{offset}]",
+    usize: "ldr {number}, [{number}, #{offset}]"
 }
 
 /// The value of `TPIDR_EL1`, into which the kernel wrote the CPU's number.
 ///
 /// # Context
 /// A register read, in any context, NMI included. Until the kernel wrote the register its answer is arbitrary, which is
-/// good enough for a hint and fatal for a pin; see [`Armed`](super::Armed).
+/// good enough for a hint and fatal for a pin; see [Before the number works](super#before-the-number-works).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TpidrEl1Number;
 
@@ -62,48 +88,40 @@ impl CpuHint for TpidrEl1Number {
     }
 }
 
-/// The affinity levels of `MPIDR_EL1`, folded to one number.
+/// The affinity levels of `MPIDR_EL1`, folded to one number: the lowest level counts to `AFF0`, the next one to `AFF1`.
 ///
 /// Works from the first instruction of every CPU, without any set-up. What the levels mean (thread, core, cluster,
-/// socket) and how full they are depends on the machine; so the lower two widths are the kernel's to say.
+/// socket) and how full they are depends on the machine; so the lower two widths are the kernel's to say. One cluster:
+/// `Mpidr<16, 1>`. Cores that stand at the second level, one thread each: `Mpidr<1, 16>`.
 ///
 /// # Context
 /// A register read and some arithmetic, in any context, NMI included. Widths that are too small give different CPUs the
 /// same number, which is good enough for a hint and fatal for a pin; widths that are too large leave gaps.
-#[derive(Clone, Copy, Debug)]
-pub struct Mpidr {
-    aff0_count: usize,
-    aff1_count: usize,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mpidr<const AFF0: usize, const AFF1: usize>;
 
-impl Mpidr {
-    /// The source for a machine whose lowest affinity level counts to `aff0_count` and the next one to `aff1_count`.
-    /// One cluster: `new(16, 1)`. Cores that stand at the second level, one thread each: `new(1, 16)`.
-    pub const fn new(aff0_count: usize, aff1_count: usize) -> Self {
-        Self { aff0_count, aff1_count }
-    }
-
-    const fn fold(self, mpidr: usize) -> usize {
+impl<const AFF0: usize, const AFF1: usize> Mpidr<AFF0, AFF1> {
+    const fn fold(mpidr: usize) -> usize {
         let aff0 = mpidr & 0xFF;
         let aff1 = mpidr >> 8 & 0xFF;
         let above = mpidr >> 16 & 0xFF | mpidr >> 24 & 0xFF00;
-        above.wrapping_mul(self.aff1_count).wrapping_add(aff1).wrapping_mul(self.aff0_count).wrapping_add(aff0)
+        above.wrapping_mul(AFF1).wrapping_add(aff1).wrapping_mul(AFF0).wrapping_add(aff0)
     }
 }
 
 // Bit 31 is always set, bit 24 says that level 0 counts threads.
-const _: () = assert!(Mpidr::new(16, 1).fold(0x8000_0003) == 3);
-const _: () = assert!(Mpidr::new(4, 2).fold(0x8000_0103) == 7);
-const _: () = assert!(Mpidr::new(1, 16).fold(0x8100_0500) == 5);
-const _: () = assert!(Mpidr::new(2, 4).fold(0x01_8102_0301) == (258 * 4 + 3) * 2 + 1);
+const _: () = assert!(Mpidr::<16, 1>::fold(0x8000_0003) == 3);
+const _: () = assert!(Mpidr::<4, 2>::fold(0x8000_0103) == 7);
+const _: () = assert!(Mpidr::<1, 16>::fold(0x8100_0500) == 5);
+const _: () = assert!(Mpidr::<2, 4>::fold(0x01_8102_0301) == (258 * 4 + 3) * 2 + 1);
 
-impl CpuHint for Mpidr {
+impl<const AFF0: usize, const AFF1: usize> CpuHint for Mpidr<AFF0, AFF1> {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
         let mpidr;
         // SAFETY: Reads a register.
         unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags)) };
-        Some(self.fold(mpidr))
+        Some(Self::fold(mpidr))
     }
 }
 

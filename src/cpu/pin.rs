@@ -167,13 +167,36 @@ unsafe impl<C: PreemptionCounter, I: CpuHint> CpuPin for PreemptionPin<C, I> {
     }
 }
 
-/// A CPU number that is unknown until the kernel says that it works.
+/// A source that counts from 1: its 0 says that this CPU is not set up yet.
+///
+/// So each CPU has its cache from when it wrote its own number, plus 1, whatever the others do. Before that must be 0:
+/// - `IA32_TSC_AUX`, which `cpu::x86_64::Rdpid` reads, is 0 after a reset;
+/// - `TPIDR_EL1` or `tp` is 0 if the entry code writes that, one instruction;
+/// - a per-CPU area is 0 if its memory came zeroed.
+///
+/// A kernel that warm-starts a CPU puts the 0 back first.
+///
+/// # Context
+/// Any in which `I` works. Adds one subtraction to the source.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FromOne<I>(pub I);
+
+impl<I: CpuHint> CpuHint for FromOne<I> {
+    #[inline]
+    fn current_cpu(&self) -> Option<usize> {
+        self.0.current_cpu().map(|number| number.wrapping_sub(1))
+    }
+
+    fn may_wait(&self) -> bool {
+        self.0.may_wait()
+    }
+}
+
+/// A CPU number that is unknown until the kernel says that it works, for all CPUs together.
 ///
 /// It stands between a heap that serves from the first line of boot and a source that would fault there. The kernel
-/// keeps it in a static, gives the heap a reference to it, and calls [`arm`](Self::arm) once. Arming is for all CPUs
-/// together: a CPU that starts later has to bring its source to a harmless answer *before* its first use of the heap,
-/// say by loading its per-CPU base register, as the first thing it does, with the address of a block that all starting
-/// CPUs share and whose number is [`NO_INDEX`].
+/// keeps it in a static, and calls [`arm`](Self::arm) once, when the source answers on every CPU that uses the heap
+/// then. A CPU that starts later needs one of the other [ways](super#before-the-number-works).
 ///
 /// # Context
 /// Any. Adds one load and one branch to the source.
@@ -200,12 +223,20 @@ impl<I: CpuHint> CpuHint for Armed<I> {
     fn current_cpu(&self) -> Option<usize> {
         if self.armed.load(Ordering::Acquire) { self.id.current_cpu() } else { None }
     }
+
+    fn may_wait(&self) -> bool {
+        self.id.may_wait()
+    }
 }
 
 impl<I: CpuHint> CpuHint for &Armed<I> {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
         (**self).current_cpu()
+    }
+
+    fn may_wait(&self) -> bool {
+        (**self).may_wait()
     }
 }
 
@@ -255,6 +286,44 @@ mod tests {
         assert_eq!(DEPTH.get(), 1);
         drop(outer);
         assert_eq!(DEPTH.get(), 0);
+    }
+
+    #[test]
+    fn zero_of_a_source_from_one_is_no_cpu() {
+        let number = Cell::new(Some(0));
+        let id = FromOne(|| number.get());
+        // SAFETY: The test's heap is imagined.
+        let pin = unsafe { NeverPreempts::new(FromOne(|| number.get())) };
+        assert_eq!((id.current_cpu(), pin.index(&pin.pin())), (Some(NO_INDEX), NO_INDEX));
+        number.set(Some(1));
+        assert_eq!(id.current_cpu(), Some(0));
+        number.set(None);
+        assert_eq!(id.current_cpu(), None);
+    }
+
+    /// A source whose kernel says that nobody may wait.
+    #[derive(Debug)]
+    struct Hurried;
+
+    impl CpuHint for Hurried {
+        fn current_cpu(&self) -> Option<usize> {
+            Some(1)
+        }
+
+        fn may_wait(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn whether_the_caller_may_wait_is_the_inner_sources_to_say() {
+        static ARMED: Armed<Hurried> = Armed::new(Hurried);
+        assert!(!ARMED.may_wait() && !CpuHint::may_wait(&&ARMED) && !FromOne(Hurried).may_wait());
+        // SAFETY: The test's heap is imagined.
+        let never = unsafe { NeverPreempts::new(Hurried) };
+        // SAFETY: As above.
+        let counted = unsafe { PreemptionPin::<Counter, _>::new(Hurried) };
+        assert!(!never.may_wait() && !counted.may_wait());
     }
 
     #[test]

@@ -5,49 +5,73 @@
 //! not reuse an answer, since the code may have moved to another hart in between.
 
 use core::arch::asm;
+use core::marker::PhantomData;
 
+use super::number::{Load, Number};
 use super::pin::PinnedIndex;
 use super::{CpuHint, CpuPin};
 use crate::contract::interrupts;
 use crate::contract::unwind::never_unwinding;
 
-/// The `usize` that lies `OFFSET` bytes behind where `tp` points: the CPU's number in the kernel's per-CPU data.
+/// The number that lies `OFFSET` bytes behind where `tp` points, in the kernel's per-CPU data; a `usize`, or what the
+/// second parameter says.
 ///
 /// # Context
 /// One load. In a trap handler only once it has put the kernel's `tp` back, if the code it interrupted was in user
-/// mode. Before `tp` is set up the load would fault or read something else; see [`Armed`](super::Armed).
+/// mode. Before `tp` is set up the load would fault or read something else; see
+/// [Before the number works](super#before-the-number-works).
 #[derive(Clone, Copy, Debug)]
-pub struct Tp<const OFFSET: usize>(());
+pub struct Tp<const OFFSET: usize, N: Number = usize>(PhantomData<fn() -> N>);
 
-impl<const OFFSET: usize> Tp<OFFSET> {
+impl<const OFFSET: usize, N: Number> Tp<OFFSET, N> {
     const ENCODABLE: () = assert!(OFFSET < 2048, "the offset does not fit into an instruction");
 
     /// # Safety
-    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this hart's `tp` are aligned and readable, and stay
-    /// so if the code that asks moves to another hart at that moment.
+    /// Whenever the source is asked, the number at `OFFSET` from this hart's `tp` is aligned and readable, and stays so
+    /// if the code that asks moves to another hart at that moment.
     pub const unsafe fn new() -> Self {
         let () = Self::ENCODABLE;
-        Self(())
+        Self(PhantomData)
     }
 }
 
-impl<const OFFSET: usize> CpuHint for Tp<OFFSET> {
+impl<const OFFSET: usize, N: Number> CpuHint for Tp<OFFSET, N> {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
-        let number;
-        // SAFETY: Reads 8 bytes that are readable, as `new`'s caller promised, and touches nothing else.
-        unsafe {
-            asm!("ld {}, {}(tp)", out(reg) number, const OFFSET, options(nostack, preserves_flags, readonly));
-        }
-        Some(number)
+        // SAFETY: the bytes are aligned and readable, as `new`'s caller promised.
+        Some(unsafe { N::load::<OFFSET>() })
     }
+}
+
+macro_rules! numbers {
+    ($($number:ty: $load:literal),+) => {$(
+        impl Load for $number {
+            #[inline]
+            unsafe fn load<const OFFSET: usize>() -> usize {
+                let number;
+                // SAFETY: reads bytes that are readable, as the caller promises, and touches nothing else.
+                unsafe {
+                    asm!($load, number = out(reg) number, offset = const OFFSET,
+                        options(nostack, preserves_flags, readonly));
+                }
+                number
+            }
+        }
+    )+};
+}
+
+numbers! {
+    u16: "lhu {number}, {offset}(tp)",
+    u32: "lwu {number}, {offset}(tp)",
+    u64: "ld {number}, {offset}(tp)",
+    usize: "ld {number}, {offset}(tp)"
 }
 
 /// The value of `tp`, into which the kernel wrote the CPU's number.
 ///
 /// # Context
 /// One instruction, in any context in which `tp` is the kernel's. Until the kernel wrote it its answer is arbitrary,
-/// which is good enough for a hint and fatal for a pin; see [`Armed`](super::Armed).
+/// which is good enough for a hint and fatal for a pin; see [Before the number works](super#before-the-number-works).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TpNumber;
 

@@ -5,15 +5,18 @@
 //! the code may have moved to another CPU in between.
 
 use core::arch::asm;
+use core::marker::PhantomData;
 
 use super::CpuHint;
 #[cfg(feature = "x86_64")]
 use super::CpuPin;
+use super::number::{Load, Number};
 #[cfg(feature = "x86_64")]
 use super::pin::PinnedIndex;
 use crate::base::sync::{AtomicU32, Ordering};
 
-/// The `usize` at `gs:[OFFSET]`, where the kernel keeps the CPU's number in the per-CPU data that GS points to.
+/// The number at `gs:[OFFSET]`, where the kernel keeps it in the per-CPU data that GS points to; a `usize`, or what the
+/// second parameter says.
 ///
 /// ```
 /// use core::mem::offset_of;
@@ -22,50 +25,69 @@ use crate::base::sync::{AtomicU32, Ordering};
 /// #[repr(C)]
 /// struct PerCpu {
 ///     stack: usize,
-///     number: usize,
+///     number: u32,
 /// }
 /// # #[expect(dead_code, reason = "for show")]
 /// // SAFETY: GS points to a PerCpu before the heap is used.
-/// const ID: GsBase<{ offset_of!(PerCpu, number) }> = unsafe { GsBase::new() };
+/// const ID: GsBase<{ offset_of!(PerCpu, number) }, u32> = unsafe { GsBase::new() };
 /// ```
 ///
 /// # Context
 /// One load. In an NMI only if GS is the kernel's there, which a handler that interrupted the first instructions of a
 /// system call (before `swapgs`) must see to first. Before GS is set up the load would fault or read something else;
-/// see [`Armed`](super::Armed).
+/// see [Before the number works](super#before-the-number-works).
 #[derive(Clone, Copy, Debug)]
-pub struct GsBase<const OFFSET: usize>(());
+pub struct GsBase<const OFFSET: usize, N: Number = usize>(PhantomData<fn() -> N>);
 
-impl<const OFFSET: usize> GsBase<OFFSET> {
+impl<const OFFSET: usize, N: Number> GsBase<OFFSET, N> {
     const ENCODABLE: () = assert!(OFFSET <= i32::MAX as usize, "the offset does not fit into an instruction");
 
     /// # Safety
-    /// Whenever the source is asked, the 8 bytes at `OFFSET` from this CPU's GS base are readable, and stay so if the
-    /// code that asks moves to another CPU at that moment.
+    /// Whenever the source is asked, the number's bytes at `OFFSET` from this CPU's GS base are readable, and stay so
+    /// if the code that asks moves to another CPU at that moment.
     pub const unsafe fn new() -> Self {
         let () = Self::ENCODABLE;
-        Self(())
+        Self(PhantomData)
     }
 }
 
-impl<const OFFSET: usize> CpuHint for GsBase<OFFSET> {
+impl<const OFFSET: usize, N: Number> CpuHint for GsBase<OFFSET, N> {
     #[inline]
     fn current_cpu(&self) -> Option<usize> {
-        let number;
-        // SAFETY: Reads 8 bytes that are readable, as `new`'s caller promised, and touches nothing else.
-        unsafe {
-            asm!("mov {}, qword ptr gs:[{}]", out(reg) number, const OFFSET,
-                options(nostack, preserves_flags, readonly));
-        }
-        Some(number)
+        // SAFETY: the bytes are readable, as `new`'s caller promised; this processor does not ask for alignment.
+        Some(unsafe { N::load::<OFFSET>() })
     }
+}
+
+macro_rules! numbers {
+    ($($number:ty: $load:literal),+) => {$(
+        impl Load for $number {
+            #[inline]
+            unsafe fn load<const OFFSET: usize>() -> usize {
+                let number;
+                // SAFETY: reads bytes that are readable, as the caller promises, and touches nothing else.
+                unsafe {
+                    asm!($load, number = out(reg) number, offset = const OFFSET,
+                        options(nostack, preserves_flags, readonly));
+                }
+                number
+            }
+        }
+    )+};
+}
+
+numbers! {
+    u16: "movzx {number:e}, word ptr gs:[{offset}]",
+    u32: "mov {number:e}, dword ptr gs:[{offset}]",
+    u64: "mov {number}, qword ptr gs:[{offset}]",
+    usize: "mov {number}, qword ptr gs:[{offset}]"
 }
 
 /// The `IA32_TSC_AUX` register, by `rdpid`. The kernel writes the CPU's number into it when it starts the CPU.
 ///
 /// # Context
 /// Any, NMI included: no memory is read. Until the kernel wrote the register its answer is usually 0 on every CPU,
-/// which is good enough for a hint and fatal for a pin; see [`Armed`](super::Armed).
+/// which is good enough for a hint and fatal for a pin; see [Before the number works](super#before-the-number-works).
 #[derive(Clone, Copy, Debug)]
 pub struct Rdpid(());
 
@@ -303,8 +325,8 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore)]
     fn gs_base_reads_at_its_offset() {
-        static ONE: [usize; 3] = [11, 22, 33];
-        static OTHER: [usize; 3] = [44, 55, 66];
+        static ONE: [usize; 3] = [11, 22, 0x4000_0003_0021];
+        static OTHER: [usize; 3] = [44, 55, 0x5000_0006_0042];
         fn set_gs(base: usize) {
             let failed: usize;
             // SAFETY: arch_prctl(ARCH_SET_GS) changes this thread's GS base, which nothing but this test uses. `nomem`,
@@ -320,10 +342,15 @@ mod tests {
         let first = unsafe { GsBase::<0>::new() };
         // SAFETY: And this the last.
         let last = unsafe { GsBase::<16>::new() };
-        assert_eq!((first.current_cpu(), last.current_cpu()), (Some(11), Some(33)));
+        // SAFETY: The last one's lower half.
+        let half = unsafe { GsBase::<16, u32>::new() };
+        // SAFETY: And the upper half of that.
+        let quarter = unsafe { GsBase::<18, u16>::new() };
+        let ask = || (first.current_cpu(), last.current_cpu(), half.current_cpu(), quarter.current_cpu());
+        assert_eq!(ask(), (Some(11), Some(0x4000_0003_0021), Some(0x3_0021), Some(3)));
         // "Another CPU": the answer is not kept.
         set_gs(OTHER.as_ptr().expose_provenance());
-        assert_eq!((first.current_cpu(), last.current_cpu()), (Some(44), Some(66)));
+        assert_eq!(ask(), (Some(44), Some(0x5000_0006_0042), Some(0x6_0042), Some(6)));
         set_gs(0);
     }
 }

@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -17,13 +18,14 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use pvh::start_info::reader::StartInfoReader;
 use qemu_exit::QEMUExit;
-use smp_heap::cpu::x86_64::InitialApicId;
-use smp_heap::{Heap, Hint, RegionProvider};
+use smp_heap::cpu::{NeverPreempts, x86_64::GsBase};
+use smp_heap::{Heap, Pinned, RegionProvider};
 use smp_heap_maps::Free;
 use smp_heap_maps::pvh::Map;
 use spin::Mutex;
 use uart_16550::{Config, Uart16550Tty, backend::PioBackend};
-use x86_64::instructions::port::Port;
+use x86_64::{VirtAddr, instructions::port::Port};
+use x86_64::registers::model_specific::GsBase as GsRegister;
 
 global_asm!(include_str!("../x86_64.s"), options(att_syntax));
 pvh::xen_elfnote_phys32_entry!(start32);
@@ -36,16 +38,25 @@ unsafe extern "C" {
     static ap_end: u8;
 }
 
-/// Up to 8 ranges of memory, 4 CPUs with caches of their own; a CPU is known by its APIC's number.
+/// A CPU's own area, to which its GS base points: here no more than its number.
+struct Area(u32);
+/// What the GS base of a CPU points to until it has an area: a number that is no CPU's.
+static STARTING: Area = Area(u32::MAX);
+// SAFETY: each CPU points its GS base to an `Area` before it uses the heap.
+const THIS_CPU: GsBase<0, u32> = unsafe { GsBase::new() };
+
+/// Up to 8 ranges of memory, 4 CPUs with caches of their own, which no locked instruction takes.
 #[global_allocator]
-static HEAP: Heap<RegionProvider<8>, Hint<InitialApicId>, 4> =
-    Heap::new(RegionProvider::new(), Hint(InitialApicId::new()));
+static HEAP: Heap<RegionProvider<8>, Pinned<NeverPreempts<GsBase<0, u32>>>, 4> = Heap::new(
+    RegionProvider::new(),
+    // SAFETY: each CPU has one task, and in its area a number of its own or, while it starts, none.
+    Pinned(unsafe { NeverPreempts::new(THIS_CPU) }),
+);
 
 /// CPUs that are done.
 static DONE: AtomicUsize = AtomicUsize::new(0);
 /// What one CPU leaves for the next to free.
 static LEFT: Mutex<BTreeMap<usize, String>> = Mutex::new(BTreeMap::new());
-
 static SERIAL: Mutex<Option<Uart16550Tty<PioBackend>>> = Mutex::new(None);
 
 macro_rules! say {
@@ -59,6 +70,7 @@ macro_rules! say {
 
 #[unsafe(no_mangle)]
 extern "C" fn main(start_info: u32) -> ! {
+    GsRegister::write(VirtAddr::from_ptr(&STARTING));
     // SAFETY: the loader put a start info there, and the lowest 4 GiB are mapped where they are.
     let info = unsafe { StartInfoReader::from_paddr_identity(start_info) }.expect("not started by a PVH loader");
     for entry in info.memmap() {
@@ -71,13 +83,15 @@ extern "C" fn main(start_info: u32) -> ! {
 
     let line = info.cmdline().and_then(|line| line.to_str().ok()).unwrap_or("");
     let cpus = line.split_once("cpus=").and_then(|(_, count)| count.trim().parse().ok()).unwrap_or(1);
+    GsRegister::write(VirtAddr::from_ptr(Box::leak(Box::new(Area(0)))));
     start_others();
     work(0);
     while DONE.load(Ordering::Acquire) < cpus {
         core::hint::spin_loop();
     }
     LEFT.lock().clear();
-    assert!(HEAP.verify().expect("a whole heap").is_nothing());
+    // SAFETY: the other CPUs are done.
+    unsafe { HEAP.verify_at_rest() }.expect("a whole heap");
     say!("PASS pvh_x86_64, {cpus} CPUs, {} bytes live", HEAP.stats().live_len());
     exit(0x10)
 }
@@ -96,6 +110,9 @@ fn work(cpu: usize) {
 
 #[unsafe(no_mangle)]
 extern "C" fn ap_main(number: u32) {
+    GsRegister::write(VirtAddr::from_ptr(&STARTING));
+    // The heap serves this CPU before it knows its number.
+    GsRegister::write(VirtAddr::from_ptr(Box::leak(Box::new(Area(number)))));
     work(number as usize);
 }
 

@@ -216,7 +216,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint", ELSEWHERE) },
     Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned", ELSEWHERE) },
     Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure", EARLY) },
-    Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", EARLY) },
+    Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", EARLY) },
+    Kernel { elsewhere: &[4], args: &["mode=area"], ..Kernel::new("early_boot+area", EARLY) },
     Kernel {
         elsewhere: &[1], args: &["mode=hint", "raise=interrupt"],
         ..Kernel::counting("every_instruction+hint_interrupt", RAISED)
@@ -275,6 +276,7 @@ pub const KERNELS: &[Kernel] = &[
         needs: PageTables, profile: Profile::Guarded, args: &["price"],
         ..Kernel::counting("guarded+price", PRICE)
     },
+    Kernel { elsewhere: &[4], ..Kernel::new("identities", &[("cpus", 1)]) },
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },

@@ -13,6 +13,7 @@ mod common;
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use common::area::{Area, source};
 use common::block::Block;
 use common::heaps::{CPUS, Regions, expect_left, give, heap};
 use common::modes::{Index, Mode, heaps};
@@ -43,6 +44,14 @@ impl CpuHint for Unsure {
     }
 }
 
+/// The number that stands in the CPU's area, by the source that comes with the crate.
+impl Mode for Pinned<NeverPreempts<Area<u32>>> {
+    const NAME: &'static str = "area";
+    // SAFETY: this kernel has no threads; areas have their own indices, and before there is one the number is above the
+    // heap's CPU count.
+    const NEW: Self = Pinned(unsafe { NeverPreempts::new(source()) });
+}
+
 impl Mode for Hint<Unsure> {
     const NAME: &'static str = "unsure";
     const NEW: Self = Hint(Unsure);
@@ -52,6 +61,7 @@ heaps! {
     over Regions = Regions::new();
     Hint<Unsure>,
     Pinned<NeverPreempts<Index>>,
+    Pinned<NeverPreempts<Area<u32>>>,
 }
 
 const FIRST_LEN: usize = 4096;

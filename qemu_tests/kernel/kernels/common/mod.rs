@@ -6,6 +6,7 @@
     reason = "a failed check ends the test, which is what a test is for; addresses have 64 bits wherever this runs"
 )]
 
+pub(crate) mod area;
 pub(crate) mod block;
 pub(crate) mod heaps;
 pub(crate) mod modes;

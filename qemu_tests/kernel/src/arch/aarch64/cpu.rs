@@ -23,6 +23,10 @@ unsafe impl Sync for Area {}
 
 static UNKNOWN: Area = Area { index: usize::MAX, pins: UnsafeCell::new(0) };
 
+/// Where in the area that the register points to the index is.
+pub const INDEX_OFFSET: usize = core::mem::offset_of!(Area, index);
+const _: () = assert!(INDEX_OFFSET == 0, "as the instructions below say");
+
 /// The dense index of this CPU: 0 up to the number of CPUs, `usize::MAX` before it is known.
 ///
 /// Read anew by every call: a thread may be on another CPU by then.

@@ -29,7 +29,8 @@ pub(super) const SAVED_T0: usize = offset_of!(Area, saved_t0);
 pub(super) const SAVED_SP: usize = offset_of!(Area, saved_sp);
 pub(super) const FAULT_STACK_LOW: usize = offset_of!(Area, fault_stack_low);
 pub(super) const FAULT_STACK: usize = offset_of!(Area, fault_stack);
-const INDEX: usize = offset_of!(Area, index);
+/// Where in the area that `tp` points to the index is.
+pub const INDEX_OFFSET: usize = offset_of!(Area, index);
 const _: () = assert!(offset_of!(Area, pins) == 0, "it is reached by `tp` alone");
 
 // SAFETY: each area is used by the one hart whose `tp` points to it; `UNKNOWN` by one hart at a time, since they start
@@ -62,7 +63,7 @@ pub fn index() -> usize {
     let index;
     // SAFETY: `tp` points to an `Area` since before any Rust code asks. Not `pure`: the answer may change.
     unsafe {
-        asm!("ld {}, {}(tp)", out(reg) index, const INDEX, options(nostack, preserves_flags, readonly));
+        asm!("ld {}, {}(tp)", out(reg) index, const INDEX_OFFSET, options(nostack, preserves_flags, readonly));
     }
     index
 }

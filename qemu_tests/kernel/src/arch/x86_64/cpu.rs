@@ -51,6 +51,10 @@ impl Area {
     }
 }
 
+/// Where in the area that GS points to the index is.
+pub const INDEX_OFFSET: usize = core::mem::offset_of!(Area, index);
+const _: () = assert!(INDEX_OFFSET == 8 && core::mem::offset_of!(Area, pins) == 16, "as the instructions below say");
+
 /// The dense index of this CPU: 0 up to the number of CPUs, `usize::MAX` before it is known.
 ///
 /// Read anew by every call: a thread may be on another CPU by then.
