@@ -215,6 +215,8 @@ mod recipes {
     #[cfg(feature = "x86_64")]
     #[doc = include_str!("../docs/recipes/like-hermit.md")]
     struct LikeHermit;
+    #[doc = include_str!("../docs/recipes/one-cpu.md")]
+    struct OneCpu;
     #[doc = include_str!("../docs/recipes/out-of-memory.md")]
     struct OutOfMemory;
     #[doc = include_str!("../docs/recipes/per-cpu-areas.md")]

@@ -11,8 +11,8 @@ use crate::common::Mmap;
 use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use crate::stress::{all_back, seed};
 use smp_heap::battery::{Filled, Random};
-use smp_heap::cpu::CpuMode;
-use smp_heap::{Heap, Hint, PageProvider, Pinned, SizeClass};
+use smp_heap::cpu::{CpuMode, UnknownCpu};
+use smp_heap::{Heap, Hint, PageProvider, Pinned, RegionProvider, SizeClass};
 
 /// One byte around each border.
 fn border_sizes() -> Vec<usize> {
@@ -119,4 +119,34 @@ fn a_cpu_retired_twice_counts_once() {
     pair(64);
     assert!(heap.stats().cpus[1].is_used, "it came back");
     all_back(&heap, 2);
+}
+
+/// Two heaps, one of chunks with granules of 1 KiB, one with 4 KiB: what is written to a block of whole pages does not
+/// reach another block, and one that asks for no alignment has that of its granule.
+#[test]
+#[cfg(not(feature = "debug-heap"))]
+fn long_blocks_have_the_alignment_that_was_asked_for() {
+    for (len, granule) in [(240 << 10, 1 << 10), (4 << 20, 4 << 10)] {
+        let heap: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+        let memory = vec![0_u8; len + 4096].leak();
+        let start = memory.as_mut_ptr().wrapping_byte_add(memory.as_ptr().align_offset(4096));
+        // SAFETY: leaked, so nobody else's.
+        unsafe { heap.provider().add_region(start, len) }.unwrap();
+        let place = |size, align| {
+            let block = heap.alloc(Layout::from_size_align(size, align).unwrap()).unwrap();
+            (block.cast::<u8>().addr().get(), block.len())
+        };
+        let loose: Vec<_> = (0..3).map(|_| place(33 << 10, 1)).collect();
+        for (start, len) in &loose {
+            assert_eq!((start % granule, *len), (0, (33_usize << 10).next_multiple_of(granule)));
+        }
+        // Somewhere a block that did not ask for pages has none of its own.
+        let shares_a_page = loose.iter().any(|(start, len)| start % 4096 != 0 || len % 4096 != 0);
+        assert_eq!(shares_a_page, granule < 4096, "{loose:x?}");
+        let pages = [place(8 << 12, 4096), place(9 << 12, 4096)];
+        for (start, len) in pages {
+            assert_eq!((start % 4096, len % 4096), (0, 0));
+            assert!(loose.iter().all(|(other, other_len)| start >= other + other_len || *other >= start + len));
+        }
+    }
 }

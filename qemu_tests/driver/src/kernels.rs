@@ -309,6 +309,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { elsewhere: &[4], args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
     Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
     Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", STORM) },
+    Kernel { elsewhere: &[1], cpus: &[1], args: &["mode=only"], ..Kernel::new("timer_storm+only", STORM) },
     Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("timer_storm+masked", STORM) },
     // So much that some of it lies above 4 GiB. The host has to back only what is written to.
     Kernel { needs: PageTables, memory_mib: 3584, ..Kernel::new("zones", &[("blocks", 300)]) },

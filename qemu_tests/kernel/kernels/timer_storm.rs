@@ -10,15 +10,23 @@
 mod common;
 
 use common::heaps::{Regions, expect_left, give};
-use common::modes::{Index, InterruptsMasked, Pins, heaps};
-use smp_heap::cpu::{NeverPreempts, PreemptionPin};
+use common::modes::{Index, InterruptsMasked, Mode, Pins, heaps};
+use smp_heap::cpu::{NeverPreempts, OnlyCpu, PreemptionPin};
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, kernel, smp, timer};
+
+/// On one CPU, which needs no number.
+impl Mode for Pinned<NeverPreempts<OnlyCpu>> {
+    const NAME: &'static str = "only";
+    // SAFETY: this kernel has no threads, and is booted with one CPU in this mode.
+    const NEW: Self = Pinned(unsafe { NeverPreempts::new(OnlyCpu) });
+}
 
 heaps! {
     over Regions = Regions::new();
     Hint<Index>,
     Pinned<NeverPreempts<Index>>,
+    Pinned<NeverPreempts<OnlyCpu>>,
     Pinned<PreemptionPin<Pins, Index>>,
     Pinned<InterruptsMasked<Index>>,
 }
@@ -26,6 +34,7 @@ heaps! {
 kernel! {
     fn main(boot: &Boot) {
         choose(boot);
+        assert!(boot.arg("mode") != Some("only") || boot.cpu_count() == 1, "one CPU was promised");
         give(boot.largest_region());
         let ticks = boot.number("ticks", 100) as u64;
         timer::set_handler(|_| common::storm::strike());
