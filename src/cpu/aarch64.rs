@@ -13,8 +13,8 @@ use super::{CpuHint, CpuPin};
 use crate::contract::interrupts;
 use crate::contract::unwind::never_unwinding;
 
-/// The number that lies `OFFSET` bytes behind where `TPIDR_EL1` points, in the kernel's per-CPU data; a `usize`, or what
-/// the second parameter says.
+/// The number that lies `OFFSET` bytes behind where `TPIDR_EL1` points, in the kernel's per-CPU data; a `usize`, or
+/// what the second parameter says.
 ///
 /// # Context
 /// A register read and a load. In any context, NMI included, once the register is set: it is the kernel's at every

@@ -1,7 +1,7 @@
 //! Every source of a CPU's number that comes with the crate, asked on every CPU.
 //!
-//! Would catch: a source that reads the wrong bytes, or the right ones with the wrong width; two CPUs with one number; a
-//! source from 1 that knows a CPU before it is set up; a heap that a source makes part of the image.
+//! Would catch: a source that reads the wrong bytes, or the right ones with the wrong width; two CPUs with one number;
+//! a source that knows a CPU before it is set up; a source with bytes, which takes the heap out of `.bss`.
 #![no_std]
 #![no_main]
 
