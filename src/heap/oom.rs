@@ -3,7 +3,8 @@
 //!
 //! Who waits, and for what: a context that [may wait](crate::CpuHint::may_wait) looks again as long as it sees another
 //! context with memory in hand (in a lock, on its way to or from the provider, among blocks to be joined), up to
-//! [`LAST_TRIES`] looks. A context that interrupted the heap on its own CPU looks once, everywhere, and waits for
+//! [`LAST_TRIES`] looks. One that may not looks again too, but for no call of the provider, which may be waiting for
+//! this very CPU. A context that interrupted the heap on its own CPU, by its id, looks once, everywhere, and waits for
 //! nothing.
 
 use core::cell::Cell;
@@ -24,6 +25,10 @@ use crate::slab::block::Block;
 /// within the spin limit, so the sum is about a millisecond: more than any holder takes that runs, less than a time
 /// slice of one that does not.
 const BUSY_TRIES: u32 = 16;
+
+/// The same for a context that interrupted the heap on its own CPU: it does not wait for what it interrupted, but what
+/// other CPUs held in that moment they may have given up in the next.
+const NESTED_TRIES: u32 = 4;
 
 /// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the
 /// middle of a step, here or in the provider, or a virtual CPU that its host does not run, hides what it holds for a
@@ -144,6 +149,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         let (busy, wait) = (refused == Refused::Busy, self.mode.may_wait());
+        // Others run meanwhile, and give up what they hold.
+        let is_patient = wait || !(caller.nested || search.interrupts());
         let fits = PageRun::new(want.least_len, want.align, P::PAGE_LEN).is_some_and(|run| self.is_within_reach(run));
         // Chunks that the provider has again may come back as one; for a page they are long enough as they are.
         let may_join = want.least_len > P::PAGE_LEN;
@@ -158,14 +165,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 None
             })
         };
-        when(fits && busy && wait, || (0..BUSY_TRIES).find_map(|_| quick()))
+        when(fits && busy, || (0..if is_patient { BUSY_TRIES } else { NESTED_TRIES }).find_map(|_| quick()))
             .or_else(|| when(fits && self.release_reserves(wait), quick))
             .or_else(|| (0..JOIN_TRIES).take_while(|_| seek.has_more()).find_map(|_| quick()))
             .or_else(|| grow(busy))
-            .or_else(|| when(fits, || self.look(seek, wait, &quiet)))
+            .or_else(|| when(fits, || self.look(seek, wait, wait, &quiet)))
             .or_else(|| when(fits && may_join && open(), || self.return_then_grow(seek, &want, caller, wait)))
             .or_else(|| when(open(), || self.retry_after_relief(seek, need, fits, caller, wait)))
-            .or_else(|| when(fits && open() && wait, || self.retry_while_contended(seek, &search, caller, &quiet)))
+            .or_else(|| {
+                when(fits && open() && is_patient, || self.retry_while_contended(seek, &search, caller, wait, &quiet))
+            })
             .or_else(|| when(fits, || seek.last_resort(false)))
     }
 
@@ -203,21 +212,22 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         seek: &S,
         search: &Search<'_>,
         caller: Caller,
+        wait: bool,
         quiet: &Cell<u32>,
     ) -> Option<S::Found> {
         for _ in 0..LAST_TRIES {
             search.watch();
             // Give whoever it is a moment; who stays is not waited for lock by lock.
-            let wait = (0..SPIN_LIMIT).any(|_| {
-                let busy = self.is_memory_in_hand() || self.engine.pages.is_busy();
+            let is_free = (0..SPIN_LIMIT).any(|_| {
+                let busy = self.is_memory_in_hand(wait) || self.engine.pages.is_busy();
                 if busy {
                     spin_loop();
                 }
                 !busy
             });
-            let grown = self.grow(seek, true, caller, true);
+            let grown = self.grow(seek, true, caller, wait);
             let closed = grown.is_err();
-            let found = grown.ok().flatten().or_else(|| self.look(seek, wait, quiet));
+            let found = grown.ok().flatten().or_else(|| self.look(seek, is_free, wait, quiet));
             if found.is_some() || closed || quiet.get() >= QUIET_LOOKS {
                 return found;
             }
@@ -226,19 +236,21 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// [`reclaim`](Self::reclaim), which counts looks in a row that saw everything.
-    fn look<S: Seek>(&self, seek: &S, wait: bool, quiet: &Cell<u32>) -> Option<S::Found> {
-        let before = self.is_memory_in_hand();
-        match self.reclaim(seek, wait) {
+    fn look<S: Seek>(&self, seek: &S, waits: bool, may_wait: bool, quiet: &Cell<u32>) -> Option<S::Found> {
+        let before = self.is_memory_in_hand(may_wait);
+        match self.reclaim(seek, waits) {
             Ok(found) => return Some(found),
-            Err(Refused::Empty) if !before && !self.is_memory_in_hand() => quiet.set(quiet.get() + 1),
+            Err(Refused::Empty) if !before && !self.is_memory_in_hand(may_wait) => quiet.set(quiet.get() + 1),
             Err(_) => quiet.set(0),
         }
         None
     }
 
-    /// Whether some context has memory in hand that others do not see.
-    fn is_memory_in_hand(&self) -> bool {
-        self.source.in_transit.is_any() || self.engine.walks.is_any() || self.source.is_busy()
+    /// Whether some context has memory in hand that others do not see: for who may not wait, one that cannot be waiting
+    /// for it. A provider that may be re-entered waits for nobody.
+    fn is_memory_in_hand(&self, may_wait: bool) -> bool {
+        let is_moving = || self.source.in_transit.is_any() || self.source.is_busy();
+        self.engine.walks.is_any() || ((may_wait || P::REENTRANT) && is_moving())
     }
 
     /// Empties what can be reached, and looks there. Empty: it saw everything.

@@ -4,7 +4,7 @@
 //! it interrupted cannot go on before it returns, so waiting for it is in vain. With a pin, the count of searches on
 //! the own CPU tells. A preempted task may leave its search on another CPU's count: a search that runs while one begun
 //! after it is still inside was not interrupted by that one; this is seen, and from then on the count is not believed.
-//! With a hint the count tells nothing, since another CPU may have the same id.
+//! With a hint it is taken for true by who may not wait only, since another CPU may have the same id.
 //!
 //! Price: under a pin, a context that meets the search of a preempted task on its CPU gives up early, until the count
 //! is no longer believed.

@@ -22,6 +22,7 @@ mod corpus;
 mod debug_heap;
 mod documents;
 mod faults;
+mod figures;
 #[cfg(not(feature = "debug-heap"))]
 mod fullness;
 mod gate;

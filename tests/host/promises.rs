@@ -321,6 +321,8 @@ fn stats_are_exact_at_rest_and_print_as_a_table() {
     assert_eq!(stats.held_len, heap.provider().held_len());
     let text = stats.to_string();
     println!("{text}");
+    #[cfg(not(any(feature = "hardened", feature = "guard-pages")))]
+    assert!(include_str!("../../docs/looking.md").contains(text.trim_end()), "the document shows another table");
     let widths: Vec<_> = text.lines().take(4).map(str::len).collect();
     assert!(widths.iter().all(|width| *width == widths[0]), "the table is aligned");
     let mut mapped = 0;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use smp_heap::battery::{Failure, Filled, Random, churn, exhaust, free_all, layouts};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
-use smp_heap::{Heap, Hint, PageProvider, PageRun, Pinned, RunKind, Stats};
+use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun, Pinned, RunKind, Stats};
 
 fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).unwrap()
@@ -109,11 +109,31 @@ unsafe impl PageProvider for Slow {
     }
 }
 
-/// All memory there is has left the provider and not reached the heap: others wait for it.
+/// A thread as a CPU that has its interrupts masked.
+struct Masked;
+
+impl CpuHint for Masked {
+    fn current_cpu(&self) -> Option<usize> {
+        ThreadCpu.current_cpu()
+    }
+
+    fn may_wait(&self) -> bool {
+        false
+    }
+}
+
+/// All memory there is has left the provider and not reached the heap: others wait for it, also who may not wait, since
+/// a provider that can be re-entered waits for nobody.
 #[test]
 fn a_chunk_that_is_just_being_given_is_waited_for() {
+    wait_for_a_chunk(Pinned(ThreadCpu));
+    wait_for_a_chunk(Hint(ThreadCpu));
+    wait_for_a_chunk(Hint(Masked));
+}
+
+fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
     let slow = Slow { books: Books::default(), given: AtomicBool::new(false), refused: AtomicUsize::new(0) };
-    let heap = Heap::<_, _, 2>::new(slow, Pinned(ThreadCpu));
+    let heap = Heap::<_, _, 2>::new(slow, mode);
     std::thread::scope(|scope| {
         for cpu in 0..2 {
             let heap = &heap;

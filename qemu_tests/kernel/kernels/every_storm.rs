@@ -77,7 +77,7 @@ kernel! {
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
         // With a hint a handler does not know that what it finds held is its own CPU's, and masked as it is it waits
         // for no lock.
-        common::storm::judge(0, if boot.arg("mode") == Some("hint") { 25 } else { 5 });
+        common::storm::judge(0, 5);
         expect_left(0);
     }
 }
