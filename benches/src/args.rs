@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_name_means_one_workload_and_a_beginning_all_that_begin_so() {
+    fn a_name_means_one_workload_and_a_prefix_all_with_it() {
         assert_eq!(names("pair-64").unwrap(), ["pair-64"]);
         assert_eq!(names("pair-8,larson").unwrap(), ["pair-8", "larson"]);
         assert_eq!(names("churn").unwrap(), ["churn-1k", "churn-100k"]);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allocator_that_is_unknown_or_missing_is_an_error_that_says_so() {
+    fn an_unknown_or_missing_allocator_is_a_clear_error() {
         let (all, _) = peers::all();
         let missing = Missing { name: "absent", why: "no compiler".into() };
         let choose = |name: &str| choose_peers(all.clone(), &[missing.clone()], &[name.to_owned()]);

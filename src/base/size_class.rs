@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_small_layout_gets_the_tightest_block_that_holds_and_aligns_it() {
+    fn every_small_layout_gets_the_tightest_block_that_fits() {
         for size in 1..=MAX_SMALL_LEN {
             let mut align = 1;
             while align <= MAX_SMALL_LEN {

@@ -353,7 +353,7 @@ mod recording {
         }
 
         #[test]
-        fn a_full_ring_keeps_the_oldest_and_counts_the_rest_lap_after_lap() {
+        fn a_full_ring_keeps_the_oldest_and_counts_the_rest() {
             let trace = trace(1, 5, || 0, || 0);
             for lap in 0..4 {
                 (0..8).for_each(|addr| trace.record(event(16 * lap + addr)));

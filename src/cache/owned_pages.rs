@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_known_from_when_it_is_noted_until_it_is_forgotten_or_another_takes_its_place() {
+    fn a_noted_page_is_known_until_forgotten_or_displaced() {
         let pages = HomePages::new();
         let (first, last, next) = (block(0x1234_5000), block(0x1234_5ff8), block(0x1234_6000));
         assert!(!pages.has(first));

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn preemption_is_off_when_the_number_is_read_and_while_the_guard_lives() {
+    fn preemption_is_off_while_the_number_is_read_and_guarded() {
         // The source's answer is the depth at which it was asked.
         // SAFETY: The test's heap is imagined.
         let pin = unsafe { PreemptionPin::<Counter, _>::new(|| Some(DEPTH.get())) };

@@ -915,7 +915,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_that_becomes_busy_gets_room_although_others_had_it_all() {
+    fn a_class_that_becomes_busy_gets_room_from_the_others() {
         let alone = Alone::new(1 << 20);
         let (engine, cache) = (&alone.engine, &alone.engine.caches()[0]);
         for _ in 0..50 {

@@ -157,7 +157,7 @@ fn all_back<const MOVES: bool, C: CpuMode, const N: usize>(heap: &Heap<Host<MOVE
 }
 
 #[test]
-fn under_a_pin_a_nested_context_takes_what_is_at_hand_and_never_calls_the_provider() {
+fn a_nested_pinned_context_never_calls_the_provider() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
     let small: Vec<_> = (0..100).map(|_| filled(&heap, 200).unwrap()).collect();
     // Chunks of their own, all of which are empty once these are free.
@@ -322,7 +322,7 @@ fn a_nested_context_gets_whatever_page_is_free() {
 }
 
 #[test]
-fn a_huge_block_freed_in_a_nested_context_waits_for_an_ordinary_one() {
+fn a_huge_block_freed_when_nested_waits_for_a_task() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Pinned(OneCpu));
     let huge = filled(&heap, 2 << 20).unwrap();
     let before = (heap.provider().calls(), heap.provider().held_len());
@@ -446,7 +446,7 @@ fn with_hints_every_cache_may_be_busy_and_the_lap_ends() {
 
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "asks for the class of a block without a frame")]
-fn a_lap_goes_on_where_the_last_one_succeeded_and_leaves_caches_open() {
+fn a_lap_begins_where_the_last_one_succeeded() {
     let heap = Heap::<Host<false>, _, 4>::new(Host::default(), Hint(UnknownCpu));
     filled(&heap, 100).unwrap().free().unwrap();
     let caches = heap.engine.caches();
@@ -552,7 +552,7 @@ fn what_another_cpus_cache_holds_is_had_before_null() {
 }
 
 #[test]
-fn huge_blocks_that_the_provider_does_not_take_back_are_used_again() {
+fn huge_blocks_that_were_not_taken_back_are_used_again() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     let block = filled(&heap, 3 << 20).unwrap();
     heap.provider().stubborn.store(true, Ordering::Relaxed);
@@ -586,7 +586,7 @@ fn huge_blocks_shrink_move_and_stay_with_their_content() {
 
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "a frame does not fit beside a block of all that there is")]
-fn a_huge_block_is_had_after_free_chunks_went_back_or_the_kernel_helped() {
+fn a_huge_block_is_had_after_chunks_went_back_or_relief() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
     let blocks = fill(&heap, 900_000);
@@ -631,7 +631,7 @@ fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
 
 /// Chunks need more slots than huge blocks, so that some that become chunks find none.
 #[test]
-fn huge_blocks_that_neither_the_provider_nor_the_map_takes_go_back_later() {
+fn huge_blocks_that_nobody_takes_go_back_later() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
     let blocks: Vec<_> = core::iter::from_fn(|| heap.alloc(layout(1 << 20)).ok()).take(10_000).collect();
@@ -708,7 +708,7 @@ unsafe impl PageProvider for Probe {
 }
 
 #[test]
-fn the_provider_is_called_with_nothing_held_and_is_not_entered_again() {
+fn the_provider_is_called_with_nothing_held_and_once() {
     let heap = &PROBED;
     let blocks: Vec<_> = [8, 200, 4000, 30_000, 100_000, 3 << 20, 9 << 20, 20 << 20]
         .iter()

@@ -164,7 +164,7 @@ mod tests {
     const LEN: usize = 256 << 10;
 
     #[test]
-    fn hints_know_every_granule_of_a_chunk_and_none_of_one_that_left() {
+    fn hints_know_each_granule_of_a_chunk_until_it_leaves() {
         let pages = std::boxed::Box::new(Pages::<1>::new());
         let run = PageRun::new(LEN, 4096, 4096).unwrap();
         // SAFETY: the run's length is not 0.
@@ -236,7 +236,7 @@ mod tests {
 
     /// In whatever order they are met, and also when a chunk is met that is known.
     #[test]
-    fn neighbours_in_one_stretch_do_not_take_the_place_from_each_other() {
+    fn neighbours_in_one_stretch_both_keep_their_place() {
         let pages = std::boxed::Box::new(Pages::<1>::new());
         let chunks = every(&pages, MIN_STRETCH_LEN / 2, 2 * COUNT);
         let (upwards, downwards) = (ChunkHints::new(), ChunkHints::new());

@@ -700,7 +700,7 @@ fn a_grown_block_has_room_on_both_sides() {
 }
 
 #[test]
-fn a_fit_hidden_behind_many_shorter_runs_is_found_under_pressure() {
+fn a_fit_behind_many_shorter_runs_is_found_under_pressure() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
     given.chunk(&pages, 48 * MIB, 4096, Use::Large, 0);
     // Of one bin (128 to 159 KiB): one run of 156 KiB, then many of 128 KiB in front of it.

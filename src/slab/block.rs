@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_leads_from_the_last_pushed_to_the_first_and_on_to_its_end() {
+    fn a_chain_leads_from_the_last_pushed_to_its_end() {
         let mut memory = memory(3);
         let start = NonNull::new(memory.as_mut_ptr().cast::<u8>()).unwrap();
         let mut list = List::new();

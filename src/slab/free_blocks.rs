@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_joined_block_begins_at_a_multiple_of_its_alignment_and_takes_all_that_it_touches() {
+    fn a_coalesced_block_is_aligned_and_takes_all_it_touches() {
         for align in [32, 64, 256] {
             let mut ground = Ground::new(128);
             let order: Vec<_> = (1..101).collect();

@@ -505,7 +505,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_exhausted_slab_is_in_no_list_until_the_first_push_enlists_it() {
+    fn an_exhausted_slab_is_in_no_list_until_the_first_push() {
         let (ground, bin) = (Ground::new(), Bin::new());
         let slab = listed(&ground, &bin);
         assert_eq!(take(&bin, 5).len(), 5);
@@ -564,7 +564,7 @@ pub(crate) mod tests {
 
     /// Hole 2 of the protocol: the enlister stands between its publishing step and the inbox, the claimer comes first.
     #[test]
-    fn a_claimer_leaves_a_slab_alone_whose_enlister_is_still_to_come() {
+    fn a_claimer_leaves_a_slab_to_its_enlister() {
         let (ground, bin) = (Ground::new(), Bin::new());
         let (slab, mut blocks) = emptied(&ground);
         let first = slab.push(blocks.pop().unwrap(), false);
@@ -618,7 +618,7 @@ pub(crate) mod tests {
 
     /// Hole 10: a claimer that finds the lock busy must not wait; the slab is found empty later.
     #[test]
-    fn a_claim_under_a_busy_lock_is_given_up_and_the_slab_found_by_the_next_sweep() {
+    fn a_claim_under_a_busy_lock_is_left_to_the_next_sweep() {
         let (ground, bin) = (Ground::new(), Bin::new());
         let slab = listed(&ground, &bin);
         let mut blocks = take(&bin, 1);

@@ -537,7 +537,7 @@ pub(crate) mod tests {
     const NOTHING: Duty = Duty { enlist: false, settle: false };
 
     #[test]
-    fn fresh_blocks_come_in_order_side_by_side_and_end_with_the_slab() {
+    fn fresh_blocks_come_in_order_and_end_with_the_slab() {
         let ground = Ground::new();
         let slab = ground.slab(class(128), GRANULE, 5);
         assert_eq!((slab.capacity(), slab.owner(), slab.class()), (8, 5, class(128)));

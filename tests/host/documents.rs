@@ -138,6 +138,18 @@ fn code_is_at_most_120_columns_wide() {
 }
 
 #[test]
+fn names_of_functions_have_at_most_60_characters() {
+    let mut long = Vec::new();
+    for path in files(".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        let names =
+            text.split("fn ").skip(1).filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next());
+        long.extend(names.filter(|name| name.len() > 60).map(str::to_owned));
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
 fn the_readme_is_read_in_a_minute() {
     let lines = fs::read_to_string(root().join("README.md")).unwrap().lines().count();
     assert!(lines <= 120, "{lines} lines");

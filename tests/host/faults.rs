@@ -86,7 +86,7 @@ fn one_call_in_a_hundred_ten_or_two_fails() {
 }
 
 #[test]
-fn a_region_of_any_length_at_any_address_is_taken_or_refused_untouched() {
+fn a_region_of_any_length_is_taken_or_refused_untouched() {
     const UNTOUCHED: u8 = 0x5a;
     let memory = Memory::new(80 << 10, 4096);
     let base = memory.start();
@@ -127,7 +127,7 @@ fn a_region_of_any_length_at_any_address_is_taken_or_refused_untouched() {
 }
 
 #[test]
-fn a_region_that_shares_a_page_or_leaves_the_address_space_is_refused() {
+fn a_region_that_overlaps_or_wraps_is_refused() {
     let memory = Memory::new(64 << 10, 1024);
     let base = memory.start();
     let heap = Heap::<_, _, 2>::new(RegionProvider::<3>::new(), Hint(UnknownCpu));

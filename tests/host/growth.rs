@@ -85,7 +85,7 @@ fn step<P: PageProvider>(bytes: &mut Bytes<'_, P>) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn nothing_that_is_longer_than_slabs_serve_is_copied_if_the_provider_can_move_pages() {
+fn no_large_block_is_copied_if_the_provider_moves_pages() {
     for grow in [double::<Mmap>, step::<Mmap>] {
         let heap = Grown::new(Mmap::default(), Hint(UnknownCpu));
         let mut several: Vec<_> = (0..3).map(|_| Bytes::new(&heap, 8)).collect();
@@ -132,7 +132,7 @@ fn a_block_that_is_copied_is_counted_by_its_length() {
 
 /// A block may outgrow the slab sizes when there are no pages for a run of its own.
 #[test]
-fn a_block_that_could_grow_where_it_is_does_so_when_there_are_no_pages() {
+fn growth_in_place_is_taken_when_there_are_no_pages() {
     let heap = Grown::new(Limited::default(), Hint(UnknownCpu));
     let mut bytes = Bytes::new(&heap, 3000);
     bytes.realloc(30_000);

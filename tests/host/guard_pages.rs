@@ -72,7 +72,7 @@ fn a_fault_is_explained_by_the_block_it_is_at() {
 }
 
 #[test]
-fn guarded_blocks_move_between_threads_and_nothing_is_reported_or_lost() {
+fn guarded_blocks_move_between_threads_without_a_report() {
     let heap: Heap<_, _, 4> = Heap::new(Space, Pinned(ThreadCpu));
     heap.set_guard_rate(3).unwrap();
     let left = std::sync::Mutex::new(Vec::new());

@@ -355,7 +355,7 @@ fn handed_over(shape: Shape, len: usize) -> (usize, usize) {
 /// Within the formula; and of what is live, whoever frees it, a quarter more than a CPU that makes and frees all of it,
 /// and a constant for each CPU.
 #[test]
-fn what_is_handed_over_stays_within_the_formula_and_near_what_one_owner_holds() {
+fn what_is_handed_over_stays_within_the_formula() {
     for len in [64, 1024, 16 << 10] {
         let (held, live) = handed_over(Shape::OneOwner, len);
         let share = held as f64 / live as f64;
@@ -376,7 +376,7 @@ fn what_is_handed_over_stays_within_the_formula_and_near_what_one_owner_holds() 
 
 /// A load that comes and goes, with `maintain` in between.
 #[test]
-fn maintain_keeps_what_is_used_again_and_gives_the_rest_back_in_steps() {
+fn maintain_keeps_what_is_used_and_returns_the_rest_in_steps() {
     const LOAD_LEN: usize = 12 * MIB;
     play_cpu(0);
     let heap = heap();
@@ -463,7 +463,7 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
 /// Joined and lent blocks: each is whole, disjoint, counted, and returns to its slab as what it was.
 #[test]
 #[cfg(not(feature = "hardened"))]
-fn free_neighbours_serve_a_longer_class_and_are_short_blocks_again_afterwards() {
+fn free_neighbours_serve_a_longer_class_and_return_as_they_were() {
     play_cpu(0);
     let heap: Tested = Heap::new(Books::with_limit(MIB), Pinned(ThreadCpu));
     let mut short: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 32)).collect();

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_budget_fails_and_another_compiler_has_a_little_room() {
+    fn more_than_the_budget_fails_but_for_another_compiler() {
         let budgets = measured("rustc 1.0", "100 1 40 free");
         let judge = |compiler, line| budgets.judge(&measured(compiler, line), "pinned", 2).is_ok();
         assert!(judge("rustc 1.0", "100 1 40 free") && judge("rustc 1.0", "90 0 30 free"));

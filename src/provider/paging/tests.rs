@@ -334,7 +334,7 @@ fn pointer(addr: usize) -> NonNull<u8> {
 }
 
 #[test]
-fn windows_that_make_no_sense_are_refused_and_the_first_good_one_is_taken() {
+fn windows_without_sense_are_refused_until_a_good_one() {
     let provider: Provider<false> = PagingProvider::new(Kernel::new(10, 0));
     let before = provider.state();
     // SAFETY: nothing is mapped in new tables.
@@ -393,7 +393,7 @@ fn tables_of_short_runs_are_spared_until_they_are_in_the_way() {
 }
 
 #[test]
-fn every_page_of_a_run_has_a_frame_of_its_own_and_everything_comes_back() {
+fn every_page_has_its_own_frame_and_all_come_back() {
     fn churn<const GUARDS: bool>(seed: u64) {
         let provider = provider::<GUARDS>(3000, 8, 64 << 20);
         let before = provider.state();
@@ -529,7 +529,7 @@ fn whichever_page_the_mapper_refuses_nothing_has_changed() {
 }
 
 #[test]
-fn a_page_that_the_mapper_does_not_let_go_is_lost_with_its_addresses_and_no_more() {
+fn a_page_that_the_mapper_keeps_is_lost_and_no_more() {
     let provider = provider::<false>(4000, 4, 64 << 20);
     let before = provider.state();
     let start = provider.take(run(1000 * PAGE, HUGE_PAGE)).unwrap();
@@ -551,7 +551,7 @@ fn a_page_that_the_mapper_does_not_let_go_is_lost_with_its_addresses_and_no_more
 }
 
 #[test]
-fn huge_pages_where_run_and_alignment_allow_and_they_go_back_whole() {
+fn huge_pages_are_used_where_they_fit_and_go_back_whole() {
     let provider = provider::<false>(4000, 8, 1 << 30);
     let before = provider.state();
     let huge_free = || provider.state().frames.huge.len();
@@ -644,7 +644,7 @@ fn what_is_no_run_of_the_window_is_refused() {
 }
 
 #[test]
-fn while_somebody_is_at_the_window_a_call_is_refused_and_nothing_waits_for_ever() {
+fn a_busy_window_refuses_and_nothing_waits_for_ever() {
     let provider = provider::<false>(1000, 0, 1 << 20);
     let held = provider.take(run(8 * PAGE, PAGE)).unwrap();
     let window = provider.window.try_lock().unwrap();

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn alignment_beyond_the_slot_is_kept_and_what_does_not_fit_is_refused() {
+    fn alignment_beyond_the_slot_is_kept_or_refused() {
         let mut window = open(256 * PAGE);
         window.reserve(PAGE, PAGE, Place::Lowest).unwrap();
         for place in [Place::Lowest, Place::Roomy] {

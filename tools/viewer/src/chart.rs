@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn charts_are_well_formed_and_have_a_strip_and_a_mark_for_each_dump() {
+    fn charts_have_a_strip_and_a_mark_for_each_dump() {
         let dumps = dumps();
         let ratio = line(&dumps, 400.0, 200.0, "x", Unit::Times, Dump::held_over_live);
         for svg in [memory(&dumps, 400.0, 200.0), ratio] {
