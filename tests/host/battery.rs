@@ -6,11 +6,11 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use smp_heap::battery::{Failed, run};
-use smp_heap::cpu::CpuMode;
-use smp_heap::{CpuPin, Heap, Hint, PageProvider, PageRun, Pinned};
+use smp_heap::battery::{Failed, Failure, Filled, Random, churn, exhaust, free_all, layouts, run};
+use smp_heap::cpu::{CpuMode, UnknownCpu};
+use smp_heap::{CpuPin, Heap, Hint, PageProvider, PageRun, Pinned, RunKind};
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{Books, ThreadCpu, filled, layout, play_cpu};
 
 /// So many threads as CPUs, all at work at once.
 fn on_threads(count: usize, work: &(dyn Fn() + Sync)) {
@@ -192,4 +192,60 @@ fn a_pin_that_does_not_pin_is_named() {
     assert!(changing.contains("FAIL identity: a pin keeps the CPU: a caller that was pinned to CPU "), "{changing}");
     let beyond = identity(Pin::Beyond);
     assert!(beyond.contains("FAIL identity: every CPU has a cache: 3 callers"), "{beyond}");
+}
+
+/// Says that its pages are zeros, but they are not.
+#[derive(Default)]
+struct Liar(Books);
+
+// SAFETY: but for the zeros it is as good as the books; nothing but a test of the battery uses it.
+unsafe impl PageProvider for Liar {
+    const ZEROED: bool = true;
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        self.0.map(run)
+    }
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        // SAFETY: the contract is the same.
+        unsafe { self.0.unmap(start, run) }
+    }
+}
+
+/// The battery is what every other test looks through: it has to see what is wrong.
+#[test]
+fn the_battery_sees_damage_missing_zeros_and_missing_memory() {
+    let heap = Heap::<_, _, 2>::new(Liar::default(), Hint(UnknownCpu));
+    assert!(matches!(Filled::zeroed(&heap, layout(100_000, 8), 1), Err(Failure::Damaged { .. })));
+
+    let heap = Heap::<_, _, 2>::new(Books::default(), Hint(UnknownCpu));
+    let damaged = |size: usize| {
+        let block = filled(&heap, size);
+        let mut place = None;
+        heap.for_each_run(|run| {
+            if run.kind == RunKind::Large {
+                place = Some(run.chunk_addr + run.offset);
+            }
+        });
+        let byte: *mut u8 = std::ptr::with_exposed_provenance_mut(place.unwrap() + size - 1);
+        // SAFETY: the last byte of the block, which is in use; that its owner does not know of it is the point of the
+        // test.
+        let old = unsafe { byte.read() };
+        // SAFETY: as above.
+        unsafe { byte.write(!old) };
+        block
+    };
+    let mut block = damaged(50_000);
+    assert!(matches!(block.check(), Err(Failure::Damaged { .. })));
+    assert!(matches!(block.realloc(60_000), Err(Failure::Damaged { .. })));
+    assert!(matches!(block.free(), Err(Failure::Damaged { .. })));
+
+    let heap = Heap::<_, _, 2>::new(Books::with_limit(1 << 20), Hint(UnknownCpu));
+    assert!(matches!(layouts(&heap, 8, 4 << 20, false), Err(Failure::OutOfMemory { .. })));
+    assert_eq!(layouts(&heap, 8, 4 << 20, true), Ok(()));
+    assert_eq!(exhaust(&heap, layout(100, 8), 7), Ok(7));
+    let mut slots: Vec<Option<Filled<_>>> = (0..10).map(|_| None).collect();
+    churn(&heap, &mut Random::new(1), &mut slots, 200, 1000).unwrap();
+    free_all(&mut slots).unwrap();
+    assert!(slots.iter().all(Option::is_none));
+    heap.trim(0);
+    assert_eq!(heap.provider().held_len(), 0, "the battery gives back what it takes");
 }

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use smp_heap::battery::Filled;
 use smp_heap::cpu::CpuMode;
 use smp_heap::{CpuHint, CpuPin, Heap, PageProvider, PageRun, Violation};
 
@@ -236,4 +237,15 @@ impl Drop for Memory {
         // SAFETY: allocated in `new` with this layout.
         unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
     }
+}
+
+pub(crate) fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+pub(crate) fn filled<P: PageProvider, C: CpuMode, const N: usize>(
+    heap: &Heap<P, C, N>,
+    size: usize,
+) -> Filled<'_, Heap<P, C, N>> {
+    Filled::new(heap, layout(size, 8), 0x3c).unwrap().expect("memory")
 }

@@ -15,12 +15,14 @@ mod battery;
 mod borders;
 #[cfg(target_os = "linux")]
 mod c_heap;
+mod caches;
 mod common;
 #[cfg(all(feature = "hardened", target_os = "linux"))]
 mod corpus;
 #[cfg(feature = "debug-heap")]
 mod debug_heap;
 mod documents;
+mod faces;
 mod faults;
 mod figures;
 #[cfg(not(feature = "debug-heap"))]
@@ -39,17 +41,18 @@ mod manifest;
 mod memory;
 mod nested;
 mod one_piece;
+mod panics;
 mod promises;
 mod random_sequences;
 #[cfg(not(feature = "debug-heap"))]
 mod refusals;
 mod regions;
-mod regressions;
 mod safety;
 mod sequences;
 mod set_aside;
 mod statistics;
 mod stress;
+mod waits;
 #[cfg(all(target_os = "linux", not(miri)))]
 #[path = "../watchdog/mod.rs"]
 mod watchdog;

@@ -7,8 +7,9 @@ use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{Books, ThreadCpu, filled, layout, play_cpu};
 use smp_heap::battery::Random;
+use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, MAX_SMALL_LEN, PageProvider, PageRun, RunKind, SizeClass, Stats};
 
 const CPUS: usize = 3;
@@ -282,4 +283,69 @@ fn live_blocks_are_within_the_stated_bound_while_others_work() {
     });
     assert!(looks > 0 && busy > 0, "somebody worked while {looks} looks were taken");
     assert_eq!(heap.stats().classes[class].live_count, 0);
+}
+
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "counts blocks without frames")]
+fn every_number_of_the_statistics_is_right_at_rest() {
+    let heap = Heap::<_, _, 2>::new(Books::default(), Hint(ThreadCpu));
+    play_cpu(1);
+    let blocks: Vec<_> = (0..500).map(|_| filled(&heap, 200)).collect();
+    let large = filled(&heap, 100_000);
+    blocks.into_iter().for_each(|block| block.free().unwrap());
+    let stats = heap.stats();
+    let (cpu, class) = (stats.cpus[1], stats.classes.iter().find(|class| class.block_len == 224).unwrap());
+    assert!(cpu.is_used && !stats.cpus[0].is_used && cpu.cached_count > 0);
+    assert_eq!((cpu.cached_count, cpu.cached_len as u64), (class.cached_count, 224 * class.cached_count));
+    assert!(cpu.refilled_count >= 500 && cpu.flushed_count > 0);
+    // The rest is in use, and nothing is, but that the first block of a chunk comes past the cache and goes back
+    // through it.
+    let kept = cpu.refilled_count - cpu.flushed_count;
+    assert!((kept..kept + 5).contains(&cpu.cached_count), "{kept} kept, {} cached", cpu.cached_count);
+    assert_eq!((class.live_count, stats.slab_len), (0, class.held_len));
+    let (mut slabs, mut free, mut largest, mut larges, mut out) = (0, 0, 0, 0, 0);
+    heap.for_each_run(|run| match run.kind {
+        RunKind::Free => {
+            free += run.len;
+            largest = largest.max(run.len);
+        }
+        RunKind::Slab { capacity, out_count, .. } => {
+            assert!(out_count <= capacity);
+            out += out_count;
+            slabs += run.len;
+        }
+        RunKind::Large => larges += run.len,
+    });
+    assert_eq!((slabs, free, out as u64), (stats.slab_len, stats.free_len, class.cached_count));
+    assert!(stats.largest_free_len >= largest / 2 && stats.largest_free_len <= largest);
+    assert!((100_000..110_000).contains(&larges));
+    // Calls of the provider.
+    heap.provider().failing_share.store(256, Ordering::Relaxed);
+    assert!(heap.alloc(layout(64 << 20, 8)).is_err());
+    let failed = heap.stats();
+    assert_eq!(failed.map_count, stats.map_count);
+    assert!(failed.failed_map_count > stats.failed_map_count && failed.relief_count > stats.relief_count);
+    assert_eq!(failed.map_count + failed.failed_map_count, heap.provider().calls.load(Ordering::Relaxed));
+    large.free().unwrap();
+    heap.provider().keeps.store(true, Ordering::Relaxed);
+    assert_eq!(heap.trim(0), 0);
+    assert!(failed.refused_unmap_count == 0 && heap.stats().refused_unmap_count > 0);
+    assert_eq!(heap.stats().unmap_count, failed.unmap_count);
+    heap.provider().keeps.store(false, Ordering::Relaxed);
+    let held = heap.stats().held_len;
+    assert_eq!(heap.trim(0), held);
+    assert_eq!(heap.stats().unmap_count, heap.stats().map_count, "whatever was given went back");
+}
+
+#[test]
+fn free_pages_in_several_pieces_are_counted_together() {
+    let heap = Heap::<_, _, 2>::new(Books::default(), Hint(UnknownCpu));
+    let blocks: Vec<_> = (0..20).map(|_| filled(&heap, 40_000)).collect();
+    let mut kept = Vec::new();
+    for (index, block) in blocks.into_iter().enumerate() {
+        if index % 2 == 0 { block.free().unwrap() } else { kept.push(block) }
+    }
+    let stats = heap.stats();
+    assert!(stats.largest_free_len < stats.free_len);
+    kept.into_iter().for_each(|block| block.free().unwrap());
 }

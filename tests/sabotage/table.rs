@@ -74,7 +74,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "        let block = self.alloc_plain(layout)?;\n        clear(block, layout.size());",
         planted: "        let block = self.alloc_plain(layout)?;\n        if !@bug {\n            clear(block, layout.size());\n        }",
         suite: Suite::Host,
-        test: "regressions::the_global_face_serves_every_size_and_keeps_content",
+        test: "faces::the_global_face_serves_every_size_and_keeps_content",
         gap: None,
     },
     Bug {
@@ -443,7 +443,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "if C::PINNED || index < CPUS { index }",
         planted: "if C::PINNED || index < CPUS || @bug { index }",
         suite: Suite::Host,
-        test: "regressions::a_hint_out_of_range_still_means_a_cache",
+        test: "caches::a_hint_out_of_range_still_means_a_cache",
         gap: None,
     },
     Bug {
@@ -452,7 +452,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "desc.is_none_or(|desc| owner_at(desc) != entered.index)",
         planted: "desc.is_none_or(|desc| !@bug && owner_at(desc) != entered.index)",
         suite: Suite::Host,
-        test: "regressions::a_tiny_block_of_another_cpu_returns_and_an_own_one_stays",
+        test: "caches::a_tiny_block_of_another_cpu_returns_and_an_own_one_stays",
         gap: None,
     },
     Bug {
@@ -461,7 +461,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "        if asked {\n            self.drain_current();\n        }\n        self.return_surplus",
         planted: "        if asked && !@bug {\n            self.drain_current();\n        }\n        self.return_surplus",
         suite: Suite::Host,
-        test: "regressions::a_request_to_drain_is_honoured_by_frees_as_by_allocations",
+        test: "caches::a_request_to_drain_is_honoured_by_frees_as_by_allocations",
         gap: None,
     },
     Bug {
@@ -506,7 +506,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "|| self.source.in_transit.is_any() ||",
         planted: "|| !@bug && self.source.in_transit.is_any() ||",
         suite: Suite::Host,
-        test: "regressions::a_chunk_that_is_just_being_given_is_waited_for",
+        test: "waits::a_chunk_that_is_just_being_given_is_waited_for",
         gap: None,
     },
     Bug {

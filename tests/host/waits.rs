@@ -1,0 +1,126 @@
+//! What a request waits for when memory is in somebody's hand, and that it is had then.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::common::{AtRest, Books, ThreadCpu, filled, layout, play_cpu};
+use smp_heap::battery::Filled;
+use smp_heap::cpu::CpuMode;
+use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun, Pinned};
+
+/// A provider with one run to give, which the first caller gets, but is not heard of for a while: as a virtual CPU that
+/// its host stops there.
+struct Slow {
+    books: Books,
+    given: AtomicBool,
+    refused: AtomicUsize,
+}
+
+// SAFETY: as the books.
+unsafe impl PageProvider for Slow {
+    const REENTRANT: bool = true;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        if self.given.swap(true, Ordering::Relaxed) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let start = self.books.map(run)?;
+        // Until somebody else has asked in vain far more often than one search without anybody in sight takes.
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while self.refused.load(Ordering::Relaxed) < 500 && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        Some(start)
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        // SAFETY: the contract is the same.
+        unsafe { self.books.unmap(start, run) }
+    }
+}
+
+/// A thread as a CPU that has its interrupts masked.
+struct Masked;
+
+impl CpuHint for Masked {
+    fn current_cpu(&self) -> Option<usize> {
+        ThreadCpu.current_cpu()
+    }
+
+    fn may_wait(&self) -> bool {
+        false
+    }
+}
+
+/// All memory there is has left the provider and not reached the heap: others wait for it, also who may not wait, since
+/// a provider that can be re-entered waits for nobody.
+#[test]
+fn a_chunk_that_is_just_being_given_is_waited_for() {
+    wait_for_a_chunk(Pinned(ThreadCpu));
+    wait_for_a_chunk(Hint(ThreadCpu));
+    wait_for_a_chunk(Hint(Masked));
+}
+
+fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
+    let slow = Slow { books: Books::default(), given: AtomicBool::new(false), refused: AtomicUsize::new(0) };
+    let heap = Heap::<_, _, 2>::new(slow, mode);
+    std::thread::scope(|scope| {
+        for cpu in 0..2 {
+            let heap = &heap;
+            scope.spawn(move || {
+                play_cpu(cpu);
+                while cpu == 1 && !heap.provider().given.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+                filled(heap, 8).free().unwrap();
+                heap.drain_current();
+            });
+        }
+    });
+    assert!(heap.provider().refused.load(Ordering::Relaxed) >= 500, "the second one asked often");
+    heap.trim(0);
+    heap.verify_all().unwrap();
+    assert_eq!(heap.provider().books.held_len(), 0);
+}
+
+/// The only memory is in a pool that somebody holds for a while: found when it is let go, not refused. The wait has a
+/// bound, which a holder that gets no processor may outlast; so most times, not every time.
+#[test]
+fn memory_behind_a_lock_is_waited_for_before_null() {
+    const ROUNDS: usize = 20;
+    let heap = Heap::<_, _, 2>::new(Books::with_limit(1 << 20), Hint(ThreadCpu));
+    play_cpu(0);
+    filled(&heap, 100).free().unwrap();
+    heap.drain_current();
+    let size = heap.stats().largest_free_len / 2;
+    let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let mut found = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let mut first = true;
+                heap.for_each_run(|_| {
+                    if std::mem::replace(&mut first, false) {
+                        held.store(true, Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(8));
+                    }
+                });
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        for _ in 0..ROUNDS {
+            held.store(false, Ordering::Relaxed);
+            while !held.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            if let Some(block) = Filled::new(&heap, layout(size, 8), 1).unwrap() {
+                found += 1;
+                block.free().unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(found * 2 > ROUNDS, "found {found} times of {ROUNDS}");
+}
