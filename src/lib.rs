@@ -74,7 +74,7 @@
 //! | a free list per class and state, unbounded | two lists per class and cache, bounded by a limit that follows the bytes held, down to 0 |
 //! | `next_addrs[class]`: fresh memory of a state | fresh blocks are carved from a slab, counted in its word, under its bin's lock |
 //! | one search of another slot before mapping | own bin, then a new slab, other bins only when there are no pages |
-//! | slabs of 64 KiB; classes are powers of two, 8 B to 32 KiB | slabs of 256 B to 16 KiB (longer only for long blocks); 60 classes, four to a doubling above 64 B, eight from 512 B to 8 KiB, up to 32 KiB |
+//! | slabs of 64 KiB; classes are powers of two, 8 B to 32 KiB | slabs of 256 B to 16 KiB, on big heaps to 64 KiB, longer for long blocks; 60 classes, four to a doubling above 64 B, eight from 512 B to 8 KiB, up to 32 KiB |
 //! | leftovers of a thread are found by others by chance | surplus goes back to its slab in batches; caches can be drained |
 //! | memory is never given back | empty slabs go to the page heap, empty chunks to the provider |
 //! | `PageAllocator`: map, unmap, realloc | [`PageProvider`]: `map`, `unmap`, `resize`, `remap`, called with nothing of the heap locked |
@@ -110,7 +110,7 @@
 //! [`free`](Heap::free) may be called from every context, with interrupts open or masked; so may
 //! [`drain_current`](Heap::drain_current), [`drain`](Heap::drain) and [`stats`](Heap::stats). [`trim`](Heap::trim)
 //! calls the provider and takes time in proportion to the heap; [`verify`](Heap::verify) is for a heap at rest. Every
-//! wait of the heap has a bound: for a lock of its own some thousand looks, for the provider's gate about a million. A
+//! wait of the heap has a bound: for a lock of its own 2,000 looks, for the provider's gate 2^24. A
 //! nested allocation under a pin takes what lies at hand and asks the provider only if that is
 //! [`REENTRANT`](PageProvider::REENTRANT).
 //!

@@ -9,14 +9,14 @@
 //!   a plain busy flag: no locked instruction on the fast path. Nobody else can take a pinned cache; draining it
 //!   is cooperative.
 //!
-//! A kernel names its choice in the heap's type: `Heap<P, Hint<H>, N>` or `Heap<P, Pinned<P>, N>`.
+//! A kernel names its choice in the heap's type: `Heap<P, Hint<H>, N>` or `Heap<P, Pinned<C>, N>`.
 
 use super::interrupts;
 
 /// A guess at the CPU that runs.
 ///
 /// # Context
-/// Called once in each heap operation, from whatever context calls the heap, NMI included, and before any CPU is
+/// Called once on the fast path of each heap operation, and again for each slow step, from whatever context calls the heap, NMI included, and before any CPU is
 /// set up. It must not use the heap. Aim at a few instructions. A panic in it ends the program, since it may not unwind
 /// through an allocator.
 pub trait CpuHint {

@@ -12,14 +12,14 @@ pub(crate) fn are_open() -> bool {
         unsafe { core::arch::asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
         flags & 1 << 9 != 0
     }
-    #[cfg(all(target_arch = "aarch64", target_os = "none"))]
+    #[cfg(all(target_arch = "aarch64", any(target_os = "none", target_os = "uefi")))]
     {
         let daif: u64;
         // SAFETY: reads a register.
         unsafe { core::arch::asm!("mrs {}, daif", out(reg) daif, options(nostack, preserves_flags)) };
         daif & 1 << 7 == 0
     }
-    #[cfg(all(target_arch = "riscv64", target_os = "none"))]
+    #[cfg(all(target_arch = "riscv64", any(target_os = "none", target_os = "uefi")))]
     {
         let sstatus: usize;
         // SAFETY: reads a register.
@@ -28,7 +28,7 @@ pub(crate) fn are_open() -> bool {
     }
     #[cfg(not(any(
         all(target_arch = "x86_64", not(miri)),
-        all(any(target_arch = "aarch64", target_arch = "riscv64"), target_os = "none")
+        all(any(target_arch = "aarch64", target_arch = "riscv64"), any(target_os = "none", target_os = "uefi"))
     )))]
     {
         true

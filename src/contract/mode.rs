@@ -19,7 +19,7 @@ pub trait CpuMode: sealed::Sealed {
     /// What keeps the CPU while an operation runs.
     type Guard;
 
-    /// Reads the CPU's index, once for each operation.
+    /// Reads the CPU's index: once on the fast path of an operation, again for each slow step.
     fn enter(&self) -> (Self::Guard, usize);
 
     /// Whether the caller may wait for others; asked with nothing held.

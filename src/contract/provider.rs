@@ -105,8 +105,9 @@ pub unsafe trait PageProvider {
     /// Gives a new run of pages, or `None` if there is none now.
     fn map(&self, run: PageRun) -> Option<NonNull<u8>>;
 
-    /// As [`map`](Self::map), asked of a [`REENTRANT`](Self::REENTRANT) provider by a context that must not wait: it
-    /// may have interrupted a call of this provider. The default is `map`, for providers that never wait.
+    /// Asked instead of [`map`](Self::map) by a context that must not wait. If the provider is
+    /// [`REENTRANT`](Self::REENTRANT), that context may have interrupted one of its calls. The default is `map`, for
+    /// providers that never wait.
     fn try_map(&self, run: PageRun) -> Option<NonNull<u8>> {
         self.map(run)
     }

@@ -249,7 +249,7 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
 
     /// Not where interrupts were masked before: whoever is waited for may be waiting for this CPU.
     fn may_wait(&self) -> bool {
-        ::x86_64::instructions::interrupts::are_enabled() && self.id.may_wait()
+        ::x86_64::instructions::interrupts::are_enabled() && never_unwinding(|| self.id.may_wait())
     }
 }
 

@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! alloc ─┬─ small: enter ─ pop                                     fast, in view below
-//!        │          ├─ refill (engine)                             own cache empty
+//!        │          ├─ refill (depot)                              own cache empty
 //!        │          ├─ elsewhere: lap over caches │ one block      own cache busy
 //!        │          └─ search (oom): reserves → provider → everything   nothing found; nothing held
 //!        └─ large: pages ─ search
 //! free  ─┬─ small: enter ─ push                                    fast, in view below
-//!        │          ├─ spill (engine) ─ return the rest, a batch a hold ─ return surplus chunks
+//!        │          ├─ spill (depot) ─ return the rest, a batch a hold ─ return surplus chunks
 //!        │          └─ elsewhere: lap │ straight to the slab       own cache busy: always succeeds
 //!        └─ large: pages (waits for no lock) ─ return surplus chunks
 //! ```
-//! An operation reads the CPU's index once, takes one cache at most, and gives it up before anything that may wait. The
-//! provider is called from `search` and from the return of surplus chunks, with nothing held.
+//! A fast path reads the CPU's index once and takes one cache; slow steps do so anew. While it holds the cache an
+//! operation waits for one lock at a time, within the spin limit; it gives the cache up before the provider and before a
+//! longer search. Only `source.rs` calls the provider, with nothing held.
 //!
 //! **What a busy cache means.** Pinned: this CPU was interrupted inside the heap, so the caller is *nested*: it takes
 //! single blocks from slabs, never waits, and calls the provider only if that says that it may be re-entered. Hint:

@@ -26,8 +26,8 @@ use crate::slab::block::Block;
 /// slice of one that does not.
 const BUSY_TRIES: u32 = 16;
 
-/// The same for a context that interrupted the heap on its own CPU: it does not wait for what it interrupted, but what
-/// other CPUs held in that moment they may have given up in the next.
+/// The same for a context that may have interrupted the heap on its own CPU, which is not certain: what other CPUs held
+/// in one moment they may have given up in the next.
 const NESTED_TRIES: u32 = 4;
 
 /// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the

@@ -8,7 +8,7 @@ use core::ptr::{NonNull, null_mut};
 use crate::base::sync::{AtomicPtr, Ordering, read, write};
 use crate::contract::provider::PageRun;
 
-/// What is written at the start of a orphaned run.
+/// What is written at the start of an orphaned run.
 struct Node {
     next: *mut Node,
     start: NonNull<u8>,

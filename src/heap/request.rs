@@ -23,7 +23,7 @@ pub(crate) trait Seek {
     /// Looks once among what the heap has.
     fn attempt(&self, depth: Depth) -> Result<Self::Found, Refused>;
 
-    /// Whether the last attempt had not looked everywhere that a further one would.
+    /// Whether another attempt would look at more.
     fn has_more(&self) -> bool {
         false
     }

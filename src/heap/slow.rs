@@ -192,9 +192,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// One bounded lap over the other caches in use, from where the last lap from here succeeded, by try-lock. Pinned
-    /// caches are nobody else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes on until it
-    /// succeeds.
+    /// Works with the first cache that it can lock, in one lap over all others, from where the last lap from here
+    /// succeeded. Pinned caches are nobody else's. Source of the idea: the rotation of Zig's `SmpAllocator`, which goes
+    /// on until it succeeds.
     fn lap<T>(&self, caller: Caller, work: impl FnOnce(&CpuCache) -> T) -> Option<T> {
         if C::PINNED {
             return None;

@@ -103,7 +103,7 @@ fn there_are_as_many_classes_as_they_say() {
         unsafe { heap.free(block.cast(), layout) };
     }
     assert_eq!(lengths.last(), Some(&(32 << 10)));
-    says("README.md", &format!("has {} classes instead of powers of two", lengths.len()));
+    says("README.md", &format!("has powers of two where this has {} classes", lengths.len()));
     says("src/lib.rs", &format!("{} classes, four to a doubling", lengths.len()));
 }
 
