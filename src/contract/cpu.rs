@@ -16,9 +16,9 @@ use super::interrupts;
 /// A guess at the CPU that runs.
 ///
 /// # Context
-/// Called once on the fast path of each heap operation, and again for each slow step, from whatever context calls the heap, NMI included, and before any CPU is
-/// set up. It must not use the heap. Aim at a few instructions. A panic in it ends the program, since it may not unwind
-/// through an allocator.
+/// Called once on the fast path of each heap operation, and again for each slow step, from whatever context calls the
+/// heap, NMI included, and before any CPU is set up. It must not use the heap. Aim at a few instructions. A panic in it
+/// ends the program, since it may not unwind through an allocator.
 pub trait CpuHint {
     /// A number that tends to be the same for the same CPU and different for different ones, small by
     /// preference; `None` if nothing is known yet. Any answer is sound.

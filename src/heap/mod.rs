@@ -12,8 +12,8 @@
 //!        └─ large: pages (waits for no lock) ─ return surplus chunks
 //! ```
 //! A fast path reads the CPU's index once and takes one cache; slow steps do so anew. While it holds the cache an
-//! operation waits for one lock at a time, within the spin limit; it gives the cache up before the provider and before a
-//! longer search. Only `source.rs` calls the provider, with nothing held.
+//! operation waits for one lock at a time, within the spin limit; it gives the cache up before the provider and before
+//! a longer search. Only `source.rs` calls the provider, with nothing held.
 //!
 //! **What a busy cache means.** Pinned: this CPU was interrupted inside the heap, so the caller is *nested*: it takes
 //! single blocks from slabs, never waits, and calls the provider only if that says that it may be re-entered. Hint:

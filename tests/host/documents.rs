@@ -100,6 +100,9 @@ fn links_of_documents_lead_somewhere() {
 fn has_two_sentences(line: &str) -> bool {
     let is_prose = !line.trim_start().starts_with(['|', '#', '<', '!']);
     // What stands between backticks is a name, whatever its characters.
+    // A list's number ends no sentence.
+    let line = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    let line = line.strip_prefix(". ").unwrap_or(line);
     let words: String = line.split('`').enumerate().map(|(at, part)| if at % 2 == 0 { part } else { "x" }).collect();
     let begins = |rest: &str| rest.trim_start_matches(['*', '"', '(', '[']).starts_with(|c: char| c.is_uppercase());
     is_prose && [". ", "? ", "! "].iter().any(|end| words.split(end).skip(1).any(begins))
