@@ -54,7 +54,7 @@
 //!                                                                 alloc to free, GlobalAlloc, Allocator, malloc
 //! service    maintain, overhead                                   work for idle times, CPUs that go, a bound
 //! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans,
-//!            gate, searches, panic_reserve                        fast paths, slow paths, out of memory, the provider
+//!            huge_cache, gate, searches, panic_reserve            fast paths, slow paths, out of memory, the provider
 //! cache      mod, owned_pages                                     one CPU's bounded lists
 //! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address
@@ -181,7 +181,7 @@ pub use observe::{ClassStats, CpuClassStats, CpuStats, Dump, RunInfo, RunKind, S
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]
 pub use provider::{RegionError, RegionProvider};
-pub use service::worst_case_overhead;
+pub use service::{worst_case_overhead, worst_case_overhead_after};
 
 #[cfg(all(test, target_os = "linux", not(miri), not(loom), not(simulated)))]
 #[path = "../tests/watchdog/mod.rs"]

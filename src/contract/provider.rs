@@ -70,8 +70,9 @@ impl PageRun {
 ///
 /// # Context
 /// Every method is called by the heap with no lock of the heap held, in the interrupt state of the code that called the
-/// heap. Unless [`REENTRANT`](Self::REENTRANT) is set, one context at a time is inside `map`, `unmap`, `resize` and
-/// `remap` of one heap; so an interrupt handler that allocates while the provider runs never re-enters it.
+/// heap. Unless [`REENTRANT`](Self::REENTRANT) is set, one context at a time is inside `map`, `unmap`, `resize`,
+/// `remap`, `decommit` and `commit` of one heap; so an interrupt handler that allocates while the provider runs never
+/// re-enters it.
 /// [`relieve`](Self::relieve) and
 /// [`is_busy`](Self::is_busy) are outside that rule. A method may use this very heap; such an allocation is served from
 /// what the heap holds.
@@ -79,7 +80,8 @@ impl PageRun {
 /// # Safety
 /// - A successful [`map`](Self::map) returns the start of `run.len()` bytes at a multiple of `run.align()` that
 ///   are mapped, readable and writable, that nothing else uses, and that stay so until the same range is given
-///   to `unmap` (and that returns true), `resize` or `remap`. The pointer's provenance covers the whole run.
+///   to `unmap` (and that returns true), `resize` or `remap`. The pointer's provenance covers the whole run. Pages that
+///   were decommitted are so again after a successful [`commit`](Self::commit), and stay the heap's meanwhile.
 /// - No method unwinds into the heap.
 pub unsafe trait PageProvider {
     /// Bytes in a page: a power of two from 1 KiB to 64 KiB. Runs are multiples of it.
@@ -102,6 +104,11 @@ pub unsafe trait PageProvider {
     /// that an access to what was given back faults. Lets the feature `guard-pages` work.
     const GUARDS: bool = false;
 
+    /// Whether [`decommit`](Self::decommit) and [`commit`](Self::commit) work: the memory behind free pages then goes
+    /// back page by page, while their addresses stay with the heap, so that one block in use keeps its own page and not
+    /// the whole run.
+    const DECOMMITS: bool = false;
+
     /// Gives a new run of pages, or `None` if there is none now.
     fn map(&self, run: PageRun) -> Option<NonNull<u8>>;
 
@@ -118,6 +125,30 @@ pub unsafe trait PageProvider {
     /// `start` and `run` are those of an earlier `map` (or of the last successful `resize` or `remap`) of this
     /// provider, not yet taken back, and the caller uses the memory no more if the answer is true.
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool;
+
+    /// Takes back the memory behind some pages, and leaves the addresses to the heap, which does not touch them before
+    /// [`commit`](Self::commit) gives them memory again. What was in them is lost. False: nothing has changed. Asked
+    /// only if [`DECOMMITS`](Self::DECOMMITS), by who may wait, and for pieces of at least 16 KiB but for
+    /// [`trim(0)`](crate::Heap::trim).
+    ///
+    /// # Safety
+    /// `start` and `run` are pages inside a run of this provider, and the caller uses them no more.
+    unsafe fn decommit(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let _ = (start, run);
+        false
+    }
+
+    /// Gives memory to those of these pages that have none; the others keep theirs. What is in them then is anything.
+    /// False: there is not enough now, and none of the pages is used before another call succeeds. The ranges need not
+    /// be those of [`decommit`](Self::decommit), and a run may be given to [`unmap`](Self::unmap) while some of its
+    /// pages have no memory.
+    ///
+    /// # Safety
+    /// `start` and `run` are pages inside a run of this provider, all of which were decommitted.
+    unsafe fn commit(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let _ = (start, run);
+        false
+    }
 
     /// Changes the length of a run where it stands, growing or shrinking at its end. False: unchanged.
     ///

@@ -46,6 +46,11 @@ const CACHED_SHARES: [usize; 2] = [16, 8];
 /// greatest cost.
 const AMPLE_CACHE_LEN: usize = 1 << 20;
 
+/// Slabs are sparse if less than this share of their bytes is out of them.
+const SPARSE_SHARE: usize = 4;
+/// All caches together may then hold this share of what is out: each block in a cache may keep a slab.
+const SPARSE_CACHED_SHARE: usize = 64;
+
 /// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a
 /// larger one.
 const SLAB_SHARES: [usize; 2] = [256, 64];
@@ -120,6 +125,8 @@ pub(crate) struct Engine<const CPUS: usize> {
     slab_lens: [Level; CLASS_COUNT],
     /// Caches in use: what the budget is divided by.
     used_caches: AtomicUsize,
+    /// What all caches together may hold in a heap that shrinks, in bytes; 0: as usual.
+    cached_limit: AtomicUsize,
     /// Caches of CPUs that have gone.
     gone_caches: AtomicUsize,
     /// Frees of what this heap never gave.
@@ -178,6 +185,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
             slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),
+            cached_limit: AtomicUsize::new(0),
             gone_caches: AtomicUsize::new(0),
             stray_count: AtomicU64::new(0),
             trace: Hook::new(),
@@ -627,7 +635,37 @@ impl<const CPUS: usize> Engine<CPUS> {
         let (held_len, used_count) = (self.pages.worked_len(), self.used_count());
         let share = share_of(held_len, CACHED_SHARES) / used_count;
         let ample = self.is_ample() && held_len >= LARGER_HEAP_LEN;
-        if ample { share.max(AMPLE_CACHE_LEN.min(held_len / 2 / used_count)) } else { share }
+        let budget = if ample { share.max(AMPLE_CACHE_LEN.min(held_len / 2 / used_count)) } else { share };
+        match self.cached_limit.load(Ordering::Relaxed) {
+            0 => budget,
+            limit => budget.min(limit / used_count),
+        }
+    }
+
+    /// Bytes in slabs, and in blocks that are not there: in use, or in a cache. Takes as long as there are classes and
+    /// CPUs.
+    fn slab_lens(&self) -> (usize, usize) {
+        let out_len = |class: SizeClass| usize::try_from(self.out_count(class)).unwrap_or(0) * class.block_len();
+        let add = |(held, out): (usize, usize), class| (held + self.slab_len(class).get(), out + out_len(class));
+        self.classes().fold((0, 0), add)
+    }
+
+    /// Whether slabs are mostly free blocks, so that the few which wait in caches may keep more pages than they are
+    /// worth: caches then hold little until [`grows`](Self::grows).
+    pub(crate) fn shrinks(&self) -> bool {
+        let (slab_len, out_len) = self.slab_lens();
+        let shrinks = slab_len > LARGER_HEAP_LEN && out_len < slab_len / SPARSE_SHARE;
+        if shrinks {
+            self.cached_limit.store((out_len / SPARSE_CACHED_SHARE).max(1), Ordering::Relaxed);
+        }
+        shrinks
+    }
+
+    /// New pages came: caches hold as much as they do else.
+    pub(crate) fn grows(&self) {
+        if self.cached_limit.load(Ordering::Relaxed) != 0 {
+            self.cached_limit.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds.

@@ -16,10 +16,11 @@ use crate::pages::{AddError, Run, Step, Use, Want, chunk_len_for};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
-const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
+/// The longest chunk that is wished for.
+pub(crate) const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
 /// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's
 /// size.
-const CHUNK_SHARE: usize = 8;
+pub(crate) const CHUNK_SHARE: usize = 8;
 
 /// Up to so many bytes held, a chunk for slabs is a smaller share of them: what is held then stays closer to what is
 /// used. On longer heaps that would be more chunks than the first table of their map holds.
@@ -28,6 +29,14 @@ const FINE_CHUNK_SHARE: usize = 32;
 
 /// Free pages up to this share of the bytes held stay with the heap.
 const KEPT_SHARE: usize = 4;
+/// So many bytes of free pages keep their memory, whatever the heap's size, unless somebody asks.
+const KEPT_LEN: usize = 1024 * 1024;
+
+/// Memory goes back after a free when this share more than what stays is free.
+const IDLE_STEP: usize = 8;
+
+/// Pages whose memory goes back are at least so many bytes in one piece, if some may stay.
+const IDLE_LEN: usize = 16 * 1024;
 
 /// How often `search` asks for its turn at the provider, or for its chunk to be noted. The gate is not fair, so that
 /// who comes while several others are with the provider all the time loses many turns; without one turn, "none" would
@@ -75,6 +84,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 return Ok(found);
             }
         }
+        if let Some(run) = self.recommit(want, wish, asker) {
+            return Ok(seek.adopt(run, caller));
+        }
         // Counted in before there is anything to carry: a virtual CPU may be stopped right behind the provider's
         // answer. Who takes no more than it needs has nothing for others; counted in as well, those who look again
         // would keep each other waiting.
@@ -84,6 +96,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 Ok(Some((start, run))) => {
                     self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
                     self.trace_run(Kind::Map, start, run);
+                    self.engine.grows();
                     self.source.recent.note_mapped(run.len(), self.used_len().saturating_add(run.len()));
                     moving.get_or_insert_with(|| self.source.in_transit.begin());
                     let run = self.add_chunk(start, run, want, caller, wait);
@@ -92,6 +105,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                         None => seek.attempt(Depth::Quick).ok(),
                     }));
                 }
+                Ok(None) if self.return_kept_huge(0, caller) > 0 => {}
                 Ok(None) => {
                     // That there is no room for a very long run does not say that memory is short.
                     if need.len() <= MAX_CHUNK_LEN {
@@ -109,6 +123,26 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         Ok(None)
+    }
+
+    /// Memory for pages that the heap has the addresses of, from who may wait for the provider.
+    fn recommit(&self, want: Want, wish: usize, asker: Asker) -> Option<Run<'_>> {
+        if !P::DECOMMITS || !asker.waits_inside() {
+            return None;
+        }
+        let _moving = self.source.in_transit.begin();
+        let recalled = self.held(|_| self.engine.pages.recall(want, wish))?;
+        let is_there = PageRun::new(recalled.len, P::PAGE_LEN, P::PAGE_LEN).is_some_and(|run| {
+            // SAFETY: the pages were decommitted, and are in a run of the provider's.
+            unsafe { self.source.commit(recalled.start, run, asker) }
+        });
+        if !is_there {
+            self.held(|_| self.engine.pages.stayed_away(recalled));
+            return None;
+        }
+        self.source.recent.note_mapped(recalled.len, self.used_len());
+        self.engine.grows();
+        Some(self.held(|_| self.engine.pages.came_back(recalled)))
     }
 
     /// Makes a run from the provider a chunk, and cuts off what is wanted. If it cannot be noted, it goes back.
@@ -214,25 +248,65 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         unsafe { self.source.orphans.push(start, run) };
     }
 
-    /// Gives free chunks back while more than a share of the heap is free. Called after frees, with nothing held.
+    /// Gives free chunks, and the memory of free pages, back while more than a share of the heap is free. Called after
+    /// frees, with nothing held.
     #[inline]
     pub(crate) fn return_surplus(&self, caller: Caller) {
-        if !caller.nested && self.engine.pages.has_surplus() {
+        if !caller.nested && (self.engine.pages.has_surplus() || P::DECOMMITS && self.is_idle()) {
             self.return_some(caller);
         }
+    }
+
+    /// Whether so many pages are free that their memory should go back.
+    fn is_idle(&self) -> bool {
+        let pages = &self.engine.pages;
+        self.source.recent.is_worth(pages.free_len(), pages.held_len())
     }
 
     #[cold]
     #[inline(never)]
     fn return_some(&self, caller: Caller) {
         if self.mode.may_wait() {
-            let used_len = self.used_len();
-            self.source.recent.note(used_len);
             let recent = &self.source.recent;
-            let keep =
-                (self.engine.pages.held_len() / KEPT_SHARE).max(recent.spare_len(used_len)).max(recent.regretted_len());
-            recent.note_returned(self.return_chunks(keep, caller));
+            recent.note(self.used_len());
+            if P::DECOMMITS && self.engine.shrinks() {
+                self.drain();
+                let _ = self.engine.release_empty(&|work| self.step(work));
+            }
+            let used_len = self.used_len();
+            let lately_len = recent.spare_len(used_len).max(recent.regretted_len());
+            let returned_len = self.return_chunks(lately_len.max(self.engine.pages.held_len() / KEPT_SHARE), caller);
+            let keep = lately_len.max(used_len / KEPT_SHARE).max(KEPT_LEN);
+            // Not for a little: what stays because it was missed shrinks slowly.
+            let is_worth = self.engine.pages.free_len() > keep + keep / IDLE_STEP;
+            let idle_len = if is_worth { self.decommit(keep, caller) } else { 0 };
+            recent.note_returned(returned_len + idle_len);
+            recent.note_idle(self.engine.pages.free_len());
         }
+    }
+
+    /// Gives the memory behind free pages back, if the provider takes it, as long as `keep` bytes of them stay; gives
+    /// the bytes that went back.
+    pub(crate) fn decommit(&self, keep: usize, caller: Caller) -> usize {
+        let mut len = 0;
+        if !P::DECOMMITS || !self.asker(caller).waits_inside() {
+            return len;
+        }
+        let _moving = self.source.in_transit.begin();
+        let least = if keep == 0 { P::PAGE_LEN } else { IDLE_LEN.max(P::PAGE_LEN) };
+        while let Some(run) = self.held(|_| self.engine.pages.take_idle(least, keep, P::PAGE_LEN)) {
+            let is_gone = PageRun::new(run.len, P::PAGE_LEN, P::PAGE_LEN).is_some_and(|pages| {
+                // SAFETY: whole pages of a run of the provider's, which are free and this caller's.
+                unsafe { self.source.decommit(run.start, pages, self.asker(caller)) }
+            });
+            if !is_gone {
+                self.held(|_| self.engine.pages.free(run.desc));
+                break;
+            }
+            self.held(|_| self.engine.pages.went_back(&run));
+            len += run.len;
+        }
+        len
     }
 
     /// Bytes held that are not free pages.
@@ -244,7 +318,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// went back.
     #[inline(never)]
     pub(crate) fn return_chunks(&self, keep: usize, caller: Caller) -> usize {
-        let mut len = 0;
+        let mut len = if keep == 0 { self.return_kept_huge(0, caller) } else { 0 };
         let _moving = self.source.in_transit.begin();
         while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
             let (start, run) = (empty.start, empty.run);

@@ -32,6 +32,9 @@ use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Wan
 /// From this length on a fresh block is a run of its own, if the provider can move runs.
 const HUGE_LEN: usize = 1024 * 1024;
 
+/// A huge block is kept even if this share of its length was not missed lately: what was missed is forgotten slowly.
+const HUGE_SLACK: usize = 4;
+
 /// How often a huge block is noted while others write to the same table.
 const INSERT_TRIES: u32 = 64;
 
@@ -222,7 +225,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn alloc_huge(&self, layout: Layout) -> Option<LargeBlock> {
         let run = huge_run::<P>(layout.size(), layout.align())?;
         let caller = self.caller();
-        self.huge_once(run, caller)
+        let kept = self.take_huge(run).map(|start| NonNull::slice_from_raw_parts(start, run.len()));
+        kept.map(|block| LargeBlock { block, zeroed: false })
+            .or_else(|| self.huge_once(run, caller))
             .or_else(|| {
                 if !self.is_within_reach(run) {
                     return None;
@@ -241,6 +246,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // Who was waited for was another one's business.
         let asked = (0..INSERT_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Away::Waited)));
         let start = asked?.ok()??;
+        self.source.recent.note_mapped(run.len(), self.used_len());
         if !self.insert_huge(start, run, caller) {
             // SAFETY: the run came from `map` and was not used.
             unsafe { self.give_back(start, run, caller) };
@@ -331,8 +337,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             if huge_run::<P>(layout.size(), layout.align()) != Some(run) {
                 return self.engine.report(Misuse::LayoutMismatch, start);
             }
-            let _ = run;
-            return self.free_huge(start, caller);
+            return self.free_huge(start, run, caller);
         }
         #[cfg(feature = "hardened")]
         match self.engine.inspect_run(start, layout) {
@@ -356,8 +361,49 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// Keeps a huge block that is likely to be asked for again, or gives it back.
+    fn free_huge(&self, start: NonNull<u8>, run: PageRun, caller: Caller) {
+        let is_likely = self.source.recent.regretted_len() >= self.kept_huge_len() + run.len() - run.len() / HUGE_SLACK;
+        // With `hardened` what is freed is to fault.
+        if cfg!(feature = "hardened") || !is_likely || !self.source.huge_cache.put(start) {
+            self.return_huge(start, caller);
+        }
+    }
+
+    /// Bytes in huge blocks that are kept.
+    pub(crate) fn kept_huge_len(&self) -> usize {
+        let len_of = |start| self.engine.pages.huge_run(start).map_or(0, PageRun::len);
+        self.source.huge_cache.starts().map(len_of).sum()
+    }
+
+    /// A kept block of that length at a multiple of that alignment.
+    fn take_huge(&self, run: PageRun) -> Option<NonNull<u8>> {
+        let fits = |start: NonNull<u8>| {
+            let kept = self.engine.pages.huge_run(start);
+            kept.is_some_and(|kept| kept.len() == run.len()) && start.addr().get() & (run.align() - 1) == 0
+        };
+        let start = self.source.huge_cache.take(fits)?;
+        if fits(start) && self.engine.pages.update_huge(start, run) {
+            return Some(start);
+        }
+        // It came back at another length between the look and the exchange.
+        self.return_huge(start, self.caller());
+        None
+    }
+
+    /// Gives kept blocks back as long as more than `keep` bytes of them stay; gives the bytes that went.
+    pub(crate) fn return_kept_huge(&self, keep: usize, caller: Caller) -> usize {
+        let mut len = 0;
+        while P::REMAPS && self.kept_huge_len() > keep {
+            let Some(start) = self.source.huge_cache.take(|_| true) else { break };
+            len += self.engine.pages.huge_run(start).map_or(0, PageRun::len);
+            self.return_huge(start, caller);
+        }
+        len
+    }
+
     /// Gives a huge block's run back, or makes it a chunk if the provider does not take it (now).
-    fn free_huge(&self, start: NonNull<u8>, caller: Caller) {
+    fn return_huge(&self, start: NonNull<u8>, caller: Caller) {
         let Some(run) = self.engine.pages.leave_huge(start) else {
             return;
         };
@@ -370,6 +416,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let kept =
             !taken && unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false, step) }.is_ok();
         self.engine.pages.huge_gone(start, run);
+        if taken {
+            self.source.recent.note_returned(run.len());
+        }
         if !taken && !kept {
             // SAFETY: as above, and there was no slot for a chunk.
             unsafe { self.orphan(start, run) };

@@ -24,7 +24,8 @@
 pub(crate) mod coalesce;
 pub(crate) mod depot;
 pub(crate) mod gate;
-mod growth;
+pub(crate) mod growth;
+mod huge_cache;
 #[cfg(feature = "hardened")]
 mod inspect;
 pub(crate) mod large;

@@ -69,18 +69,22 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Gives what is free back to the provider, but for `keep` bytes of free pages; returns the bytes that went back.
     ///
-    /// Drains like [`drain`](Self::drain) first. Chunks go back whole, so a chunk with a single block in use stays.
-    /// With nothing locked while the provider runs. Callable from any context that may call the provider; not meant for
+    /// Drains like [`drain`](Self::drain) first. Chunks go back whole; of one with a single block in use, the memory of
+    /// its free pages does, if the provider [takes it](PageProvider::DECOMMITS).
+    /// What was missed after it had gone back stays no more if `keep` is 0. With nothing locked while the provider runs. Callable from any context that may call the provider; not meant for
     /// interrupt handlers, since it takes as long as the heap is large.
     pub fn trim(&self, keep: usize) -> usize {
         let caller = self.caller();
         self.offer_orphans(caller);
+        if keep == 0 {
+            self.source.recent.forget_missed();
+        }
         let mut len = 0;
         // Until a round gives nothing: the provider may use the heap meanwhile.
         loop {
             self.drain();
             let _ = self.engine.release_empty(&|work| self.step(work));
-            match self.return_chunks(keep, caller) {
+            match self.return_chunks(keep, caller) + self.decommit(keep, caller) {
                 0 => break,
                 more => len += more,
             }

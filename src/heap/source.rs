@@ -6,6 +6,7 @@ use core::ptr::NonNull;
 use crate::base::sync::{AtomicU64, AtomicUsize, InHand, Ordering};
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::gate::{Entry, Gate};
+use crate::heap::huge_cache::HugeCache;
 use crate::heap::orphans::Orphans;
 
 /// Each call of `maintain` forgets this share of what was in use once and is not now.
@@ -13,6 +14,12 @@ const DECAY_SHARE: usize = 8;
 
 /// Each free that might give pages back forgets this share of what was asked for again after it had gone back.
 const REGRET_SHARE: usize = 1 << 16;
+
+/// Free pages are looked at when they are more than this share of the bytes held, than so many bytes, and than this
+/// share more than at the last look.
+const IDLE_SHARE: usize = 4;
+const IDLE_LEN: usize = 1 << 20;
+const IDLE_STEP: usize = 8;
 
 /// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
 const ASK_TRIES: u32 = 64;
@@ -25,6 +32,7 @@ pub(crate) struct Source<P> {
     pub(crate) in_transit: InHand,
     pub(crate) orphans: Orphans,
     pub(crate) recent: Recent,
+    pub(crate) huge_cache: HugeCache,
     pub(super) provider: P,
 }
 
@@ -65,6 +73,7 @@ impl<P> Source<P> {
             in_transit: InHand::new(),
             orphans: Orphans::new(),
             recent: Recent::new(),
+            huge_cache: HugeCache::new(),
             provider,
         }
     }
@@ -158,6 +167,28 @@ impl<P: PageProvider> Source<P> {
         taken
     }
 
+    /// The memory behind some pages back to the provider. False: they still have it.
+    ///
+    /// # Safety
+    /// As for [`PageProvider::decommit`].
+    pub(crate) unsafe fn decommit(&self, start: NonNull<u8>, run: PageRun, asker: Asker) -> bool {
+        // SAFETY: the contract is the same.
+        let taken = self.ask(asker, |provider| unsafe { provider.decommit(start, run) }) == Some(true);
+        self.calls.decommits.fetch_add(u64::from(taken), Ordering::Relaxed);
+        taken
+    }
+
+    /// Memory for pages that have none. False: they still have none.
+    ///
+    /// # Safety
+    /// As for [`PageProvider::commit`].
+    pub(crate) unsafe fn commit(&self, start: NonNull<u8>, run: PageRun, asker: Asker) -> bool {
+        // SAFETY: the contract is the same.
+        let given = self.ask(asker, |provider| unsafe { provider.commit(start, run) }) == Some(true);
+        self.calls.commits.fetch_add(u64::from(given), Ordering::Relaxed);
+        given
+    }
+
     /// Asks the kernel to relieve the pressure; true if it did.
     pub(crate) fn relieve(&self, need: PageRun) -> bool {
         Calls::count(&self.calls.reliefs);
@@ -183,6 +214,8 @@ pub(crate) struct Calls {
     pub(crate) unmaps: AtomicU64,
     pub(crate) refused_unmaps: AtomicU64,
     pub(crate) reliefs: AtomicU64,
+    pub(crate) commits: AtomicU64,
+    pub(crate) decommits: AtomicU64,
 }
 
 impl Calls {
@@ -193,6 +226,8 @@ impl Calls {
             unmaps: AtomicU64::new(0),
             refused_unmaps: AtomicU64::new(0),
             reliefs: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            decommits: AtomicU64::new(0),
         }
     }
 
@@ -212,6 +247,8 @@ pub(crate) struct Recent {
     returned_len: AtomicUsize,
     /// Bytes that were asked for again after they had gone back: they stay from then on, and are forgotten slowly.
     regretted_len: AtomicUsize,
+    /// Bytes in free pages that stayed when it was last looked what can go back.
+    idle_len: AtomicUsize,
     /// The bin that is swept next.
     pub(crate) turn: AtomicUsize,
 }
@@ -223,6 +260,7 @@ impl Recent {
             since_len: AtomicUsize::new(0),
             returned_len: AtomicUsize::new(0),
             regretted_len: AtomicUsize::new(0),
+            idle_len: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         }
     }
@@ -249,9 +287,27 @@ impl Recent {
         }
     }
 
+    /// Nothing was missed.
+    pub(crate) fn forget_missed(&self) {
+        self.returned_len.store(0, Ordering::Relaxed);
+        self.regretted_len.store(0, Ordering::Relaxed);
+    }
+
     /// Free bytes that stay although nobody maintains the heap. Each question forgets a very small share.
     pub(crate) fn regretted_len(&self) -> usize {
         self.forget(REGRET_SHARE)
+    }
+
+    /// So many bytes of free pages stay for now.
+    pub(crate) fn note_idle(&self, free_len: usize) {
+        self.idle_len.store(free_len, Ordering::Relaxed);
+    }
+
+    /// Whether so many bytes of free pages, of so many held, are worth a look at what can go back: more than half, and
+    /// clearly more than stayed at the last look.
+    pub(crate) fn is_worth(&self, free_len: usize, held_len: usize) -> bool {
+        let idle_len = self.idle_len.load(Ordering::Relaxed);
+        free_len > (held_len / IDLE_SHARE).max(IDLE_LEN).max(idle_len + idle_len / IDLE_STEP)
     }
 
     fn forget(&self, share: usize) -> usize {

@@ -28,7 +28,7 @@ fn alloc(pages: &'static Pages<1>) -> Option<Run<'static>> {
 }
 
 fn check(pages: &'static Pages<1>, out: &[Run<'_>]) {
-    assert_eq!(pages.verify(), Ok(()), "P1 to P8");
+    assert_eq!(pages.verify(), Ok(()), "P1 to P9");
     let mut starts: Vec<_> = out.iter().map(|run| run.start).collect();
     starts.sort_unstable();
     assert!(starts.windows(2).all(|pair| pair[0] != pair[1]), "a run was handed out twice");
@@ -208,7 +208,7 @@ fn a_chunk_comes_to_where_another_one_is_leaving() {
                 }
             }),
         ]));
-        assert_eq!(pages.verify(), Ok(()), "P1 to P8");
+        assert_eq!(pages.verify(), Ok(()), "P1 to P9");
     });
 }
 

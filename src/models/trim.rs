@@ -74,7 +74,7 @@ fn a_slab_and_its_chunk_go_while_the_last_block_returns() {
         ]));
         let (gone, out) = (gone.take(), out.take());
         assert!(gone.is_empty() || out.is_empty(), "a block of a chunk that is gone");
-        assert_eq!(pages.verify(), Ok(()), "P1 to P8");
+        assert_eq!(pages.verify(), Ok(()), "P1 to P9");
         if gone.is_empty() && slab.desc().kind() != Kind::Free {
             scene.check(bin, &[slab], &out);
         } else {
@@ -129,7 +129,7 @@ fn a_cache_is_drained_into_a_bin_that_is_trimmed() {
         out.take().into_iter().chain(cache.pop(class)).for_each(|block| out.add(block));
         let (gone, out) = (gone.take(), out.take());
         assert!(gone.is_empty() || out.is_empty(), "a block of a chunk that is gone");
-        assert_eq!(pages.verify(), Ok(()), "P1 to P8");
+        assert_eq!(pages.verify(), Ok(()), "P1 to P9");
         if gone.is_empty() && slab.desc().kind() != Kind::Free {
             scene.check(bin, &[slab], &out);
         } else {

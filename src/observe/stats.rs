@@ -111,6 +111,9 @@ pub struct Stats<const CPUS: usize> {
     pub held_len: usize,
     /// The most bytes that it had given at once.
     pub high_held_len: usize,
+    /// Bytes of these that were ever used: less than [`held_len`](Self::held_len) where the heap was given a long
+    /// region as one piece.
+    pub touched_len: usize,
     /// Bytes in free page runs.
     pub free_len: usize,
     /// Bytes in the longest free page run, as far as could be seen.
@@ -127,6 +130,13 @@ pub struct Stats<const CPUS: usize> {
     pub unmap_count: u64,
     /// Runs that it did not take back.
     pub refused_unmap_count: u64,
+    /// Bytes in pages whose memory the provider has back while the heap has their addresses; not in
+    /// [`held_len`](Self::held_len).
+    pub absent_len: usize,
+    /// Successful calls of [`commit`](PageProvider::commit).
+    pub commit_count: u64,
+    /// Successful calls of [`decommit`](PageProvider::decommit).
+    pub decommit_count: u64,
     /// Calls of [`relieve`](PageProvider::relieve).
     pub relief_count: u64,
     /// Bytes that `realloc` ever copied out of blocks of up to [`MAX_SMALL_LEN`](crate::MAX_SMALL_LEN).
@@ -212,7 +222,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             cpus,
             held_len: pages.held_len(),
             high_held_len: pages.high_held_len(),
-            free_len: pages.free_len(),
+            touched_len: pages.touched_len(),
+            free_len: pages.free_len() + self.kept_huge_len(),
             largest_free_len: pages.largest_free(),
             slab_len: classes.iter().map(|class| class.held_len).sum(),
             own_len: pages.own_len(),
@@ -220,6 +231,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             failed_map_count: read(&self.source.calls.failed_maps),
             unmap_count: read(&self.source.calls.unmaps),
             refused_unmap_count: read(&self.source.calls.refused_unmaps),
+            absent_len: pages.absent_len(),
+            commit_count: read(&self.source.calls.commits),
+            decommit_count: read(&self.source.calls.decommits),
             relief_count: read(&self.source.calls.reliefs),
             copied_short_len,
             copied_long_len,

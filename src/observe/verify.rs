@@ -1,6 +1,6 @@
 //! Every invariant of the heap, executed.
 //!
-//! The invariants stand where the state is: P1 to P8 beside the fields of `pages::pool`, S and B at the head of `slab`
+//! The invariants stand where the state is: P1 to P9 beside the fields of `pages::pool`, S and B at the head of `slab`
 //! and `partial`, C of `cache`. What belongs to one lock is checked at any time, by whoever has that lock. The sums
 //! over all locks hold at rest only: between two locks a block is on its way, and no lock says so. Price of checking at
 //! any time: a bin's slabs are turned in their list, and a pool is closed to others while its runs are walked.

@@ -43,6 +43,10 @@ pub(crate) enum Kind {
     Deferred = 8,
     /// First granule of a chunk on its way back to the provider: in no list, merges with nothing.
     Leaving = 9,
+    /// First and last granule of a run whose memory the provider has back; `len` is the run's length.
+    Absent = 10,
+    /// First granule of a chunk on its way back that is absent as a whole.
+    LeavingAbsent = 11,
 }
 
 /// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.
@@ -95,6 +99,12 @@ impl Tag {
         self.0 >> KIND_SHIFT == kind as u32
     }
 
+    /// Whether it is of none of the kinds that a run has which was in use.
+    #[inline]
+    pub(crate) const fn is_apart(self) -> bool {
+        self.0 >> KIND_SHIFT >= Kind::Leaving as u32
+    }
+
     /// As [`PageDesc::len`].
     #[inline]
     pub(crate) const fn len(self) -> usize {
@@ -144,6 +154,8 @@ impl PageDesc {
             7 => Kind::Tail,
             8 => Kind::Deferred,
             9 => Kind::Leaving,
+            10 => Kind::Absent,
+            11 => Kind::LeavingAbsent,
             _ => Kind::Inside,
         }
     }

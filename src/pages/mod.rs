@@ -135,7 +135,23 @@ pub(crate) struct EmptyChunk {
     /// As the provider gave it.
     pub(crate) start: NonNull<u8>,
     pub(crate) run: PageRun,
+    /// Bytes of it that the provider has back already.
+    pub(crate) absent_len: usize,
     entry: Entry,
+}
+
+/// Absent pages that are about to be committed. They are the caller's, who calls [`Pages::came_back`] or
+/// [`Pages::stayed_away`].
+#[derive(Debug)]
+#[must_use = "the pages are lost"]
+pub(crate) struct Recalled<'a> {
+    /// Where they start.
+    pub(crate) start: NonNull<u8>,
+    /// Bytes.
+    pub(crate) len: usize,
+    /// What is wanted of them, and what comes with it.
+    run: &'a PageDesc,
+    rest: Option<&'a PageDesc>,
 }
 
 /// A run as [`Pages::for_each_run`] shows it.
@@ -181,8 +197,13 @@ impl<const N: usize> Pages<N> {
     /// follow, so that a long region spends no more on them than a heap that grew to what is used of it. At first up to
     /// [`FIRST_LEN`].
     pub(crate) fn worked_len(&self) -> usize {
-        let held_len = self.held_len();
-        held_len.saturating_sub(self.told.untouched_len.load(Relaxed)).max(held_len.min(FIRST_LEN))
+        self.touched_len().max(self.held_len().min(FIRST_LEN))
+    }
+
+    /// Bytes that the provider has given and that were used at some time.
+    #[inline]
+    pub(crate) fn touched_len(&self) -> usize {
+        self.held_len().saturating_sub(self.told.untouched_len.load(Relaxed))
     }
 
     /// The most bytes that the provider had given at once.
@@ -195,9 +216,9 @@ impl<const N: usize> Pages<N> {
         self.own_len.load(Relaxed)
     }
 
-    /// Bytes in free runs; deferred ones are not counted.
+    /// Bytes in free runs; deferred ones are not counted. Takes as long as there are shards that ever had a chunk.
     pub(crate) fn free_len(&self) -> usize {
-        self.pools().map(Pool::free_len).sum()
+        self.shards.iter().take(self.used_shards.load(Relaxed)).flatten().map(Pool::free_len).sum()
     }
 
     /// Whether somebody holds a pool's lock. A guess.
@@ -662,10 +683,13 @@ impl<const N: usize> Pages<N> {
         self.told.surplus.store(false, Relaxed);
         for least in [2, 1] {
             let has = |pool: &Pool| pool.empty_count() >= least;
-            for pool in self.pools().filter(|pool| has(pool) || pool.has_deferred()) {
+            let is_worth = |pool: &&Pool| has(pool) || pool.has_deferred() || pool.absent_len() > 0;
+            for pool in self.pools().filter(is_worth) {
                 // What waited is free in the hold.
                 let spare = || self.free_len().saturating_sub(keep);
-                let taken = self.hold(pool, false, |open| if has(pool) { open.take_empty(spare()) } else { None });
+                let taken = self.hold(pool, false, |open| {
+                    open.take_absent_chunk().or_else(|| if has(pool) { open.take_empty(spare()) } else { None })
+                });
                 if let Some(Some(chunk)) = taken {
                     return Some(self.leave(chunk));
                 }
@@ -682,13 +706,14 @@ impl<const N: usize> Pages<N> {
         self.map.change(&entry, Change::Leave);
         self.own_len.fetch_sub(chunk.own_len(), Relaxed);
         let (start, run) = chunk.given();
-        EmptyChunk { start, run, entry }
+        let is_absent = chunk.desc(0).is_some_and(|head| head.tag().is(Kind::LeavingAbsent));
+        EmptyChunk { start, run, absent_len: if is_absent { chunk.len() } else { 0 }, entry }
     }
 
     /// The provider has the chunk back. Touches none of its memory.
     pub(crate) fn chunk_gone(&self, gone: EmptyChunk) {
         self.map.change(&gone.entry, Change::Forget);
-        self.held_len.sub(gone.run.len());
+        self.held_len.sub(gone.run.len() - gone.absent_len);
     }
 
     /// The provider did not take the chunk: it is used again. Cannot fail.
@@ -706,6 +731,63 @@ impl<const N: usize> Pages<N> {
         if let Some(head) = chunk.desc(0) {
             self.release(head, head.tag());
         }
+    }
+
+    /// Takes free pages of `page_len` bytes out, `least` bytes or more in one piece, as long as `keep` bytes of free
+    /// ones stay: they are a large block's run, and the caller's, who gives their memory back and calls
+    /// [`went_back`](Self::went_back), or frees them. At most one hold a pool.
+    pub(crate) fn take_idle(&self, least: usize, keep: usize, page_len: usize) -> Option<Run<'_>> {
+        let spare = || self.free_len().saturating_sub(keep);
+        let pools = self.pools().filter(|pool| pool.free_len() >= least && spare() >= least);
+        let mut taken =
+            pools.filter_map(|pool| self.hold(pool, false, |open| open.take_idle(least, spare(), page_len)));
+        taken.find_map(|run| run).map(hand_out)
+    }
+
+    /// The provider has the memory behind the pages of a run, which was the caller's.
+    pub(crate) fn went_back(&self, run: &Run<'_>) {
+        self.held_len.sub(run.len);
+        self.release_absent(run.desc, run.desc.len());
+    }
+
+    fn release_absent(&self, run: &PageDesc, len: usize) {
+        let tag = Tag::new(Kind::Absent, len, false);
+        run.put(tag);
+        if let Some(tail) = Descs::around(run).get(run.index() + len - 1) {
+            tail.put(tag);
+        }
+        self.release(run, tag);
+    }
+
+    /// Takes absent pages out for what is wanted, and more of them up to `wish` bytes. At most one hold a pool.
+    pub(crate) fn recall(&self, want: Want, wish: usize) -> Option<Recalled<'_>> {
+        let own = kind_index(want.use_);
+        let pools = [own, 1 - own].into_iter().flat_map(|kind| self.shards.iter().filter_map(move |s| s.get(kind)));
+        let mut pools = pools.filter(|pool| pool.absent_len() >= want.least_len);
+        let taken = pools.find_map(|pool| self.hold(pool, false, |open| open.take_absent(want, wish)).flatten());
+        let (run, rest) = taken?;
+        let len = Chunk::run_len(run) + rest.map_or(0, Chunk::run_len);
+        self.held_len.add(len);
+        Some(Recalled { start: Chunk::start_of(run), len, run, rest })
+    }
+
+    /// The pages have memory again: gives the run that is wanted, and frees the rest.
+    pub(crate) fn came_back<'a>(&self, recalled: Recalled<'a>) -> Run<'a> {
+        if let Some(rest) = recalled.rest {
+            self.release(rest, rest.tag());
+        }
+        hand_out(recalled.run)
+    }
+
+    /// The provider has no memory for them.
+    pub(crate) fn stayed_away(&self, recalled: Recalled<'_>) {
+        self.held_len.sub(recalled.len);
+        self.release_absent(recalled.run, recalled.run.len() + recalled.rest.map_or(0, PageDesc::len));
+    }
+
+    /// Bytes in pages whose memory the provider has back.
+    pub(crate) fn absent_len(&self) -> usize {
+        self.pools().map(Pool::absent_len).sum()
     }
 
     /// Whether some pool has had more than one empty chunk since [`take_empty`](Self::take_empty) was last
@@ -824,9 +906,9 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Checks invariants P1 to P7, which stand beside the fields of `Pool`, pool by pool, at any time; gives how many
-    /// pools were busy and left out. Each pool is a step of the caller's, and its lock is held as long as it has chunks
-    /// and runs.
+    /// Checks invariants P1 to P7 and P9, which stand beside the fields of `Pool`, pool by pool, at any time; gives how
+    /// many pools were busy and left out. Each pool is a step of the caller's, and its lock is held as long as it has
+    /// chunks and runs.
     pub(crate) fn verify_pools(&self, step: Step<'_>) -> Result<usize, PageFault> {
         let mut skipped = 0;
         for (index, pool) in self.pools().enumerate() {
@@ -851,7 +933,7 @@ impl<const N: usize> Pages<N> {
         Ok(())
     }
 
-    /// Checks invariants P1 to P8. At rest, with no chunk on its way out.
+    /// Checks invariants P1 to P9. At rest, with no chunk on its way out.
     pub(crate) fn verify(&self) -> Result<(), PageFault> {
         self.drain_deferred(&|work| work(true));
         let mut held_len = self.map.outside_len();

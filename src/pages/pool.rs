@@ -18,7 +18,7 @@
 use core::ptr::NonNull;
 
 use super::bins::{self, Bins};
-use super::chunk::{Chunk, Descs, UNIT_SHIFT};
+use super::chunk::{COARSE_SHIFT, Chunk, Descs, UNIT_SHIFT};
 use super::desc::{Kind, PageDesc, Tag};
 use super::want::{Use, Want};
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, TryLock};
@@ -34,6 +34,8 @@ const LENGTH_LOOK: usize = 16;
 const POP_LIMIT: usize = 8;
 /// Empty chunks tested for not being too long to be given back.
 const EMPTY_LOOK: usize = 8;
+/// A chunk of so many bytes is worth a look at what can go back when it becomes empty.
+const LONG_CHUNK_LEN: usize = 4 << 20;
 /// A free run must be longer than this many times the block to have the block placed in its middle.
 const MIDDLE_RATIO: usize = 8;
 
@@ -64,8 +66,10 @@ struct Place<'a> {
 /// - P3: no two free runs are neighbours.
 /// - P4: each free run is in the bin of its length, and nothing else is in a bin; B1 and B2 hold.
 /// - P5: a chunk is in `empty` exactly if one free run covers it, else in `used`; and it belongs to this pool.
-/// - P6: `free_len` is the bytes in free runs, `held_len` the bytes in the chunks' provider runs,
+/// - P6: `free_len` is the bytes in free runs, `held_len` the bytes in the chunks' provider runs but for absent ones,
 ///   `chunk_count` and `empty_count` the chunks in both lists and in `empty`.
+/// - P9: the absent runs, no two of which are neighbours, are in `absent`, linked in both directions, and are
+///   `absent_len` bytes.
 /// - P7: the map leads from the chunk's first and last byte to it (checked by `Pages::verify`, as
 /// - P8: the heap's `held_len` is the sum over pools, huge blocks and tables, its `own_len` over what of them is no
 ///   granule, its `untouched_len` over what of chunks lies behind the mark that no used run ever passed).
@@ -78,6 +82,9 @@ pub(crate) struct Pool {
     held_len: AtomicUsize,
     chunk_count: AtomicUsize,
     empty_count: AtomicUsize,
+    /// Runs whose memory the provider has back.
+    absent: AtomicPtr<PageDesc>,
+    absent_len: AtomicUsize,
     used: AtomicPtr<Chunk>,
     empty: AtomicPtr<Chunk>,
     bins: Bins,
@@ -114,7 +121,7 @@ impl Drop for Open<'_> {
 /// A broken invariant: its number, and the address of the descriptor, chunk or field it was seen at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageFault {
-    /// Which of P1 to P8, beside the fields of `Pool`.
+    /// Which of P1 to P9, beside the fields of `Pool`.
     pub(crate) rule: u8,
     /// Where.
     pub(crate) at: usize,
@@ -205,6 +212,8 @@ impl Pool {
             held_len: AtomicUsize::new(0),
             chunk_count: AtomicUsize::new(0),
             empty_count: AtomicUsize::new(0),
+            absent: AtomicPtr::new(core::ptr::null_mut()),
+            absent_len: AtomicUsize::new(0),
             used: AtomicPtr::new(core::ptr::null_mut()),
             empty: AtomicPtr::new(core::ptr::null_mut()),
             bins: Bins::new(),
@@ -227,7 +236,7 @@ impl Pool {
     /// A push is repeated only when another context's push or pop came between. The run is not touched once it is
     /// on the stack.
     pub(crate) fn defer(&self, run: &PageDesc) {
-        if run.kind() != Kind::Leaving {
+        if !run.tag().is_apart() {
             run.set(Kind::Deferred, run.len(), false);
         }
         let mut head = self.deferred.load(Relaxed);
@@ -269,6 +278,11 @@ impl Pool {
 
     pub(crate) fn empty_count(&self) -> usize {
         self.empty_count.load(Relaxed)
+    }
+
+    /// Bytes in runs whose memory the provider has back.
+    pub(crate) fn absent_len(&self) -> usize {
+        self.absent_len.load(Relaxed)
     }
 }
 
@@ -424,11 +438,11 @@ impl<'a> Open<'a> {
     }
 
     /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving`
-    /// brings its chunk into the pool; the run in front of it, handed out first, may be free by then. True: the chunk
-    /// is empty now, and another one was before.
+    /// brings its chunk into the pool; the run in front of it, handed out first, may be free by then. One of kind
+    /// `Absent` merges with absent neighbours. True: the chunk is empty now, and another one was before.
     #[inline(always)]
     pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) -> bool {
-        if tag.is(Kind::Leaving) {
+        if tag.is_apart() {
             return self.arrive(run);
         }
         let is_empty = self.merge(descs, run, tag.len(), false) == descs.count();
@@ -439,11 +453,91 @@ impl<'a> Open<'a> {
     fn arrive(&self, run: &'a PageDesc) -> bool {
         let (descs, tag) = (Descs::around(run), run.tag());
         let chunk = descs.chunk();
+        if !tag.is(Kind::Absent) {
+            add(&self.pool.held_len, chunk.given().1.len());
+            add(&self.pool.chunk_count, 1);
+            chunk.push_to(&self.pool.used);
+        }
+        if !tag.is(Kind::Leaving) {
+            sub(&self.pool.held_len, tag.len() << chunk.shift());
+            self.merge_absent(descs, run.index(), tag.len());
+            return false;
+        }
         let len = self.merge(descs, run, tag.len(), tag.is_zeroed());
-        add(&self.pool.held_len, chunk.given().1.len());
-        add(&self.pool.chunk_count, 1);
-        chunk.push_to(&self.pool.used);
         len == chunk.count() && self.note_empty(chunk)
+    }
+
+    /// Makes granules an absent run, one with its absent neighbours.
+    fn merge_absent(&self, descs: Descs<'a>, mut index: usize, mut len: usize) {
+        let shift = descs.shift();
+        add(&self.pool.absent_len, len << shift);
+        if let Some((prev, tag)) = run_before(descs, index, Kind::Absent) {
+            unlink_absent(&self.pool.absent, prev);
+            (index, len) = (index - tag.len(), len + tag.len());
+        }
+        if let Some(next) = descs.get(index + len).filter(|next| next.tag().is(Kind::Absent)) {
+            unlink_absent(&self.pool.absent, next);
+            len += next.len();
+        }
+        if let Some(head) = descs.begin(index) {
+            mark_ends(descs, head, Tag::new(Kind::Absent, len, false));
+            link_absent(&self.pool.absent, head);
+        }
+    }
+
+    /// Takes whole pages of `page_len` bytes out of the free run that comes last by length: `least` bytes or more, at
+    /// most `spare`, off its end. They are a large block's run then.
+    pub(crate) fn take_idle(&self, least: usize, spare: usize, page_len: usize) -> Option<&'a PageDesc> {
+        let pages_of = |run: &'a PageDesc| {
+            let (chunk, start) = (Chunk::of(run), Chunk::start_of(run).as_ptr().addr());
+            let step = page_len.max(1 << chunk.shift());
+            let end = (start + Chunk::run_len(run)) & !(step - 1);
+            let first = start.max(end.saturating_sub(spare)).checked_next_multiple_of(step)?;
+            let is_worth = chunk.shift() >= COARSE_SHIFT && end.saturating_sub(first) >= least;
+            let (skip, len) = ((first - start) >> chunk.shift(), end.saturating_sub(first) >> chunk.shift());
+            is_worth.then_some(Place { chunk, run, skip, len })
+        };
+        let place = self.pool.bins.look(self.pool.bins.last()?, LENGTH_LOOK, pages_of)?;
+        Some(self.take(&place, Kind::Large))
+    }
+
+    /// Takes absent granules that have what is wanted, up to `wish` bytes of them, off the start of an absent run: two
+    /// runs that are the caller's, what is wanted and the rest, if any. Looks at no more than [`LENGTH_LOOK`] runs.
+    pub(crate) fn take_absent(&self, want: Want, wish: usize) -> Option<(&'a PageDesc, Option<&'a PageDesc>)> {
+        let fits = |run: &&PageDesc| {
+            Chunk::run_len(run) >= want.least_len && Chunk::start_of(run).as_ptr().addr() & (want.align - 1) == 0
+        };
+        let run = absent(&self.pool.absent, LENGTH_LOOK).find(fits)?;
+        let (descs, all) = (Descs::around(run), run.len());
+        let chunk = descs.chunk();
+        let need = if granules(chunk, want.len) <= all { want.len } else { want.least_len };
+        let need = granules(chunk, need).max(1);
+        let len = granules(chunk, wish).clamp(need, all);
+        unlink_absent(&self.pool.absent, run);
+        sub(&self.pool.absent_len, len << chunk.shift());
+        add(&self.pool.held_len, len << chunk.shift());
+        if let Some(left) = descs.begin(run.index() + len).filter(|_| len < all) {
+            mark_ends(descs, left, Tag::new(Kind::Absent, all - len, false));
+            link_absent(&self.pool.absent, left);
+        }
+        mark_used(descs, run, if want.use_ == Use::Slab { Kind::Slab } else { Kind::Large }, need, false);
+        let rest = descs.begin(run.index() + need).filter(|_| need < len);
+        rest.inspect(|rest| mark_used(descs, rest, Kind::Large, len - need, false));
+        Some((run, rest))
+    }
+
+    /// Takes a chunk out that is absent as a whole. Its run is of kind `LeavingAbsent`.
+    pub(crate) fn take_absent_chunk(&self) -> Option<&'a Chunk> {
+        let is_whole = |run: &&PageDesc| run.len() == Chunk::of(run).count();
+        let run = absent(&self.pool.absent, EMPTY_LOOK).find(is_whole)?;
+        let chunk = Chunk::of(run);
+        unlink_absent(&self.pool.absent, run);
+        sub(&self.pool.absent_len, chunk.len());
+        run.set(Kind::LeavingAbsent, chunk.count(), false);
+        chunk.unlink_from(&self.pool.used);
+        sub(&self.pool.chunk_count, 1);
+        sub(&self.pool.held_len, chunk.own_len());
+        Some(chunk)
     }
 
     /// Makes a run free, one with its free neighbours; gives the length of what it is then. Zeroed if all of it is.
@@ -453,7 +547,7 @@ impl<'a> Open<'a> {
         let bin = |len| bins::index(descs.units(len));
         add(&self.pool.free_len, len << descs.shift());
         let next = descs.get(index + len).filter(|next| next.tag().is(Kind::Free));
-        match free_before(descs, index) {
+        match run_before(descs, index, Kind::Free) {
             Some((prev, tag)) => {
                 let (mut all, mut zeroed) = (tag.len() + len, zeroed && tag.is_zeroed());
                 if let Some(next) = next {
@@ -587,31 +681,68 @@ impl<'a> Open<'a> {
         sub(&self.pool.empty_count, 1);
     }
 
-    /// A chunk became empty. True: it is not the only one.
+    /// A chunk became empty. True: it is not the only one, or a long one beside others.
     #[cold]
     fn note_empty(&self, chunk: &Chunk) -> bool {
         chunk.unlink_from(&self.pool.used);
         chunk.push_to(&self.pool.empty);
         add(&self.pool.empty_count, 1);
-        self.pool.empty_count() > 1
+        let is_long = chunk.len() >= LONG_CHUNK_LEN && self.pool.chunk_count.load(Relaxed) > 1;
+        is_long || self.pool.empty_count() > 1
     }
 }
 
-/// The free run that ends in front of a granule, and the tag that its ends have.
+/// The free run, or absent one, that ends in front of a granule, and the tag that its ends have.
 #[inline(always)]
-fn free_before(descs: Descs<'_>, index: usize) -> Option<(&PageDesc, Tag)> {
+fn run_before(descs: Descs<'_>, index: usize, kind: Kind) -> Option<(&PageDesc, Tag)> {
     let tag = descs.get(index.wrapping_sub(1))?.tag();
-    if tag.is(Kind::Free) { Some((descs.get(index.wrapping_sub(tag.len()))?, tag)) } else { None }
+    if tag.is(kind) { Some((descs.get(index.wrapping_sub(tag.len()))?, tag)) } else { None }
 }
 
 /// Marks first and last granule of a free run, which is not empty.
 #[inline(always)]
 fn mark_free(descs: Descs<'_>, head: &PageDesc, len: usize, zeroed: bool) {
-    let tag = Tag::new(Kind::Free, len, zeroed);
-    if let Some(tail) = descs.get(head.index() + len - 1) {
+    mark_ends(descs, head, Tag::new(Kind::Free, len, zeroed));
+}
+
+/// Gives first and last granule of a run the same tag.
+#[inline(always)]
+fn mark_ends(descs: Descs<'_>, head: &PageDesc, tag: Tag) {
+    if let Some(tail) = descs.get(head.index() + tag.len() - 1) {
         tail.put(tag);
     }
     head.put(tag);
+}
+
+/// The first `limit` runs of a list of absent ones, whose lock is held.
+fn absent<'a>(list: &AtomicPtr<PageDesc>, limit: usize) -> impl Iterator<Item = &'a PageDesc> + use<'a> {
+    // SAFETY: links of that list lead to runs of chunks that the heap holds.
+    let at = |link: &AtomicPtr<PageDesc>| unsafe { PageDesc::from_link::<'a>(link.load(Relaxed)) };
+    core::iter::successors(at(list), move |run| at(&run.next)).take(limit)
+}
+
+/// Puts a run at the head of a list of absent ones, whose lock is held.
+fn link_absent(list: &AtomicPtr<PageDesc>, run: &PageDesc) {
+    run.prev.store(core::ptr::null_mut(), Relaxed);
+    run.next.store(list.load(Relaxed), Relaxed);
+    if let Some(first) = absent(list, 1).next() {
+        first.prev.store(run.as_link(), Relaxed);
+    }
+    list.store(run.as_link(), Relaxed);
+}
+
+/// Takes a run out of the list of absent ones that it is in, whose lock is held.
+fn unlink_absent(list: &AtomicPtr<PageDesc>, run: &PageDesc) {
+    let (next, prev) = (run.next.load(Relaxed), run.prev.load(Relaxed));
+    // SAFETY: as in `absent`.
+    match unsafe { PageDesc::from_link(prev) } {
+        Some(prev) => prev.next.store(next, Relaxed),
+        None => list.store(next, Relaxed),
+    }
+    // SAFETY: as in `absent`.
+    if let Some(next) = unsafe { PageDesc::from_link(next) } {
+        next.prev.store(prev, Relaxed);
+    }
 }
 
 /// Marks first and last granule of a used run, which may be one. What lies between is the owner's affair.
@@ -652,12 +783,15 @@ impl<'a> Open<'a> {
     /// Checks P1 to P6; `pool` is this pool's index.
     pub(crate) fn verify(&self, pool: usize) -> Result<(), PageFault> {
         let (mut free_count, mut free_len, mut held_len) = (0, 0, 0);
+        let (mut absent_count, mut absent_len) = (0, 0);
         for chunk in self.chunks() {
             let (runs, len) = verify_chunk(chunk)?;
             check(5, chunk.pool() == pool, chunk.as_link())?;
             free_count += runs;
             free_len += len;
             held_len += chunk.given().1.len();
+            absent_len += absent_runs(chunk).map(Chunk::run_len).sum::<usize>();
+            absent_count += absent_runs(chunk).count();
         }
         for (list, empty) in [(&self.pool.used, false), (&self.pool.empty, true)] {
             for chunk in chunks(list, self.limit()) {
@@ -667,7 +801,15 @@ impl<'a> Open<'a> {
         }
         let at = NonNull::from(self.pool).as_ptr();
         check(4, self.verify_bins()? == free_count, at)?;
-        check(6, self.pool.free_len() == free_len && self.pool.held_len() == held_len, at)?;
+        check(6, self.pool.free_len() == free_len && self.pool.held_len() + absent_len == held_len, at)?;
+        check(9, self.pool.absent_len() == absent_len, at)?;
+        let mut before = core::ptr::null_mut();
+        let mut listed = absent(&self.pool.absent, absent_count + 1);
+        let linked = |run: &PageDesc| {
+            let is_linked = run.prev.load(Relaxed) == core::mem::replace(&mut before, run.as_link());
+            run.tag().is(Kind::Absent) && is_linked
+        };
+        check(9, listed.by_ref().map(linked).filter(|linked| *linked).count() == absent_count, at)?;
         check(6, self.pool.chunk_count.load(Relaxed) == self.chunks().count(), at)?;
         check(6, self.pool.empty_count() == chunks(&self.pool.empty, self.limit()).count(), at)
     }
@@ -695,20 +837,26 @@ impl<'a> Open<'a> {
     }
 }
 
-/// Checks P1 to P3; counts free runs, and bytes in them.
+/// The absent runs of a chunk.
+fn absent_runs(chunk: &Chunk) -> impl Iterator<Item = &PageDesc> {
+    runs(chunk).filter(|run| run.tag().is(Kind::Absent))
+}
+
+/// Checks P1 to P3, and of P9 that absent runs are no neighbours; counts free runs, and bytes in them.
 fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
-    let (mut count, mut len, mut end, mut was_free) = (0, 0, 0, false);
+    let (mut count, mut len, mut end, mut was) = (0, 0, 0, Kind::Inside);
     for head in runs(chunk) {
         let tail = chunk.desc(head.index() + head.len() - 1);
         check(1, tail.is_some(), head.as_link())?;
         check(2, tail.is_some_and(|tail| agree(head, tail)), head.as_link())?;
         let is_free = head.kind() == Kind::Free;
-        check(3, !(was_free && is_free), head.as_link())?;
+        check(3, !(was == Kind::Free && is_free), head.as_link())?;
+        check(9, !(was == Kind::Absent && head.kind() == Kind::Absent), head.as_link())?;
         if is_free {
             count += 1;
             len += head.len() << chunk.shift();
         }
-        was_free = is_free;
+        was = head.kind();
         end = head.index() + head.len();
     }
     check(1, end == chunk.count(), chunk.as_link())?;
@@ -724,12 +872,13 @@ fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
     let is_forgotten = end.is(Kind::Inside) && cfg!(feature = "hardened");
     match head.kind() {
         Kind::Free => end.is(Kind::Free) && end.len() == len && end.is_zeroed() == head.is_zeroed(),
+        Kind::Absent => end.is(Kind::Absent) && end.len() == len,
         Kind::Large => is_single || end.is(Kind::Tail),
         Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty => {
             is_single || end.is(Kind::SlabRest) && end.len() == len - 1 || is_forgotten
         }
         Kind::Deferred => is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten,
-        Kind::Inside | Kind::SlabRest | Kind::Tail | Kind::Leaving => false,
+        Kind::Inside | Kind::SlabRest | Kind::Tail | Kind::Leaving | Kind::LeavingAbsent => false,
     }
 }
 

@@ -39,7 +39,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.source.recent.decay(used_len);
         let caller = self.caller();
         self.offer_orphans(caller);
-        self.return_chunks(self.source.recent.spare_len(used_len), caller)
+        let keep = self.source.recent.spare_len(used_len);
+        let huge_len = self.return_kept_huge(self.source.recent.regretted_len(), caller);
+        huge_len + self.return_chunks(keep, caller) + self.decommit(keep, caller)
     }
 
     /// Moves everything that a CPU holds to the others, after it was taken offline: its cache returns to its slab, and

@@ -3,4 +3,4 @@
 mod maintain;
 mod overhead;
 
-pub use overhead::worst_case_overhead;
+pub use overhead::{worst_case_overhead, worst_case_overhead_after};

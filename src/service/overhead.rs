@@ -1,6 +1,7 @@
 //! The most that a heap holds beside what is live, as a formula.
 
 use crate::base::size_class::SizeClass;
+use crate::heap::growth::{CHUNK_SHARE, MAX_CHUNK_LEN};
 
 /// Bytes that each CPU's cache may hold whatever the heap's size, while the provider has more to give.
 const CACHE_LEN: usize = 1 << 20;
@@ -11,6 +12,8 @@ const SLAB_LEN: usize = 64 * 1024;
 const SLAB_BLOCKS: usize = 4;
 /// Chunks that may be empty but for a little at each end of the size range: one of slabs, one of large blocks.
 const CHUNK_LEN: usize = 2 << 20;
+/// Long chunks that a little use keeps.
+const CHUNKS: usize = 2;
 /// Homes beside the CPUs' own.
 const SPARE_HOMES: usize = 3;
 
@@ -27,8 +30,14 @@ const WHOLE: usize = 128;
 /// held, caches up to 1/8, a new chunk is up to 1/8, empty slabs of each class up to 1/128. Saturates. It is a bound
 /// for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
 ///
+/// *Held* is [`Stats::held_len`](crate::Stats::held_len) over a provider that
+/// [decommits](crate::PageProvider::DECOMMITS), also when much more was live before. Over regions it is
+/// [`Stats::touched_len`](crate::Stats::touched_len), with the most that was ever live: a region goes back as a whole.
+/// For other providers see [`worst_case_overhead_after`].
+///
 /// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's
-/// length.
+/// length. So may a queue that took and gave in turn while it grew, and then shrank: its blocks lie where there was
+/// room.
 pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {
     let owners = cpus.saturating_add(SPARE_HOMES);
     let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(CACHE_LEN)));
@@ -42,6 +51,21 @@ pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeCl
     held_len.saturating_sub(live_len)
 }
 
+/// [`worst_case_overhead`] of a heap in which `peak_len` bytes were live before, over a provider that takes whole
+/// chunks back only: a chunk stays for a single block, and there may be two of the longest that were made for the peak,
+/// an eighth of what was held and 32 MiB at most.
+pub fn worst_case_overhead_after(
+    cpus: usize,
+    classes: impl IntoIterator<Item = SizeClass> + Clone,
+    live_len: usize,
+    peak_len: usize,
+) -> usize {
+    let peak_held_len = peak_len.saturating_add(worst_case_overhead(cpus, classes.clone(), peak_len));
+    let chunk_len = (peak_held_len / CHUNK_SHARE).min(MAX_CHUNK_LEN);
+    let chunks_len = if peak_len > live_len { CHUNKS * chunk_len } else { 0 };
+    worst_case_overhead(cpus, classes, live_len).saturating_add(chunks_len)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +77,11 @@ mod tests {
         assert!(some(3, 3, 1 << 20) > base && some(2, 4, 1 << 20) > base && some(2, 3, 2 << 20) > base);
         assert!(base >= 2 << 20, "two full caches at least");
         assert_eq!(some(8, 44, usize::MAX), 0, "nothing is left beside everything");
+        let classes: std::vec::Vec<_> = SizeClass::all().take(3).collect();
+        let after = |live_len, peak_len| worst_case_overhead_after(2, classes.iter().copied(), live_len, peak_len);
+        assert_eq!(after(1 << 20, 1 << 20), base, "nothing was longer");
+        assert!(after(1 << 20, 64 << 20) > base && after(1 << 20, 128 << 20) > after(1 << 20, 64 << 20));
+        assert_eq!(after(1 << 20, usize::MAX), base + 2 * MAX_CHUNK_LEN);
         assert!(some(usize::MAX, 44, 0) > usize::MAX / 2);
     }
 }

@@ -22,6 +22,7 @@ mod corpus;
 #[cfg(feature = "debug-heap")]
 mod debug_heap;
 mod documents;
+mod emptied;
 mod faces;
 mod faults;
 mod figures;
@@ -34,6 +35,7 @@ mod growth;
 mod guard_pages;
 #[cfg(feature = "hardened")]
 mod hardening;
+mod hourglass;
 mod layers;
 mod manifest;
 // With frames every length is another one, and a quarantine keeps what is freed.

@@ -1,9 +1,10 @@
 //! The paging provider over the page tables that the CPUs run on.
 //!
 //! Would catch breaking: a run given back is mapped for no CPU any more, whatever its TLB remembers, and a touch of it
-//! is a page fault; guard pages lie around runs; blocks move by their page-table entries and keep their content; frames
-//! that run out, a full window and a mapper that refuses, at whichever call, undo what was begun; everything freed,
-//! drained and trimmed, every frame is back, those of page tables included.
+//! is a page fault; memory of freed blocks goes back frame by frame, and stays if it is missed; guard pages lie around
+//! runs; blocks move by their page-table entries and keep their content; frames that run out, a full window and a
+//! mapper that refuses, at whichever call, undo what was begun; everything freed, drained and trimmed, every frame is
+//! back, those of page tables included.
 #![no_std]
 #![no_main]
 #![expect(clippy::cast_possible_truncation, reason = "patterns take the low bits; addresses have 64 bits")]
@@ -11,6 +12,7 @@
 mod common;
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use common::block::Block;
@@ -77,6 +79,7 @@ fn all<C: CpuMode + Sync>(boot: &Boot, heap: &'static Paged<C>) {
         ("faults", faults),
         ("exhaustion", exhaustion),
         ("failures", failures),
+        ("coming home", coming_home),
     ] {
         let before = shootdowns();
         part(boot, heap);
@@ -106,6 +109,56 @@ fn verify<C: CpuMode>(heap: &Paged<C>) {
     // SAFETY: the other CPUs wait for a job, and no interrupt handler uses the heap.
     if let Err(violation) = unsafe { heap.verify_at_rest() } {
         test::fail(format_args!("{violation}"));
+    }
+}
+
+/// Memory of which most was freed goes back frame by frame, without a trim; and what comes and goes stays once it was
+/// missed.
+fn coming_home<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
+    const COUNT: usize = 8 << 10;
+    let layout = const { Layout::new::<[u64; 125]>() };
+    let table = heap.alloc(const { Layout::new::<[*mut u8; COUNT]>() }).expect("a table").cast::<NonNull<u8>>();
+    for at in 0..COUNT {
+        let block = heap.alloc(layout).expect("a block").cast();
+        // SAFETY: inside the table.
+        unsafe { table.add(at).write(block) };
+    }
+    let (peak_len, mut random) = (heap.provider().mapped_len(), Random::new(5));
+    for left in (1..=COUNT).rev() {
+        // SAFETY: inside the table, and written.
+        let [chosen, last] = [random.below(left), left - 1].map(|at| unsafe { table.add(at) });
+        // SAFETY: as above.
+        let block = unsafe { chosen.read() };
+        // SAFETY: as above; the last block takes the place of the one that goes.
+        unsafe { chosen.write(last.read()) };
+        // SAFETY: allocated with this Layout, and in the table no more.
+        unsafe { heap.free(block, layout) };
+    }
+    let mapped_len = heap.provider().mapped_len();
+    println!("{mapped_len} of {peak_len} bytes are mapped");
+    assert!(mapped_len <= peak_len / 8 + (2 << 20), "{mapped_len} of {peak_len}\n{}", heap.stats());
+    assert!(heap.stats().decommit_count > 0, "{}", heap.stats());
+    // SAFETY: allocated with this Layout, and used no more.
+    unsafe { heap.free(table.cast(), const { Layout::new::<[*mut u8; COUNT]>() }) };
+    for (count, size) in [(64, 64 << 10), (1, 2 << 20)] {
+        (0..20).for_each(|_| batch(heap, count, size));
+        let calls = || heap.stats().map_count + heap.stats().commit_count;
+        let before = calls();
+        (0..100).for_each(|_| batch(heap, count, size));
+        assert!(calls() - before <= 1, "{count} blocks of {size}: {} calls", calls() - before);
+    }
+}
+
+/// Takes so many blocks, and gives all back.
+fn batch<C: CpuMode + Sync>(heap: &Paged<C>, count: usize, size: usize) {
+    let Ok(layout) = Layout::from_size_align(size, 8) else { return };
+    let mut blocks = [None; 64];
+    for place in blocks.iter_mut().take(count) {
+        *place = Some(heap.alloc(layout).expect("a block").cast());
+    }
+    for block in blocks.into_iter().flatten() {
+        // SAFETY: just allocated with this Layout, and not used.
+        unsafe { heap.free(block, layout) };
     }
 }
 
@@ -236,8 +289,10 @@ fn faults<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
         on_all(moved.addr() + (64 << 20) - 1, false);
         // SAFETY: as above.
         unsafe { raw(heap).dealloc(shrunk, layout(3 << 20)) };
-        places.iter().map(|place| place - start.addr() + moved.addr()).for_each(|place| on_all(place, false));
         behind.into_iter().for_each(|block| block.free(heap));
+        // They may be kept, if such blocks were missed before.
+        heap.trim(0);
+        places.iter().map(|place| place - start.addr() + moved.addr()).for_each(|place| on_all(place, false));
     }
     // A chunk: the block's last use is over, and the heap gives the pages back when it is told to.
     // SAFETY: the size is not 0.

@@ -558,6 +558,47 @@ impl<K: Paging, const WORDS: usize> PagingProvider<K, WORDS> {
         if ours { self.mapped_end(start, run.len()) } else { None }
     }
 
+    /// Whether a range is inside runs of this provider.
+    fn owns(&self, start: usize, end: usize) -> bool {
+        self.try_window().is_some_and(|window| window.covers(start, end))
+    }
+
+    /// Where the pages of a run end, some of which may have no frames. `None`: it is not one of this provider's.
+    fn end_of_pages(&self, start: usize, run: PageRun) -> Option<usize> {
+        let end = start.checked_add(run.len())?;
+        let ours = self.try_window()?.holds(start, end);
+        ours.then(|| self.huge_around(end).map_or(end, |huge| huge + HUGE_PAGE))
+    }
+
+    /// Where the huge page begins that `at` lies inside of, if it does.
+    fn huge_around(&self, at: usize) -> Option<usize> {
+        let huge = at / HUGE_PAGE * HUGE_PAGE;
+        let is_huge = || self.kernel.with(|mapper, _| matches!(frame_at(mapper, huge), Some(Frame::Huge(_))));
+        (huge != at && is_huge()).then_some(huge)
+    }
+
+    /// Maps fresh frames where there are none. False: there are not enough, or the mapper refuses.
+    fn fill_holes(&self, from: usize, end: usize) -> bool {
+        let mut at = self.huge_around(from).map_or(from, |huge| huge + HUGE_PAGE);
+        let mut is_there = true;
+        while at < end && is_there {
+            is_there = self
+                .kernel
+                .with(|mapper, frames| {
+                    for _ in 0..HOLD_PAGES {
+                        if at >= end {
+                            break;
+                        }
+                        let len = frame_at(mapper, at).map(Frame::len);
+                        at += len.or_else(|| self.map_next(mapper, frames, at, end))?;
+                    }
+                    Some(())
+                })
+                .is_some();
+        }
+        is_there
+    }
+
     /// Where what a run takes of the window ends, if its pages end at `end`.
     fn guarded(end: usize) -> usize {
         if K::GUARDS { end + PAGE } else { end }
@@ -729,6 +770,7 @@ unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WO
     const ZEROED: bool = K::ZEROED;
     const REMAPS: bool = true;
     const GUARDS: bool = K::GUARDS;
+    const DECOMMITS: bool = true;
 
     fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
         let run = PageRun::new(run.len(), run.align(), PAGE)?;
@@ -747,7 +789,7 @@ unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WO
     /// Also false while another context is at work on the window.
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
         let start = start.addr().get();
-        let Some(end) = self.end_of_run(start, run) else {
+        let Some(end) = self.end_of_pages(start, run) else {
             return false;
         };
         let spares = self.spares_table(start, end);
@@ -755,6 +797,31 @@ unsafe impl<K: Paging, const WORDS: usize> PageProvider for PagingProvider<K, WO
             self.release(start, start, end);
         }
         true
+    }
+
+    /// Page by page; a huge page goes only as a whole, and page tables stay.
+    unsafe fn decommit(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let start = start.addr().get();
+        let end = start + run.len();
+        if !self.owns(start, end) {
+            return false;
+        }
+        let first = if self.huge_around(start).is_some() { start.next_multiple_of(HUGE_PAGE) } else { start };
+        let last = self.huge_around(end).unwrap_or(end);
+        if first < last {
+            self.take_down(first, last, 0, false);
+        }
+        true
+    }
+
+    unsafe fn commit(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let (first, end) = (start.addr().get(), start.addr().get() + run.len());
+        let is_there = self.owns(first, end) && self.fill_holes(first, end);
+        if !is_there {
+            // SAFETY: the contract is the same, and nothing is in the pages yet.
+            unsafe { self.decommit(start, run) };
+        }
+        is_there
     }
 
     /// Grows as long as the addresses behind the run are free; a shrinking run gives back whole pages.

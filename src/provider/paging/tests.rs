@@ -313,6 +313,17 @@ impl<const GUARDS: bool> Provider<GUARDS> {
         unsafe { self.unmap(pointer(start), run) }
     }
 
+    /// `decommit` and `commit` by addresses.
+    fn empty(&self, start: usize, len: usize) -> bool {
+        // SAFETY: nobody uses the memory of these tables.
+        unsafe { self.decommit(pointer(start), run(len, PAGE)) }
+    }
+
+    fn refill(&self, start: usize, len: usize) -> bool {
+        // SAFETY: as above.
+        unsafe { self.commit(pointer(start), run(len, PAGE)) }
+    }
+
     fn change(&self, start: usize, old: PageRun, new: PageRun) -> bool {
         // SAFETY: as above.
         unsafe { self.resize(pointer(start), old, new) }
@@ -578,6 +589,62 @@ fn huge_pages_are_used_where_they_fit_and_go_back_whole() {
     // Without frames of 2 MiB: small ones.
     provider.kernel.tables.lock().unwrap().1.huge.clear();
     assert!(provider.take(run(2 * HUGE_PAGE, HUGE_PAGE)).is_some());
+}
+
+/// Pages of a run by their number: which have frames.
+fn mapped(provider: &Provider<false>, start: usize, count: usize) -> Vec<bool> {
+    provider.frames(start, count * PAGE).iter().map(Option::is_some).collect()
+}
+
+#[test]
+fn pages_lose_their_frames_and_get_others_where_they_are() {
+    let provider = provider::<false>(1000, 0, 1 << 30);
+    let before = provider.state();
+    let all = run(600 * PAGE, PAGE);
+    let start = provider.take(all).unwrap();
+    let full = provider.state();
+    let shootdowns = provider.kernel.shootdowns.load(Relaxed);
+    assert!(provider.empty(start + 10 * PAGE, 300 * PAGE));
+    assert_eq!(provider.kernel.shootdowns.load(Relaxed) - shootdowns, 2, "one for each MiB");
+    let held = |number: usize| !(10..310).contains(&number);
+    assert_eq!(mapped(&provider, start, 600), (0..600).map(held).collect::<Vec<_>>());
+    assert_eq!((provider.mapped_len(), provider.state().window), (300 * PAGE, full.window));
+    // Some that have frames, and some that have none.
+    assert!(provider.refill(start + 5 * PAGE, 20 * PAGE) && provider.refill(start + 300 * PAGE, 50 * PAGE));
+    let held = |number: usize| !(25..300).contains(&number);
+    assert_eq!(mapped(&provider, start, 600), (0..600).map(held).collect::<Vec<_>>());
+    assert!(provider.kernel.longest.load(Relaxed) <= HOLD_PAGES + 8, "in short steps");
+    // Not enough frames: nothing has changed.
+    let missing = provider.take(run(provider.state().frames.count() * PAGE - 250 * PAGE, PAGE)).unwrap();
+    assert!(!provider.refill(start + 25 * PAGE, 275 * PAGE));
+    assert_eq!(mapped(&provider, start, 600), (0..600).map(held).collect::<Vec<_>>());
+    assert!(!provider.empty(WINDOW + (1 << 29), PAGE) && !provider.refill(WINDOW - PAGE, PAGE), "nobody's");
+    let missing_len = provider.mapped_len() - 325 * PAGE;
+    assert!(provider.give(missing, run(missing_len, PAGE)));
+    assert!(provider.give(start, all), "with holes");
+    assert_eq!(provider.state(), before);
+}
+
+#[test]
+fn huge_pages_lose_their_frames_only_as_a_whole() {
+    let provider = provider::<false>(2000, 4, 1 << 30);
+    let before = provider.state();
+    let all = run(3 * HUGE_PAGE, HUGE_PAGE);
+    let start = provider.take(all).unwrap();
+    let huge_free = || provider.state().frames.huge.len();
+    assert_eq!(huge_free(), 1);
+    assert!(provider.empty(start + PAGE, HUGE_PAGE - 2 * PAGE), "it stays");
+    assert_eq!(huge_free(), 1);
+    assert!(provider.empty(start + HUGE_PAGE / 2, 2 * HUGE_PAGE));
+    assert_eq!(huge_free(), 2, "the middle one");
+    assert!(provider.refill(start + HUGE_PAGE / 2, HUGE_PAGE), "half of it");
+    assert_eq!((huge_free(), provider.mapped_len()), (2, 2 * HUGE_PAGE + HUGE_PAGE / 2));
+    assert!(provider.refill(start, 3 * HUGE_PAGE));
+    assert_eq!(provider.mapped_len(), 3 * HUGE_PAGE);
+    assert!(provider.empty(start, 3 * HUGE_PAGE));
+    assert_eq!(provider.mapped_len(), 0);
+    assert!(provider.give(start, all));
+    assert_eq!(provider.state(), before);
 }
 
 #[test]

@@ -204,6 +204,12 @@ impl<const WORDS: usize> Window<WORDS> {
         self.slots(start, end).is_some_and(|(first, last)| (first..last).all(|slot| self.is_taken(slot)))
     }
 
+    /// Whether all addresses from `start` to before `end` are in slots that are taken.
+    pub(super) fn covers(&self, start: usize, end: usize) -> bool {
+        let offset = start.wrapping_sub(self.start) % self.slot_len();
+        self.holds(start.wrapping_sub(offset), end)
+    }
+
     /// The slots from `start`, which begins one, to before `end`. `None` if there are none, or they are not the
     /// window's.
     fn slots(&self, start: usize, end: usize) -> Option<(usize, usize)> {
