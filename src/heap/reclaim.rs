@@ -71,8 +71,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// Drains like [`drain`](Self::drain) first. Chunks go back whole; of one with a single block in use, the memory of
     /// its free pages does, if the provider [takes it](PageProvider::DECOMMITS).
-    /// What was missed after it had gone back stays no more if `keep` is 0. With nothing locked while the provider runs. Callable from any context that may call the provider; not meant for
-    /// interrupt handlers, since it takes as long as the heap is large.
+    /// What was missed after it had gone back stays no more if `keep` is 0. With nothing locked while the provider
+    /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as
+    /// long as the heap is large.
     pub fn trim(&self, keep: usize) -> usize {
         let caller = self.caller();
         self.offer_orphans(caller);
