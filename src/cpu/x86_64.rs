@@ -14,6 +14,8 @@ use super::number::{Load, Number};
 #[cfg(feature = "x86_64")]
 use super::pin::PinnedIndex;
 use crate::base::sync::{AtomicU32, Ordering};
+#[cfg(feature = "x86_64")]
+use crate::contract::unwind::never_unwinding;
 
 /// The number at `gs:[OFFSET]`, where the kernel keeps it in the per-CPU data that GS points to; a `usize`, or what the
 /// second parameter says.
