@@ -11,8 +11,8 @@ use crate::common::Mmap;
 use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
 use crate::stress::{all_back, seed};
 use smp_heap::battery::{Filled, Random};
-use smp_heap::cpu::{CpuMode, UnknownCpu};
-use smp_heap::{Heap, Hint, PageProvider, Pinned, RegionProvider, SizeClass};
+use smp_heap::cpu::CpuMode;
+use smp_heap::{Heap, Hint, PageProvider, Pinned, SizeClass};
 
 /// One byte around each border.
 fn border_sizes() -> Vec<usize> {
@@ -126,6 +126,8 @@ fn a_cpu_retired_twice_counts_once() {
 #[test]
 #[cfg(not(feature = "debug-heap"))]
 fn long_blocks_have_the_alignment_that_was_asked_for() {
+    use smp_heap::{RegionProvider, cpu::UnknownCpu};
+
     for (len, granule) in [(240 << 10, 1 << 10), (4 << 20, 4 << 10)] {
         let heap: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
         let memory = vec![0_u8; len + 4096].leak();
