@@ -199,7 +199,7 @@ const PAGING: Least = &[("blocks", 5_000), ("shootdowns", 300), ("refused_maps",
 const CALLS: Least = &[("provider_calls", 30), ("blocks", 100), ("interrupts", 50)];
 const SHOOTDOWNS: Least = &[("shootdowns", 30), ("blocks", 100), ("interrupts", 50)];
 const HANDLERS: Least = &[("handlers", 100)];
-const ANSWERS: Least = &[("answers", 12)];
+const ANSWERS: Least = &[("answers", 4)];
 const MIGRATION: Least = &[("blocks", 120_000), ("preemptions", 20)];
 
 /// Every test kernel. What differs from [`Kernel::new`]'s defaults stands in its row.
@@ -283,10 +283,22 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint", &[("batteries", 1)]) },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned", &[("batteries", 1)]) },
     Kernel { elsewhere: &[4], ..Kernel::new("lying_ids", &[("blocks", 28_000), ("interrupts", 50)]) },
-    Kernel { cpus: &[2, 4], args: &["mode=hint"], ..Kernel::new("masked_request+hint", ANSWERS) },
-    Kernel { cpus: &[2, 4], args: &["mode=pinned"], ..Kernel::new("masked_request+pinned", ANSWERS) },
-    Kernel { cpus: &[2, 4], args: &["mode=counted"], ..Kernel::new("masked_request+counted", ANSWERS) },
-    Kernel { cpus: &[2, 4], args: &["mode=masked"], ..Kernel::new("masked_request+masked", ANSWERS) },
+    Kernel {
+        elsewhere: &[2], cpus: &[2, 4], seconds: 180, args: &["mode=hint"],
+        ..Kernel::new("masked_request+hint", ANSWERS)
+    },
+    Kernel {
+        cpus: &[2, 4], seconds: 180, args: &["mode=pinned"],
+        ..Kernel::new("masked_request+pinned", ANSWERS)
+    },
+    Kernel {
+        cpus: &[2, 4], seconds: 180, args: &["mode=counted"],
+        ..Kernel::new("masked_request+counted", ANSWERS)
+    },
+    Kernel {
+        elsewhere: &[2], cpus: &[2, 4], seconds: 180, args: &["mode=masked"],
+        ..Kernel::new("masked_request+masked", ANSWERS)
+    },
     Kernel { args: &["mode=hint"], ..Kernel::new("migration+hint", MIGRATION) },
     Kernel { elsewhere: &[4], args: &["mode=counted"], ..Kernel::new("migration+counted", MIGRATION) },
     Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },

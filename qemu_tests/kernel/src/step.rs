@@ -8,7 +8,7 @@
 use core::cell::Cell;
 use core::ptr::NonNull;
 
-use crate::{Context, arch, cpu, erased::Erased, start::MAX_CPUS};
+use crate::{Context, arch, cpu, erased::Erased, start::MAX_CPUS, sync::Lock};
 
 /// What is asked after each step.
 pub(crate) type Look<'a> = dyn FnMut(&mut Context, Step) -> Next + 'a;
@@ -78,6 +78,15 @@ pub fn through(work: impl FnOnce(), mut look: impl FnMut(&mut Context, Step) -> 
     // SAFETY: `run` is for that argument, and the architecture handles the exceptions.
     unsafe { step_call(run, argument) };
     here.set(outer);
+}
+
+/// Runs `work`, which makes steps, while no other CPU is in here: where steps are made by breakpoints, these stand in
+/// code that all CPUs share. On x86-64 each CPU has steps of its own, and nobody waits.
+///
+/// What other CPUs do meanwhile must not be code that is stepped, nor anything that this code calls.
+pub fn alone<R>(work: impl FnOnce() -> R) -> R {
+    static TURN: Lock<()> = Lock::new(());
+    if cfg!(target_arch = "x86_64") { work() } else { TURN.with(|()| work()) }
 }
 
 /// The steps of this CPU, if it makes any.
