@@ -57,9 +57,35 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// Size 0 gives a dangling, aligned pointer and length 0, and takes no memory.
     ///
-    /// On a `static` heap `HEAP.alloc(layout)` is this method, not [`GlobalAlloc`]'s of the same name, which gives a
-    /// pointer: write `GlobalAlloc::alloc(&HEAP, layout)` for that one. So with [`alloc_zeroed`](Self::alloc_zeroed)
-    /// and [`realloc`](Self::realloc).
+    /// # On a static
+    /// `HEAP.alloc(layout)` is this method, not [`GlobalAlloc`]'s of the same name, which gives a pointer. Code that
+    /// called another allocator so ends in `error[E0308]: mismatched types`, "expected `*mut u8`, found
+    /// `Result<NonNull<[u8]>, AllocError>`":
+    ///
+    /// ```compile_fail
+    /// # use core::alloc::{GlobalAlloc, Layout};
+    /// # use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
+    /// # static HEAP: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+    /// let start: *mut u8 = unsafe { HEAP.alloc(Layout::new::<u64>()) };
+    /// ```
+    ///
+    /// There are three cures: `alloc::alloc::alloc(layout)`, where the heap is the `#[global_allocator]`; the trait's
+    /// name, `GlobalAlloc::alloc(&HEAP, layout)`; or, for many calls, a function that shows no more than the trait:
+    ///
+    /// ```
+    /// # use core::alloc::{GlobalAlloc, Layout};
+    /// # use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
+    /// # static HEAP: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+    /// fn heap() -> &'static impl GlobalAlloc {
+    ///     &HEAP
+    /// }
+    ///
+    /// // SAFETY: the size is not 0.
+    /// let start: *mut u8 = unsafe { heap().alloc(Layout::new::<u64>()) };
+    /// # assert!(start.is_null(), "there is no memory yet");
+    /// ```
+    ///
+    /// So with [`alloc_zeroed`](Self::alloc_zeroed) and [`realloc`](Self::realloc); `dealloc` is the trait's alone.
     ///
     /// # Errors
     /// [`AllocError`] if there is no memory after everything was tried: reserves, the provider, reachable caches,
