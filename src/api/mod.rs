@@ -65,7 +65,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// ```compile_fail
     /// # use core::alloc::{GlobalAlloc, Layout};
     /// # use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
-    /// # static HEAP: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+    /// # type Small = Heap<RegionProvider<1>, Hint<UnknownCpu>, 1>;
+    /// # static HEAP: Small = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
     /// let start: *mut u8 = unsafe { HEAP.alloc(Layout::new::<u64>()) };
     /// ```
     ///
@@ -75,7 +76,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// ```
     /// # use core::alloc::{GlobalAlloc, Layout};
     /// # use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
-    /// # static HEAP: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+    /// # type Small = Heap<RegionProvider<1>, Hint<UnknownCpu>, 1>;
+    /// # static HEAP: Small = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
     /// fn heap() -> &'static impl GlobalAlloc {
     ///     &HEAP
     /// }
