@@ -1,4 +1,5 @@
-# How a CPU of a PC comes into 64-bit mode, for the kernels pvh_x86_64 and multiboot2_x86_64.
+# How a CPU of a PC comes into 64-bit mode, for the kernels pvh_x86_64, paging_x86_64 and
+# multiboot2_x86_64.
 #
 # `start32`: the loader enters here, in 32-bit mode without paging, ebx with the address of what it tells. Calls
 # `main(address)`. `ap_start` to `ap_end`: copied to the page AP_PAGE, where another CPU starts in 16-bit mode. Calls

@@ -27,16 +27,25 @@ struct Example {
     target: &'static str,
     /// Its file behind the name.
     ending: &'static str,
+    /// How many CPUs it is booted with.
+    cpus: &'static [u32],
     /// Whether `./setup` alone brings what it needs.
     is_plain: bool,
 }
 
-const EXAMPLES: [Example; 5] = [
-    Example { name: "pvh_x86_64", target: "x86_64-unknown-none", ending: "", is_plain: true },
-    Example { name: "multiboot2_x86_64", target: "x86_64-unknown-none", ending: "", is_plain: false },
-    Example { name: "uefi_x86_64", target: "x86_64-unknown-uefi", ending: ".efi", is_plain: false },
-    Example { name: "uefi_aarch64", target: "aarch64-unknown-uefi", ending: ".efi", is_plain: false },
-    Example { name: "opensbi_riscv64", target: "riscv64gc-unknown-none-elf", ending: "", is_plain: false },
+const EXAMPLES: [Example; 6] = [
+    Example { name: "paging_x86_64", target: "x86_64-unknown-none", ending: "", cpus: &[1], is_plain: true },
+    Example { name: "pvh_x86_64", target: "x86_64-unknown-none", ending: "", cpus: &[1, 4], is_plain: true },
+    Example { name: "multiboot2_x86_64", target: "x86_64-unknown-none", ending: "", cpus: &[1, 4], is_plain: false },
+    Example { name: "uefi_x86_64", target: "x86_64-unknown-uefi", ending: ".efi", cpus: &[1, 4], is_plain: false },
+    Example { name: "uefi_aarch64", target: "aarch64-unknown-uefi", ending: ".efi", cpus: &[1, 4], is_plain: false },
+    Example {
+        name: "opensbi_riscv64",
+        target: "riscv64gc-unknown-none-elf",
+        ending: "",
+        cpus: &[1, 4],
+        is_plain: false,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -44,7 +53,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(1);
     let mut trials = Vec::new();
     for example in EXAMPLES {
-        for cpus in [1, 4] {
+        for &cpus in example.cpus {
             let trial = Trial::test(format!("{}/cpus={cpus}", example.name), move || example.boots(cpus));
             trials.push(trial.with_ignored_flag(!example.is_plain && !cfg!(feature = "firmware")));
         }
