@@ -55,7 +55,7 @@
 //! service    maintain, overhead                                   work for idle times, CPUs that go, a bound
 //! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans,
 //!            huge_cache, gate, searches, panic_reserve            fast paths, slow paths, out of memory, the provider
-//! cache      mod, owned_pages                                     one CPU's bounded lists
+//! cache      table, mod, owned_pages                              one CPU's bounded lists; what each CPU has
 //! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address
 //! harden     how a free block's link is written; what misuse is, and who is told
@@ -177,7 +177,7 @@ pub use harden::guard::{Fault, FaultKind, NoGuards};
 #[cfg(feature = "hardened")]
 pub use harden::{Misuse, Report};
 pub use heap::Heap;
-pub use observe::{ClassStats, CpuClassStats, CpuStats, Dump, RunInfo, RunKind, Skipped, Stats, Violation};
+pub use observe::{ClassStats, CpuClassStats, CpuStats, Dump, RunInfo, RunKind, Skipped, Stats, Totals, Violation};
 pub use provider::{PageProvider, PageRun};
 #[cfg(feature = "region")]
 pub use provider::{RegionError, RegionProvider};

@@ -618,7 +618,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Callable from any context; touches each cache's flag.
     pub fn enter_panic_mode(&self) {
         self.emergency.begin();
-        self.engine.caches().iter().for_each(CpuCache::close);
+        self.engine.caches().for_each(CpuCache::close);
     }
 
     /// How many bytes of a block may be used.

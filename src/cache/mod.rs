@@ -21,6 +21,7 @@
 
 #[cfg(not(feature = "hardened"))]
 pub(crate) mod owned_pages;
+pub(crate) mod table;
 
 use core::ptr::{NonNull, null_mut};
 
@@ -31,7 +32,7 @@ use crate::cache::owned_pages::HomePages;
 #[cfg(feature = "guard-pages")]
 use crate::harden::guard::Countdown;
 use crate::harden::{Damage, Key, KeyCell};
-use crate::pages::ChunkHints;
+use crate::pages::{ChunkHints, RunCache};
 use crate::slab::block::{Block, List};
 
 /// The most blocks in one list.
@@ -101,6 +102,13 @@ impl Tally {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(u64::from(count)), Ordering::Relaxed);
     }
 
+    /// Adds what another one counted, by any writer.
+    pub(crate) fn add(&self, other: &Self) {
+        let (taken, pushed) = other.get();
+        self.taken.fetch_add(taken, Ordering::Relaxed);
+        self.pushed.fetch_add(pushed, Ordering::Relaxed);
+    }
+
     /// Counts blocks taken from slabs, by any writer.
     pub(crate) fn taken_by_any(&self, count: u32) {
         self.taken.fetch_add(u64::from(count), Ordering::Relaxed);
@@ -114,10 +122,7 @@ impl Tally {
 
 /// What was done at a cache besides pops and pushes, ever. The holder counts plainly; who passes the cache by does not
 /// hold it, and adds.
-///
-/// It stands outside of [`CpuCache`], whose length is what an index is multiplied by on every fast path.
 #[derive(Debug)]
-#[repr(align(64))]
 pub(crate) struct Counts {
     refills: AtomicU64,
     flushes: AtomicU64,
@@ -202,11 +207,18 @@ pub(crate) enum Raise {
     Spent,
 }
 
+/// [`CpuCache::free_for`] of a cache that is held.
+const HELD: usize = usize::MAX;
+
 /// One CPU's cache. Aligned to two cache lines, since neighbouring lines are fetched together.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct CpuCache {
-    busy: AtomicBool,
+    /// The index of the CPU that this cache is of while it is free, or [`HELD`]. So one comparison tells that a cache
+    /// is that CPU's and free; and all zero is the first CPU's, free.
+    free_for: AtomicUsize,
+    /// Null for the first CPU's cache.
+    run_cache: AtomicPtr<RunCache>,
     /// Somebody wants this cache emptied; its owner does so at its next slow path.
     drain_asked: AtomicBool,
     /// Whether this cache was ever used: it then counts in the budget's divisor.
@@ -235,12 +247,15 @@ pub(crate) struct CpuCache {
     pub(crate) damage: Damage,
     hot: [Hot; CLASS_COUNT],
     cold: [Cold; CLASS_COUNT],
+    pub(crate) counts: Counts,
 }
 
 impl CpuCache {
+    /// The first CPU's.
     pub(crate) const fn new() -> Self {
         Self {
-            busy: AtomicBool::new(false),
+            free_for: AtomicUsize::new(0),
+            run_cache: AtomicPtr::new(null_mut()),
             drain_asked: AtomicBool::new(false),
             used: AtomicBool::new(false),
             gone: AtomicBool::new(false),
@@ -258,50 +273,67 @@ impl CpuCache {
             hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
                 CLASS_COUNT],
             cold: [const { Cold::new() }; CLASS_COUNT],
+            counts: Counts::new(),
         }
     }
 
-    /// Takes the cache if it is free, against other CPUs: one locked instruction. Fast.
-    #[inline]
-    pub(crate) fn try_lock(&self) -> bool {
-        !self.busy.load(Ordering::Relaxed)
-            && self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    /// Makes a cache that is all zero that CPU's, with the run cache beside it. Before others see it.
+    ///
+    /// # Safety
+    /// The run cache stays as long as this.
+    pub(crate) unsafe fn begin(&self, index: usize, run_cache: &RunCache) {
+        self.free_for.store(index, Ordering::Relaxed);
+        self.run_cache.store(core::ptr::from_ref(run_cache).cast_mut(), Ordering::Relaxed);
     }
 
-    /// Opens what [`try_lock`](Self::try_lock) took. Fast.
+    /// The run cache of a CPU other than the first.
     #[inline]
-    pub(crate) fn unlock(&self) {
-        self.busy.store(false, Ordering::Release);
+    pub(crate) fn run_cache(&self) -> Option<&RunCache> {
+        // SAFETY: null, or what `begin` was given, which stays as long as this.
+        unsafe { self.run_cache.load(Ordering::Relaxed).as_ref() }
     }
 
-    /// Takes the cache if it is free, against contexts that interrupt this one on the pinned CPU: no locked
-    /// instruction. A context that comes between the load and the store finds the cache free, finishes with it, and
-    /// leaves it free. Fast.
+    /// Takes the cache if it is that CPU's and free, against other CPUs: one locked instruction. Fast.
     #[inline]
-    pub(crate) fn try_mark(&self) -> bool {
-        if self.busy.load(Ordering::Relaxed) {
+    pub(crate) fn try_lock(&self, index: usize) -> bool {
+        self.free_for.load(Ordering::Relaxed) == index
+            && self.free_for.compare_exchange(index, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Opens what [`try_lock`](Self::try_lock) took with that index. Fast.
+    #[inline]
+    pub(crate) fn unlock(&self, index: usize) {
+        self.free_for.store(index, Ordering::Release);
+    }
+
+    /// Takes the cache if it is that CPU's and free, against contexts that interrupt this one on the pinned CPU: no
+    /// locked instruction. A context that comes between the load and the store finds the cache free, finishes with it,
+    /// and leaves it free. Fast.
+    #[inline]
+    pub(crate) fn try_mark(&self, index: usize) -> bool {
+        if self.free_for.load(Ordering::Relaxed) != index {
             return false;
         }
-        self.busy.store(true, Ordering::Relaxed);
+        self.free_for.store(HELD, Ordering::Relaxed);
         compiler_fence(Ordering::Acquire);
         true
     }
 
-    /// Ends what [`try_mark`](Self::try_mark) began. Fast.
+    /// Ends what [`try_mark`](Self::try_mark) began with that index. Fast.
     #[inline]
-    pub(crate) fn unmark(&self) {
+    pub(crate) fn unmark(&self, index: usize) {
         compiler_fence(Ordering::Release);
-        self.busy.store(false, Ordering::Relaxed);
+        self.free_for.store(index, Ordering::Relaxed);
     }
 
     /// Makes the cache look busy for good, whoever has it: after a panic. Its owner may open it again.
     pub(crate) fn close(&self) {
-        self.busy.store(true, Ordering::Relaxed);
+        self.free_for.store(HELD, Ordering::Relaxed);
     }
 
     /// Whether somebody has the cache. A guess.
     pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
+        self.free_for.load(Ordering::Relaxed) == HELD
     }
 
     pub(crate) fn ask_drain(&self) {
@@ -650,15 +682,15 @@ mod tests {
     #[test]
     fn only_one_context_is_inside() {
         let (cache, _) = cache();
-        assert!(cache.try_lock() && !cache.try_lock());
-        cache.unlock();
-        assert!(cache.try_lock());
-        cache.unlock();
-        assert!(cache.try_mark() && !cache.try_mark());
-        cache.unmark();
-        assert!(cache.try_mark());
-        cache.unmark();
-        assert!(cache.try_lock());
+        assert!(cache.try_lock(0) && !cache.try_lock(0));
+        cache.unlock(0);
+        assert!(cache.try_lock(0));
+        cache.unlock(0);
+        assert!(cache.try_mark(0) && !cache.try_mark(0));
+        cache.unmark(0);
+        assert!(cache.try_mark(0));
+        cache.unmark(0);
+        assert!(cache.try_lock(0));
     }
 
     #[test]
@@ -668,11 +700,11 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        while !cache.try_lock() {
+                        while !cache.try_lock(0) {
                             std::thread::yield_now();
                         }
                         cache.count_taken(class, 1);
-                        cache.unlock();
+                        cache.unlock(0);
                     }
                 });
             }

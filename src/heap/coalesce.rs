@@ -50,7 +50,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         let _walk = self.walks.begin();
         let own = self.owner_for(class, caller);
         let turn = self.join_turn.fetch_add(1, Ordering::Relaxed);
-        let others = (0..COALESCED_OWNERS.min(Self::HOMES)).map(|step| turn.wrapping_add(step) % Self::HOMES);
+        let owners = self.owner_count();
+        let at = |step| self.owner(turn.wrapping_add(step).checked_rem(owners).unwrap_or(0));
+        let others = (0..COALESCED_OWNERS.min(owners)).map(at);
         let mut found = [own].into_iter().chain(others).filter_map(|owner| self.take_free(class, from, owner, dense));
         let Some((slab, free)) = found.next() else {
             self.join_position(class).store(0, Ordering::Relaxed);

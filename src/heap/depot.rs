@@ -22,11 +22,12 @@ use core::ptr::NonNull;
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::{AtomicU64, AtomicUsize, InHand, Level, Ordering};
 use crate::base::trace::{Event, Hook, Kind};
-use crate::cache::{Counts, CpuCache, Raise, Tally};
+use crate::cache::table::{CpuState, CpuTable};
+use crate::cache::{CpuCache, Raise, Tally};
 use crate::harden::Damage;
 #[cfg(feature = "hardened")]
 use crate::harden::{Misuse, Report, Watch};
-use crate::pages::{Chunk, Kind as RunKind, Pages, Refused, Run, Step, Use, Want};
+use crate::pages::{Chunk, Kind as RunKind, Pages, Refused, Run, RunCache, Step, Use, Want};
 use crate::slab::block::{Block, Chain, List};
 use crate::slab::free_blocks::Places;
 use crate::slab::list::{Bin, Busy, Shard, Sweep};
@@ -34,6 +35,10 @@ use crate::slab::word::{MAX_HOMES, Slab, slab_len};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
 const SPARE_SHARDS: usize = 3;
+
+/// Shards of the page heap. As many as CPUs were a third of the struct; each CPU keeps the run it freed last, so pools
+/// are asked for what lengths do not repeat.
+const PAGE_SHARDS: usize = 4;
 
 /// From this many bytes held on, memory is spent on speed.
 const LARGER_HEAP_LEN: usize = 1 << 20;
@@ -106,11 +111,9 @@ pub(crate) struct Caller {
 /// The heap but for the provider and the CPU identity. All zero is the valid empty state.
 #[derive(Debug)]
 pub(crate) struct Engine<const CPUS: usize> {
-    caches: [CpuCache; CPUS],
-    counts: [Counts; CPUS],
-    shards: [Shard; CPUS],
+    pub(crate) cpus: CpuTable<CPUS>,
     spare_shards: [Shard; SPARE_SHARDS],
-    pub(crate) pages: Pages<CPUS>,
+    pub(crate) pages: Pages<PAGE_SHARDS>,
     /// Blocks that went past the caches.
     loose: [Tally; CLASS_COUNT],
     /// Blocks in use that serve a class less those of its slabs that serve other classes; below 0 it wraps.
@@ -164,18 +167,10 @@ pub(crate) struct Group<'a> {
 }
 
 impl<const CPUS: usize> Engine<CPUS> {
-    /// Bins of a class: one for each CPU, and the spare ones.
-    pub(crate) const HOMES: usize = CPUS + SPARE_SHARDS;
-
-    /// All bins.
-    pub(crate) const BINS: usize = Self::HOMES * CLASS_COUNT;
-
     pub(crate) const fn new() -> Self {
         const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 65,533 CPUs") };
         Self {
-            caches: [const { CpuCache::new() }; CPUS],
-            counts: [const { Counts::new() }; CPUS],
-            shards: [const { Shard::new() }; CPUS],
+            cpus: CpuTable::new(),
             spare_shards: [const { Shard::new() }; SPARE_SHARDS],
             pages: Pages::new(),
             loose: [const { Tally::new() }; CLASS_COUNT],
@@ -196,26 +191,82 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    #[inline]
+    /// A CPU's cache, if it has one.
     pub(crate) fn cache(&self, index: usize) -> Option<&CpuCache> {
-        self.caches.get(index)
+        self.cpus.cache(index)
     }
 
-    pub(crate) fn caches(&self) -> &[CpuCache] {
-        &self.caches
+    /// Every CPU's cache.
+    pub(crate) fn caches(&self) -> impl Iterator<Item = &CpuCache> {
+        self.cpus.iter().map(|(_, cache, _)| cache)
     }
 
-    /// What was counted at the cache with that index.
-    pub(crate) fn counts(&self, index: usize) -> Option<&Counts> {
-        self.counts.get(index)
+    /// The run cache of the CPU that has that cache.
+    #[inline]
+    pub(crate) fn run_cache<'a>(&'a self, cache: &'a CpuCache) -> &'a RunCache {
+        cache.run_cache().unwrap_or(self.pages.first_run_cache())
     }
 
-    /// Counts at a cache of this heap that the caller holds.
-    fn count_at(&self, cache: &CpuCache, count: fn(&Counts)) {
-        let offset = core::ptr::from_ref(cache).addr().wrapping_sub(self.caches.as_ptr().addr());
-        if let Some(counts) = self.counts(offset / size_of::<CpuCache>()) {
-            count(counts);
+    /// Gives a CPU its cache, if it has none and the heap is long enough; true if it got one. The caller holds the
+    /// CPU's mark.
+    pub(crate) fn add_cpu(&self, index: usize) -> bool {
+        let len = size_of::<CpuState>();
+        if index >= CPUS || self.cpus.has(index) || !self.cpus.has_room(self.pages.held_len(), len) {
+            return false;
         }
+        let Some(run) = self.pages.alloc_own(len, align_of::<CpuState>(), index) else { return false };
+        // SAFETY: it is in a state that stays until `remove_cpus`, which forgets it before.
+        let keeps = |kept: &RunCache| unsafe { self.pages.add_run_cache(kept) };
+        // SAFETY: the run is as long and as much aligned as a state, and nobody else's until `remove_cpus`.
+        unsafe { self.cpus.install(index, run.start.cast(), keeps) };
+        true
+    }
+
+    /// Takes their caches and slabs' bins from all CPUs but the first, when those are empty, and gives the memory to
+    /// the pages.
+    ///
+    /// # Safety
+    /// Nobody else is in the heap.
+    pub(crate) unsafe fn remove_cpus(&self) {
+        let is_idle = |cache: &CpuCache| SizeClass::all().all(|class| cache.count(class) == 0);
+        let is_unused = |shard: &Shard| SizeClass::all().all(|class| shard.bin(class).looks_empty());
+        if self.cpus.iter().skip(1).any(|(_, cache, shard)| !is_idle(cache) || !is_unused(shard)) {
+            return;
+        }
+        // A slab that is full is in no bin, and still at owner there.
+        if SizeClass::all().any(|class| self.slab_len(class).get() > 0) {
+            return;
+        }
+        for (_, cache, _) in self.cpus.iter().skip(1) {
+            for class in SizeClass::all() {
+                self.loose(class).add(cache.tally(class));
+            }
+            self.used_caches.fetch_sub(usize::from(cache.is_used()), Ordering::Relaxed);
+            self.gone_caches.fetch_sub(usize::from(cache.is_gone()), Ordering::Relaxed);
+        }
+        self.pages.forget_run_caches();
+        let free = |state: NonNull<CpuState>| {
+            let run = self.pages.lookup(state.cast()).and_then(|chunk| chunk.head_of(state.cast()));
+            run.into_iter().for_each(|run| self.pages.free_own(run));
+        };
+        // SAFETY: nobody else is in the heap (caller), and what referred to them was just emptied.
+        unsafe { self.cpus.take_out(free) };
+    }
+
+    /// Homes: one for each CPU up to the last that has its own bins, and the spare ones.
+    pub(crate) fn owner_count(&self) -> usize {
+        self.cpus.end() + SPARE_SHARDS
+    }
+
+    /// The owner with that number, below [`owner_count`](Self::owner_count).
+    pub(crate) fn owner(&self, number: usize) -> usize {
+        let end = self.cpus.end();
+        if number < end { number } else { CPUS.wrapping_add(number.wrapping_sub(end)) }
+    }
+
+    /// All bins.
+    pub(crate) fn bin_count(&self) -> usize {
+        self.owner_count() * CLASS_COUNT
     }
 
     pub(crate) fn stray_count(&self) -> u64 {
@@ -225,7 +276,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// The shard with that number; numbers beyond the last one mean the first.
     fn shard(&self, owner: usize) -> &Shard {
         let [first, ..] = &self.spare_shards;
-        self.shards.get(owner).or_else(|| self.spare_shards.get(owner.wrapping_sub(CPUS))).unwrap_or(first)
+        self.cpus.shard(owner).or_else(|| self.spare_shards.get(owner.wrapping_sub(CPUS))).unwrap_or(first)
     }
 
     pub(crate) fn bin(&self, owner: usize, class: SizeClass) -> &Bin {
@@ -234,7 +285,8 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Every owner, with its bin of the class.
     pub(crate) fn bins(&self, class: SizeClass) -> impl Iterator<Item = (usize, &Bin)> {
-        self.shards.iter().chain(&self.spare_shards).map(move |shard| shard.bin(class)).enumerate()
+        let own = self.cpus.iter().map(move |(index, _, shard)| (index, shard.bin(class)));
+        own.chain((CPUS..).zip(&self.spare_shards).map(move |(owner, shard)| (owner, shard.bin(class))))
     }
 
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
@@ -254,7 +306,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// The bins of one CPU.
     pub(crate) fn own_bin(&self, index: usize, class: SizeClass) -> Option<&Bin> {
-        self.shards.get(index).map(|shard| shard.bin(class))
+        self.cpus.shard(index).map(|shard| shard.bin(class))
     }
 
     /// Bytes in slabs of the class.
@@ -280,7 +332,7 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Blocks of the class's slabs that are not there: in use, or in a cache.
     pub(crate) fn out_count(&self, class: SizeClass) -> u64 {
-        let tallies = self.caches.iter().map(|cache| cache.tally(class)).chain([self.loose(class)]);
+        let tallies = self.caches().map(|cache| cache.tally(class)).chain([self.loose(class)]);
         let lost = self.bins(class).map(|(_, bin)| bin.damage.lost_count()).sum();
         tallies.map(Tally::get).fold(lost, |out: u64, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
     }
@@ -309,7 +361,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.tune(cache, class, surplus);
         let limit = cache.limit(class);
         let mut list = self.obtain(class, limit.max(1), caller, Some(cache))?;
-        self.count_at(cache, Counts::refill);
+        cache.counts.refill();
         self.trace_batch(Kind::Refill, class, list.count());
         let block = list.pop();
         if list.count() > 0 {
@@ -383,14 +435,14 @@ impl<const CPUS: usize> Engine<CPUS> {
         if self.gone_caches.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let gone = self.caches.iter().zip(&self.shards).filter(|(cache, _)| cache.is_gone());
-        gone.map(|(_, shard)| shard.bin(class)).find_map(|bin| bin.take(most, false).ok().flatten())
+        let gone = self.cpus.iter().filter(|(_, cache, _)| cache.is_gone());
+        gone.map(|(_, _, shard)| shard.bin(class)).find_map(|bin| bin.take(most, false).ok().flatten())
     }
 
     /// The shard that the caller works with: its own; if that is locked under a nested caller, or if it has none, a
     /// spare one.
     pub(crate) fn owner_for(&self, class: SizeClass, caller: Caller) -> usize {
-        let is_own = caller.index < CPUS;
+        let is_own = self.cpus.has(caller.index);
         if is_own && !(caller.nested && self.bin(caller.index, class).looks_busy()) {
             return caller.index;
         }
@@ -487,7 +539,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     pub(crate) fn flush<'a>(&'a self, class: SizeClass, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
         let rest = list.count().saturating_sub(RETURN_BATCH);
         if let Some(cache) = cache.filter(|_| list.count() > 0) {
-            self.count_at(cache, Counts::flush);
+            cache.counts.flush();
         }
         // In registers while blocks are popped.
         let mut left = core::mem::take(list);
@@ -732,11 +784,11 @@ impl<const CPUS: usize> Engine<CPUS> {
         is_complete
     }
 
-    /// [`release_empty`](Self::release_empty) for one bin, by its number of all [`BINS`](Self::BINS): looks at the next
-    /// few slabs, and keeps one empty one.
+    /// [`release_empty`](Self::release_empty) for one bin, by its number of all [`bin_count`](Self::bin_count): looks
+    /// at the next few slabs, and keeps one empty one.
     pub(crate) fn release_from(&self, number: usize, step: Step<'_>) {
         let Some(class) = SizeClass::from_index(number % CLASS_COUNT) else { return };
-        let bin = self.bin(number / CLASS_COUNT, class);
+        let bin = self.bin(self.owner(number / CLASS_COUNT), class);
         if bin.looks_empty() {
             return;
         }
@@ -935,7 +987,8 @@ mod tests {
     fn two_caches_share_the_budget_of_one() {
         let alone = Alone::new(8 << 20);
         let engine = &alone.engine;
-        for (index, cache) in engine.caches().iter().enumerate() {
+        assert!(engine.add_cpu(1));
+        for (index, cache, _) in engine.cpus.iter() {
             let caller = Caller { index, nested: false };
             for _ in 0..50 {
                 SizeClass::all().for_each(|class| tune(engine, cache, class, caller));
@@ -945,17 +998,17 @@ mod tests {
         let budget = engine.budget();
         assert_eq!(budget, (8 << 20) / 8 / 2);
         // The first one filled its share while it was alone; its next slow paths bring it down.
-        assert!(engine.caches()[0].is_over(budget));
+        assert!(engine.cache(0).unwrap().is_over(budget));
         for _ in 0..100 {
-            tune(engine, &engine.caches()[0], class(64), ORDINARY);
+            tune(engine, engine.cache(0).unwrap(), class(64), ORDINARY);
         }
-        assert!(engine.caches().iter().all(|cache| !cache.is_over(budget) && cache.verify()));
+        assert!(engine.caches().all(|cache| !cache.is_over(budget) && cache.verify()));
     }
 
     #[test]
     fn a_class_that_becomes_busy_gets_room_from_the_others() {
         let alone = Alone::new(1 << 20);
-        let (engine, cache) = (&alone.engine, &alone.engine.caches()[0]);
+        let (engine, cache) = (&alone.engine, alone.engine.cache(0).unwrap());
         for _ in 0..50 {
             (20..40).filter_map(SizeClass::from_index).for_each(|class| tune(engine, cache, class, ORDINARY));
         }

@@ -106,7 +106,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return self.alloc_far_start(layout);
         }
         let Ok(entered) = self.enter() else { return self.alloc_far_start(layout) };
-        match self.engine.pages.reuse(entered.index, layout.size(), layout.align()) {
+        match self.engine.pages.reuse(self.engine.run_cache(entered.cache), layout.size(), layout.align()) {
             Some((_, start)) => Some(start),
             None => self.alloc_cut_start(entered, layout),
         }
@@ -117,7 +117,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn alloc_cut_start(&self, entered: Entered<'_, C>, layout: Layout) -> Option<NonNull<u8>> {
         // What is longer than all that the heap holds leaves the cached run alone, and so does what has no bytes.
         let fits = layout.size().wrapping_sub(1) < self.engine.pages.held_len();
-        let run = if fits { self.engine.pages.cut(entered.index, layout.size(), layout.align()) } else { None };
+        let kept = self.engine.run_cache(entered.cache);
+        let cut = || self.engine.pages.cut(kept, entered.index, layout.size(), layout.align());
+        let run = if fits { cut() } else { None };
         drop(entered);
         run.map(Chunk::start_of).or_else(|| self.alloc_far_start(layout))
     }
@@ -131,8 +133,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let entered = self.enter().ok()?;
         let (pages, index) = (&self.engine.pages, entered.index);
-        let kept = pages.reuse(index, layout.size(), layout.align());
-        kept.map(|(run, _)| run).or_else(|| pages.cut(index, layout.size(), layout.align()))
+        let kept = self.engine.run_cache(entered.cache);
+        let run = pages.reuse(kept, layout.size(), layout.align());
+        run.map(|(run, _)| run).or_else(|| pages.cut(kept, index, layout.size(), layout.align()))
     }
 
     #[cfg(not(feature = "debug-heap"))]
@@ -293,13 +296,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) unsafe fn free_large(&self, start: NonNull<u8>, layout: Layout) {
         #[cfg(not(feature = "hardened"))]
         if let Some(entered) = self.enter().ok().filter(|_| !may_be_huge::<P>(layout.size())) {
-            if self.engine.pages.keep_again(entered.index, start) {
+            if self.engine.pages.keep_again(self.engine.run_cache(entered.cache), start) {
                 return;
             }
             if let Some(desc) = self.engine.pages.desc_near(&entered.cache.chunk_hints, start) {
                 let tag = desc.tag();
                 if tag.is(Kind::Large) {
-                    if !self.engine.pages.keep(entered.index, desc, tag) {
+                    if !self.engine.pages.keep(self.engine.run_cache(entered.cache), desc, tag) {
                         self.free_run(entered, desc);
                     }
                     return;
@@ -332,6 +335,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return;
         }
         let caller = self.caller();
+        self.add_cpu(caller);
         if let Some(run) = self.huge_run_of(start, layout.size()) {
             #[cfg(feature = "hardened")]
             if huge_run::<P>(layout.size(), layout.align()) != Some(run) {
@@ -356,7 +360,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Frees a large block's run in a hold, or keeps it if the caller holds its CPU's cache.
     fn keep_or_free(&self, desc: &PageDesc, caller: Caller) {
-        if caller.nested || !self.engine.pages.keep(caller.index, desc, desc.tag()) {
+        let cache = self.engine.cache(caller.index).filter(|_| !caller.nested);
+        if !cache.is_some_and(|cache| self.engine.pages.keep(self.engine.run_cache(cache), desc, desc.tag())) {
             self.engine.pages.free(desc);
         }
     }

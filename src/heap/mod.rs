@@ -49,6 +49,7 @@ use core::ptr::NonNull;
 use crate::base::size_class::SizeClass;
 use crate::base::sync::AtomicU64;
 use crate::cache::CpuCache;
+use crate::cache::table::Mark;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 #[cfg(feature = "debug-heap")]
@@ -67,8 +68,9 @@ use crate::slab::block::Block;
 /// A heap for kernels: scales with CPUs, callable from every context. See the [crate's documentation](crate).
 ///
 /// `P` gives pages, `C` says how a CPU is known ([`Hint`](crate::Hint) or [`Pinned`](crate::Pinned)), `CPUS` is the
-/// number of caches: the most CPUs that run without sharing. `new` is `const` and all zero but for the provider: a
-/// static heap costs no image size, less than 9,600 bytes of `.bss` per CPU and 14 KiB more, and no set-up code.
+/// number of caches: the most CPUs that run without sharing. What a CPU needs comes with its first use, out of the
+/// heap's own pages, but for CPU 0's; so a heap is 31 KB for up to 16 CPUs and 56 KB for 1024. `new` is `const` and all
+/// zero but for provider and mode: a static heap needs no set-up code, and is `.bss` if these are zero too.
 pub struct Heap<P, C, const CPUS: usize> {
     pub(crate) engine: Engine<CPUS>,
     pub(crate) emergency: Emergency,
@@ -109,8 +111,16 @@ impl<C: CpuMode> Entered<'_, C> {
 impl<C: CpuMode> Drop for Entered<'_, C> {
     #[inline]
     fn drop(&mut self) {
-        if C::PINNED { self.cache.unmark() } else { self.cache.unlock() }
+        if C::PINNED { self.cache.unmark(self.index) } else { self.cache.unlock(self.index) }
     }
+}
+
+/// A context that works without its CPU's cache, until dropped.
+pub(crate) struct Outside<'h, C: CpuMode> {
+    pub(crate) caller: Caller,
+    // Dropped before the pin.
+    _mark: Option<Mark<'h>>,
+    _guard: Option<C::Guard>,
 }
 
 impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
@@ -230,19 +240,37 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         unsafe { self.engine.is_plain(entered.cache, entered.index, block.start(), class) }
     }
 
-    /// Takes this CPU's cache. `Err`: it is busy, or the CPU has none.
+    /// The CPU that runs, for as long as the guard lives if it is pinned.
+    #[inline]
+    fn cpu(&self) -> (C::Guard, usize) {
+        let (guard, index) = self.mode.enter();
+        (guard, if C::PINNED || index < CPUS { index } else { index % CPUS })
+    }
+
+    /// Takes this CPU's cache. `Err`: it is busy, or the CPU has none; [`outside`](Self::outside) tells which.
     #[inline]
     pub(crate) fn enter(&self) -> Result<Entered<'_, C>, Caller> {
-        let (guard, index) = self.mode.enter();
-        let index = if C::PINNED || index < CPUS { index } else { index % CPUS };
-        let Some(cache) = self.engine.cache(index) else {
+        let (guard, index) = self.cpu();
+        let Some(cache) = self.engine.cpus.cache_to_try(index, C::PINNED) else {
             return Err(Caller { index, nested: false });
         };
-        let taken = if C::PINNED { cache.try_mark() } else { cache.try_lock() };
+        let taken = if C::PINNED { cache.try_mark(index) } else { cache.try_lock(index) };
         if !taken {
             return Err(Caller { index, nested: true });
         }
         Ok(Entered { cache, index, _guard: guard })
+    }
+
+    /// Who could not [`enter`](Self::enter): nested, or of a CPU without a cache. Not asked on fast paths, which keep
+    /// nothing over a call.
+    pub(crate) fn outside(&self, caller: Caller) -> Caller {
+        let Caller { index, .. } = caller;
+        let nested = match self.engine.cache(index) {
+            // Under a pin it may have come meanwhile, by a handler that has ended.
+            Some(cache) => !C::PINNED || cache.is_busy(),
+            None => self.engine.cpus.is_inside(index) || self.emergency.is_on(),
+        };
+        Caller { index, nested }
     }
 
     /// The descriptor of the granule that a live block starts in, remembered by the own cache if that is free.
@@ -257,9 +285,27 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that
     /// it is nested and does not wait for them. The caller of the work is this context, nested if the cache is busy.
     pub(crate) fn held<R>(&self, work: impl FnOnce(Caller) -> R) -> R {
-        let entered = self.enter();
-        let caller = entered.as_ref().map_or_else(|caller| *caller, Entered::caller);
-        work(caller)
+        let entered = self.enter().map_err(|caller| self.mark(caller));
+        work(entered.as_ref().map_or_else(|outside| outside.caller, Entered::caller))
+    }
+
+    /// Makes what interrupts this context know that it is nested, though it could not take its CPU's cache. If there is
+    /// none, the CPU is marked instead, and pinned meanwhile.
+    #[inline]
+    pub(crate) fn mark(&self, caller: Caller) -> Outside<'_, C> {
+        if caller.index < CPUS && !self.engine.cpus.has(caller.index) {
+            return self.mark_cpu();
+        }
+        Outside { caller, _mark: None, _guard: None }
+    }
+
+    #[cold]
+    fn mark_cpu(&self) -> Outside<'_, C> {
+        let (guard, index) = self.cpu();
+        // A context that came to a CPU with a cache meanwhile works as a nested one there, which waits for nothing.
+        let mark = if self.engine.cpus.has(index) { None } else { self.engine.cpus.mark(index) };
+        let nested = mark.is_none() || self.emergency.is_on();
+        Outside { caller: Caller { index, nested }, _mark: mark, _guard: Some(guard) }
     }
 
     /// [`held`](Self::held), for work that only asks whether it may wait.
@@ -280,6 +326,6 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Whether a cache is held at this moment: asked after each instruction by what measures how long it is.
     #[doc(hidden)]
     pub fn is_any_cache_held(&self) -> bool {
-        self.engine.caches().iter().any(CpuCache::is_busy)
+        self.engine.caches().any(CpuCache::is_busy)
     }
 }

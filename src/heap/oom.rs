@@ -15,7 +15,7 @@ use crate::base::sync::{SPIN_LIMIT, spin_loop};
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
-use crate::heap::depot::{Caller, Engine, Surplus};
+use crate::heap::depot::{Caller, Surplus};
 use crate::heap::request::{Depth, Seek};
 use crate::heap::searches::Search;
 use crate::pages::{Refused, Run, Step, Want, chunk_len_for};
@@ -76,7 +76,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
                 self.heap.return_blocks(surplus.into_lists());
                 block
             }
-            Err(caller) => engine.obtain_one(self.class, caller),
+            Err(caller) => engine.obtain_one(self.class, self.heap.mark(caller).caller),
         };
         match (at_hand, depth) {
             (Err(refused), Depth::Thorough { wait }) => match self.heap.alloc_in_any_page(self.class, wait) {
@@ -99,7 +99,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
         let engine = &self.heap.engine;
         let tries = if hurried { 1 } else { JOIN_TRIES };
         // A look begins at another owner each time.
-        let goes_on = |count: &u32| (*count as usize) < Engine::<CPUS>::HOMES || engine.is_joining(self.class);
+        let goes_on = |count: &u32| (*count as usize) < engine.owner_count() || engine.is_joining(self.class);
         let join = |_| self.heap.held(|caller| engine.join_one(self.class, caller));
         let joined = (0..tries).take_while(goes_on).find_map(join);
         joined.or_else(|| engine.borrow(self.class))
@@ -259,7 +259,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if C::PINNED {
             self.drain_current();
         } else {
-            for (index, cache) in self.engine.caches().iter().enumerate() {
+            for (index, cache, _) in self.engine.cpus.iter() {
                 let had_any = SizeClass::all().any(|class| cache.count(class) > 0);
                 drained &= self.drain_index(index);
                 if let Some(found) = when(had_any, || seek.attempt(Depth::Quick).ok()) {

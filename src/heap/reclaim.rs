@@ -11,26 +11,27 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if C::PINNED {
             self.drain_current();
         } else {
-            (0..CPUS).for_each(|index| _ = self.drain_index(index));
+            self.engine.cpus.iter().for_each(|(index, ..)| _ = self.drain_index(index));
         }
     }
 
     /// Empties the cache with that index, class by class. Only the lists' heads are taken while it is held. False: it
     /// was busy.
     pub(crate) fn drain_index(&self, index: usize) -> bool {
-        self.held(|_| self.engine.pages.release_kept_of(index));
+        let Some(cache) = self.engine.cache(index) else { return true };
+        self.held(|_| self.engine.pages.release_kept_of(self.engine.run_cache(cache)));
         // With hints a cache of a CPU that has gone may still get blocks from others.
-        let Some(cache) = self.engine.cache(index).filter(|cache| cache.is_used() || cache.is_gone()) else {
+        if !cache.is_used() && !cache.is_gone() {
             return true;
-        };
+        }
         let mut is_complete = true;
         for class in SizeClass::all().filter(|class| cache.count(*class) > 0) {
-            if !cache.try_lock() {
+            if !cache.try_lock(index) {
                 is_complete = false;
                 continue;
             }
             let lists = cache.lower(class, 0);
-            cache.unlock();
+            cache.unlock(index);
             self.return_blocks(lists.map(|list| (class, list)));
         }
         is_complete && !cache.is_busy()
@@ -49,7 +50,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             drop(entered);
             self.return_blocks(lists.map(|list| (class, list)));
         }
-        self.held(|caller| self.engine.pages.release_kept_of(caller.index));
+        self.held(|caller| {
+            if let Some(cache) = self.engine.cache(caller.index) {
+                self.engine.pages.release_kept_of(self.engine.run_cache(cache));
+            }
+        });
     }
 
     /// Empties all caches: at once with CPU hints; with pins, this CPU's at once and the others' at their next slow
@@ -60,7 +65,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         #[cfg(feature = "debug-heap")]
         self.empty_quarantine();
         if C::PINNED {
-            for cache in self.engine.caches().iter().filter(|cache| cache.is_used()) {
+            for cache in self.engine.caches().filter(|cache| cache.is_used()) {
                 cache.ask_drain();
             }
         }
@@ -91,5 +96,23 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         len + self.return_tables(caller)
+    }
+    /// [`trim`](Self::trim) of everything, and of what the heap keeps for each CPU but the first: for a heap that goes.
+    /// With no block in use, no page is held afterwards that the provider takes back. The heap may go on; CPUs get what
+    /// they need anew. Returns the bytes that went back.
+    ///
+    /// What a CPU needs is found by the fast paths, which tell nobody that they look; hence the contract. While there
+    /// are slabs in use it stays.
+    ///
+    /// # Safety
+    /// No other context is in the heap, nor enters it before this returns: no other CPU, and no interrupt on this one.
+    pub unsafe fn trim_at_rest(&self) -> usize {
+        for (index, ..) in self.engine.cpus.iter() {
+            self.drain_index(index);
+        }
+        let len = self.trim(0);
+        // SAFETY: passed on to the caller; this context holds no cache here.
+        unsafe { self.engine.remove_cpus() };
+        len + self.trim(0)
     }
 }

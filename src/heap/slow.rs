@@ -67,7 +67,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             while list.count() > 0 {
                 match self.enter() {
                     Ok(entered) => self.engine.flush(class, &mut list, Some(entered.cache), entered.caller()),
-                    Err(caller) => self.engine.flush(class, &mut list, None, caller),
+                    Err(caller) => self.engine.flush(class, &mut list, None, self.mark(caller).caller),
                 }
             }
         }
@@ -145,6 +145,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let block = self.emergency.take(class.block_len(), class.block_align()).map(NonNull::cast);
             return block.or_else(|| self.alloc_small_in_panic(class, caller));
         }
+        if self.add_cpu(caller) {
+            return self.alloc_unsampled(class);
+        }
+        let caller = self.outside(caller);
         self.count_nested(caller, Counts::nested_alloc);
         let mut surplus = Surplus::default();
         let lapped = self.lap(caller, |cache| {
@@ -154,9 +158,20 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if let Some(block) = lapped.flatten() {
             return Some(block.into_start());
         }
-        match self.engine.obtain_one(class, caller) {
+        // The mark goes before the search, which works with nothing held.
+        let block = self.engine.obtain_one(class, self.mark(caller).caller);
+        match block {
             Ok(block) => Some(block.into_start()),
             Err(refused) => self.search_small(class, refused, caller),
+        }
+    }
+
+    /// Gives the CPU a cache if it has none, and the heap is long enough for it; true if it got one.
+    pub(crate) fn add_cpu(&self, caller: Caller) -> bool {
+        let is_new = caller.index < CPUS && !self.engine.cpus.has(caller.index) && !self.emergency.is_on();
+        is_new && {
+            let outside = self.mark(caller);
+            !outside.caller.nested && self.engine.add_cpu(outside.caller.index)
         }
     }
 
@@ -174,6 +189,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 return self.refuse(misuse, block.into_start(), caller, |layout| SizeClass::of(layout) == Some(class));
             }
         }
+        if self.add_cpu(caller) {
+            return self.free_small(block, class);
+        }
+        let caller = self.outside(caller);
         self.count_nested(caller, Counts::nested_free);
         let mut block = Some(block);
         self.lap(caller, |cache| {
@@ -181,14 +200,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             block = kept;
         });
         if let Some(block) = block {
-            self.engine.give_back(class, block, None, caller);
+            self.engine.give_back(class, block, None, self.mark(caller).caller);
+            self.return_surplus(caller);
         }
     }
 
     /// Counts an operation that found its CPU's cache busy.
     fn count_nested(&self, caller: Caller, count: fn(&Counts)) {
-        if let Some(counts) = self.engine.counts(caller.index).filter(|_| caller.nested) {
-            count(counts);
+        if let Some(cache) = self.engine.cache(caller.index).filter(|_| caller.nested) {
+            count(&cache.counts);
         }
     }
 
@@ -200,21 +220,20 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         let own = self.engine.cache(caller.index)?;
-        self.engine.counts(caller.index).inspect(|counts| counts.lap());
-        let start = own.lap_start.load(Ordering::Relaxed);
-        for step in 0..CPUS {
-            let index = start.wrapping_add(step) % CPUS;
+        own.counts.lap();
+        let (start, end) = (own.lap_start.load(Ordering::Relaxed), self.engine.cpus.end());
+        for index in (start..end).chain(0..start) {
             let Some(cache) = self.engine.cache(index) else {
                 continue;
             };
-            if index == caller.index || !cache.try_lock() {
+            if index == caller.index || !cache.try_lock(index) {
                 continue;
             }
-            if step != 0 {
+            if index != start {
                 own.lap_start.store(index, Ordering::Relaxed);
             }
             let result = work(cache);
-            cache.unlock();
+            cache.unlock(index);
             return Some(result);
         }
         None

@@ -4,13 +4,16 @@ use core::ptr::NonNull;
 use std::vec::Vec;
 
 use super::{Kept, Place, class, explore, spawn, used};
-use crate::base::sync::model::together;
+use crate::base::sync::model::{revive, together};
 use crate::cache::CpuCache;
+use crate::cache::table::{CpuState, CpuTable};
 use crate::slab::block::{Block, List};
 
 models! {
     two_contexts_take_turns_at_one_cache
     a_cache_is_drained_while_others_want_it
+    a_state_is_made_while_others_look_for_it
+    a_state_is_made_once
 }
 
 const BLOCK_LEN: usize = 64;
@@ -54,9 +57,9 @@ fn take_and_return(cache: &'static CpuCache, out: &Kept<Block>) {
 }
 
 fn with<R>(cache: &CpuCache, work: impl FnOnce() -> R) -> Option<R> {
-    cache.try_lock().then(|| {
+    cache.try_lock(0).then(|| {
         let result = work();
-        cache.unlock();
+        cache.unlock(0);
         result
     })
 }
@@ -65,7 +68,7 @@ fn check(cache: &CpuCache, out: &[Block]) {
     assert!(cache.verify(), "C1 to C3");
     let count = cache.count(class(BLOCK_LEN)) as usize;
     assert_eq!(count + out.len(), BLOCKS, "a block is lost, or there twice");
-    assert!(cache.try_lock(), "left open");
+    assert!(cache.try_lock(0), "left open");
 }
 
 fn two_contexts_take_turns_at_one_cache() {
@@ -100,5 +103,73 @@ fn a_cache_is_drained_while_others_want_it() {
         };
         together(Vec::from([work(), work(), drain]));
         check(cache, &out.take());
+    });
+}
+
+/// A table of two CPUs, and memory for the second one's state.
+struct Table {
+    table: Place<CpuTable<2>>,
+    memory: NonNull<u8>,
+}
+
+impl Table {
+    fn new() -> Self {
+        Self { table: Place::new(), memory: super::memory(size_of::<CpuState>()) }
+    }
+
+    fn renew(&self) -> (&'static CpuTable<2>, NonNull<u8>) {
+        (self.table.fill(CpuTable::new()), self.memory)
+    }
+}
+
+/// Makes the second CPU's state if nobody did, as a CPU without one does; true if it did.
+fn make(table: &CpuTable<2>, memory: NonNull<u8>) -> bool {
+    let Some(_mark) = table.mark(1) else { return false };
+    if table.has(1) {
+        return false;
+    }
+    revive(memory.addr().get()..memory.addr().get() + size_of::<CpuState>());
+    // SAFETY: leaked memory of that length, whose only user is who has the mark and finds no state.
+    unsafe { table.install(1, memory.cast(), |_| ()) };
+    true
+}
+
+/// Who finds it finds it ready.
+fn a_state_is_made_while_others_look_for_it() {
+    let scene = Table::new();
+    explore(3, move || {
+        let (table, memory) = scene.renew();
+        let look = move || {
+            let cache = table.cache_to_try(1, false).unwrap();
+            if table.cache(1).is_some_and(|own| core::ptr::eq(own, cache)) {
+                assert!(cache.try_lock(1), "nobody else wants it");
+                assert_eq!(cache.limit(class(BLOCK_LEN)), 0, "as new");
+                cache.unlock(1);
+            } else {
+                assert!(!cache.try_lock(1), "the first CPU's");
+            }
+        };
+        together(Vec::from([spawn(move || assert!(make(table, memory))), spawn(look)]));
+        assert!(table.has(1) && table.iter().count() == 2);
+    });
+}
+
+/// Two contexts with one hint want it.
+fn a_state_is_made_once() {
+    let scene = Table::new();
+    explore(4, move || {
+        let (table, memory) = scene.renew();
+        let made = Kept::new();
+        let work = || {
+            let made = made.clone();
+            spawn(move || {
+                if make(table, memory) {
+                    made.add(());
+                }
+            })
+        };
+        together(Vec::from([work(), work()]));
+        assert_eq!(made.take().len(), 1);
+        assert!(table.cache(1).is_some_and(|cache| cache.try_lock(1)));
     });
 }

@@ -28,29 +28,33 @@ models! {
     a_hinted_refill_is_interrupted
     a_hinted_flush_is_interrupted
     a_hinted_drain_and_trim_are_interrupted
+    a_cpu_without_a_cache_is_interrupted
+    a_cpu_gets_its_cache_while_interrupted
     a_provider_that_must_not_be_entered_twice
     an_interrupt_is_interrupted
 }
 
-/// Each region's length. There are so many that a nested context finds one that is not on its way into the heap or out
-/// of it.
+/// Each region's length, in most models. There are so many that a nested context finds one that is not on its way into
+/// the heap or out of it.
 const LEN: usize = 64 << 10;
 const REGIONS: usize = 4;
+/// So long that the heap has room for a second CPU's cache.
+const LONG_LEN: usize = 512 << 10;
 /// Regions that touch would be one.
 const GAP_LEN: usize = 1024;
 /// The class of the interrupted work and of its handlers.
 const SIZE: usize = 100;
 
-/// All on one CPU.
+/// All on the CPU with that index.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OneCpu;
+pub(crate) struct OneCpu(pub(crate) usize);
 
 // SAFETY: each heap with this pin is used by one context and what interrupts it.
 unsafe impl CpuPin for OneCpu {
     type Guard = ();
     fn pin(&self) {}
     fn index(&self, (): &()) -> usize {
-        0
+        self.0
     }
 }
 
@@ -120,21 +124,26 @@ fn free_all<P: PageProvider, C: CpuMode>(blocks: Vec<Block<P, C>>) {
 struct Scene<P, C: 'static> {
     heap: Place<Any<P, C>>,
     memory: NonNull<u8>,
+    len: usize,
     mode: C,
 }
 
 impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
     fn new(mode: C) -> Self {
-        Self { heap: Place::new(), memory: memory((LEN + GAP_LEN) * REGIONS), mode }
+        Self::with_regions(LEN, mode)
+    }
+
+    fn with_regions(len: usize, mode: C) -> Self {
+        Self { heap: Place::new(), memory: memory((len + GAP_LEN) * REGIONS), len, mode }
     }
 
     fn renew(&self) -> &'static Any<P, C> {
         reset();
         let heap = self.heap.fill(Heap::new(P::with(RegionProvider::new()), self.mode));
         for region in 0..REGIONS {
-            let start = self.memory.as_ptr().wrapping_add(region * (LEN + GAP_LEN));
+            let start = self.memory.as_ptr().wrapping_add(region * (self.len + GAP_LEN));
             // SAFETY: leaked memory of that length, which only this heap uses until the next one is made.
-            unsafe { heap.provider().regions().add_region(start, LEN) }.unwrap();
+            unsafe { heap.provider().regions().add_region(start, self.len) }.unwrap();
         }
         heap
     }
@@ -181,8 +190,8 @@ impl<P: Regions, C: CpuMode + Copy> Scene<P, C> {
         heap.verify_all().unwrap();
         free_all(blocks);
         heap.verify_all().unwrap();
-        heap.drain_current();
-        heap.trim(0);
+        // SAFETY: every context has ended.
+        unsafe { heap.trim_at_rest() };
         heap.verify_all().unwrap();
         assert_eq!((heap.stats().held_len, heap.provider().regions().held_len()), (0, 0), "memory is lost");
     }
@@ -235,7 +244,7 @@ type Pins = Scene<RegionProvider<REGIONS>, Pinned<OneCpu>>;
 type Hints = Scene<RegionProvider<REGIONS>, Hint<fn() -> Option<usize>>>;
 
 fn pins() -> Pins {
-    Scene::new(Pinned(OneCpu))
+    Scene::new(Pinned(OneCpu(0)))
 }
 
 fn hints() -> Hints {
@@ -275,9 +284,31 @@ fn a_hinted_drain_and_trim_are_interrupted() {
     hints().explore(|heap| many(heap, SIZE, 10), drain_and_trim);
 }
 
+/// It takes single blocks from the slabs.
+fn a_cpu_without_a_cache_is_interrupted() {
+    let scene = Pins::new(Pinned(OneCpu(1)));
+    scene.explore(|_| Vec::new(), refill);
+    scene.explore(|heap| many(heap, SIZE, 10), drain_and_trim);
+    scene.explore(|heap| many(heap, 5000, 2), large);
+}
+
+/// An interrupt at every access of the operation that makes the cache.
+fn a_cpu_gets_its_cache_while_interrupted() {
+    let scene = Pins::with_regions(LONG_LEN, Pinned(OneCpu(1)));
+    let without = |heap: &'static Any<_, _>| {
+        assert!(heap.engine.cache(1).is_none(), "nobody asked for pages yet");
+        Vec::new()
+    };
+    scene.explore(without, |heap, blocks| {
+        let blocks = refill(heap, blocks);
+        assert!(heap.engine.cache(1).is_some(), "it got none");
+        blocks
+    });
+}
+
 /// The gate keeps nested callers out.
 fn a_provider_that_must_not_be_entered_twice() {
-    let scene = Scene::<Single, _>::new(Pinned(OneCpu));
+    let scene = Scene::<Single, _>::new(Pinned(OneCpu(0)));
     scene.explore(|_| Vec::new(), refill);
     scene.explore(|heap| many(heap, SIZE, 10), drain_and_trim);
 }

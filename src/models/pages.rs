@@ -89,7 +89,7 @@ fn a_cached_run_is_had_once() {
     let ground = Ground::new();
     explore(3, move || {
         let (pages, out) = (ground.renew(), Kept::new());
-        let run = pages.cut(0, RUN_LEN, 8).unwrap();
+        let run = pages.cut(pages.first_run_cache(), 0, RUN_LEN, 8).unwrap();
         let written = |run: Run<'static>| {
             // SAFETY: the run is whoever's that has it, and longer than 8 bytes.
             unsafe { write(run.start.cast::<u64>().as_ptr(), 0xa5) };
@@ -101,11 +101,14 @@ fn a_cached_run_is_had_once() {
         together(Vec::from([
             spawn(move || {
                 written(hand_out(run));
-                assert!(pages.keep(0, run, run.tag()), "as long as the one that was cut");
-                let Some((run, start)) = pages.reuse(0, RUN_LEN, 8) else { return };
+                assert!(pages.keep(pages.first_run_cache(), run, run.tag()), "as long as the one that was cut");
+                let Some((run, start)) = pages.reuse(pages.first_run_cache(), RUN_LEN, 8) else { return };
                 written(hand_out(run));
-                assert!(pages.keep_again(0, start), "the one that was kept last");
-                pages.reuse(0, RUN_LEN, 8).into_iter().for_each(|(run, _)| own.add(written(hand_out(run))));
+                assert!(pages.keep_again(pages.first_run_cache(), start), "the one that was kept last");
+                pages
+                    .reuse(pages.first_run_cache(), RUN_LEN, 8)
+                    .into_iter()
+                    .for_each(|(run, _)| own.add(written(hand_out(run))));
             }),
             spawn({
                 let out = out.clone();
@@ -124,15 +127,18 @@ fn a_remembered_run_does_not_outlive_its_chunk() {
     explore(3, move || {
         let (pages, told) = (ground.renew(), told.fill(AtomicUsize::new(0)));
         let start = ground.memory;
-        let run = pages.cut(0, RUN_LEN, 8).unwrap();
-        assert!(pages.keep(0, run, run.tag()) && pages.reuse(0, RUN_LEN, 8).is_some());
+        let run = pages.cut(pages.first_run_cache(), 0, RUN_LEN, 8).unwrap();
+        assert!(
+            pages.keep(pages.first_run_cache(), run, run.tag())
+                && pages.reuse(pages.first_run_cache(), RUN_LEN, 8).is_some()
+        );
         assert_eq!(Chunk::start_of(run), start);
         pages.free(run);
         together(Vec::from([
             spawn(move || replace_chunk(pages, start, Use::Large, told)),
             spawn(move || {
                 if let Some(block) = block_told(told) {
-                    assert!(!pages.keep_again(0, block), "an older chunk's");
+                    assert!(!pages.keep_again(pages.first_run_cache(), block), "an older chunk's");
                 }
             }),
         ]));

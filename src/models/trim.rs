@@ -100,23 +100,23 @@ fn a_cache_is_drained_into_a_bin_that_is_trimmed() {
             spawn({
                 let out = out.clone();
                 move || {
-                    if cache.try_lock() {
+                    if cache.try_lock(0) {
                         cache.pop(class).into_iter().for_each(|block| out.add(used(block)));
-                        cache.unlock();
+                        cache.unlock(0);
                     }
                 }
             }),
             spawn({
                 let retired = retired.clone();
                 move || {
-                    if cache.try_lock() {
+                    if cache.try_lock(0) {
                         for list in cache.lower(class, 0) {
                             let blocks: Vec<_> = all_of(list);
                             if !blocks.is_empty() {
                                 give(bin, slab, blocks, false, u32::MAX, &retired);
                             }
                         }
-                        cache.unlock();
+                        cache.unlock(0);
                     }
                 }
             }),

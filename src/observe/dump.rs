@@ -13,11 +13,11 @@
 //! | word | keys | |
 //! |---|---|---|
 //! | `dump` | `time` `cpus` | begins a dump; the time is the kernel's, in microseconds; caches in the heap |
-//! | `heap` | `held` `high` `live` `slabs` `large` `free` `longest` `own` `maps` `failed` `unmaps` `refused` `reliefs` `strays` | bytes, then counts: the fields of [`Stats`](crate::Stats) in its order |
+//! | `heap` | `held` `high` `live` `slabs` `large` `free` `longest` `own` `maps` `failed` `unmaps` `refused` `reliefs` `strays` | bytes, then counts: the fields of [`Totals`](crate::Totals) in its order |
 //! | `class` | `block` `live` `cached` `from_others` `to_others` `partial` `empty` `held` `high` | one for each class that ever had a slab or a block: block length in bytes; blocks, of the live ones those that other classes' slabs serve, and blocks of its own slabs that serve other classes (of each, what one exceeds the other by); slabs; bytes |
 //! | `cpu` | `cpu` `cached` `bytes` `partial` `refilled` `flushed` `refills` `flushes` `laps` `nested_allocs` `nested_frees` | one for each CPU that used the heap |
 //! | `share` | `cpu` `block` `cached` `limit` `refilled` `flushed` `partial` `empty` | a class on a CPU, where any of it is not 0 |
-//! | `run` | `chunk` `offset` `len` `kind`, for a slab also `block` `blocks` `out` | a run of pages: address of its chunk, bytes; `kind` is `free`, `large` or `slab`; blocks that fit, blocks not in the slab |
+//! | `run` | `chunk` `offset` `len` `kind`, for a slab also `block` `blocks` `out` | a run of pages: address of its chunk, bytes; `kind` is `free`, `large`, `slab`, or `own` for what the heap itself needs; blocks that fit, blocks not in the slab |
 //! | `end` | `lines` | how many lines there were since `dump`, itself included, this one not: a reader knows whether any was lost |
 //!
 //! Within version 1, words and keys may be added and order may change; a reader passes over what it does not know. What
@@ -30,7 +30,7 @@ use crate::base::trace::PREFIX;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-use crate::observe::stats::{CpuClassStats, RunInfo, RunKind, Stats};
+use crate::observe::stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Totals};
 
 /// The heap as lines, made by [`Heap::dump`]. Its `Display` looks at the heap when it is printed, and allocates
 /// nothing; the last line has no line end.
@@ -76,7 +76,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> fmt::Display for Dump<'_, P
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Lines { f, count: 0 };
         lines.line(format_args!("dump time={} cpus={CPUS}", self.time))?;
-        lines.stats(&self.heap.stats())?;
+        lines.totals(&self.heap.totals())?;
+        for class in SizeClass::all().map(|class| self.heap.class_stats(class)) {
+            lines.class(&class)?;
+        }
+        for (index, cpu) in (0..CPUS).filter_map(|index| Some((index, self.heap.cpu_stats(index)?))) {
+            lines.cpu(index, &cpu)?;
+        }
         for cpu in 0..CPUS {
             for share in SizeClass::all().filter_map(|class| self.heap.class_stats_on(cpu, class)) {
                 lines.share(cpu, &share)?;
@@ -98,7 +104,7 @@ impl Lines<'_, '_> {
         writeln!(self.f, "{PREFIX} {line}")
     }
 
-    fn stats<const CPUS: usize>(&mut self, stats: &Stats<CPUS>) -> fmt::Result {
+    fn totals(&mut self, stats: &Totals) -> fmt::Result {
         self.line(format_args!(
             "heap held={} high={} live={} slabs={} large={} free={} longest={} own={} maps={} failed={} unmaps={} refused={} reliefs={} strays={}",
             stats.held_len,
@@ -115,23 +121,32 @@ impl Lines<'_, '_> {
             stats.refused_unmap_count,
             stats.relief_count,
             stats.stray_count
-        ))?;
-        for class in stats.classes.iter().filter(|class| class.high_held_len > 0 || class.live_count > 0) {
-            self.line(format_args!(
-                "class block={} live={} cached={} from_others={} to_others={} partial={} empty={} held={} high={}",
-                class.block_len,
-                class.live_count,
-                class.cached_count,
-                class.fallback_count.max(0),
-                class.fallback_count.min(0).unsigned_abs(),
-                class.partial_count,
-                class.empty_count,
-                class.held_len,
-                class.high_held_len
-            ))?;
+        ))
+    }
+
+    fn class(&mut self, class: &ClassStats) -> fmt::Result {
+        if class.high_held_len == 0 && class.live_count == 0 {
+            return Ok(());
         }
-        for (index, cpu) in stats.cpus.iter().enumerate().filter(|(_, cpu)| cpu.is_used) {
-            self.line(format_args!(
+        self.line(format_args!(
+            "class block={} live={} cached={} from_others={} to_others={} partial={} empty={} held={} high={}",
+            class.block_len,
+            class.live_count,
+            class.cached_count,
+            class.fallback_count.max(0),
+            class.fallback_count.min(0).unsigned_abs(),
+            class.partial_count,
+            class.empty_count,
+            class.held_len,
+            class.high_held_len
+        ))
+    }
+
+    fn cpu(&mut self, index: usize, cpu: &CpuStats) -> fmt::Result {
+        if !cpu.is_used {
+            return Ok(());
+        }
+        self.line(format_args!(
                 "cpu cpu={index} cached={} bytes={} partial={} refilled={} flushed={} refills={} flushes={} laps={} nested_allocs={} nested_frees={}",
                 cpu.cached_count,
                 cpu.cached_len,
@@ -143,9 +158,7 @@ impl Lines<'_, '_> {
                 cpu.lap_count,
                 cpu.nested_alloc_count,
                 cpu.nested_free_count
-            ))?;
-        }
-        Ok(())
+            ))
     }
 
     fn share(&mut self, cpu: usize, share: &CpuClassStats) -> fmt::Result {
@@ -172,6 +185,7 @@ impl Lines<'_, '_> {
         match kind {
             RunKind::Free => line(format_args!("free")),
             RunKind::Large => line(format_args!("large")),
+            RunKind::Own => line(format_args!("own")),
             RunKind::Slab { class, capacity, out_count } => {
                 line(format_args!("slab block={} blocks={capacity} out={out_count}", class.block_len()))
             }

@@ -5,5 +5,5 @@ mod stats;
 mod verify;
 
 pub use dump::Dump;
-pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats};
+pub use stats::{ClassStats, CpuClassStats, CpuStats, RunInfo, RunKind, Stats, Totals};
 pub use verify::{Skipped, Violation};

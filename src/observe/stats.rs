@@ -11,6 +11,7 @@
 //! of such a step counts as live. Counts that only ever rise never fall from one call to the next.
 
 use core::fmt;
+use core::ops::Deref;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::{AtomicU64, Ordering};
@@ -100,13 +101,9 @@ impl CpuClassStats {
     }
 }
 
-/// The heap in numbers, as [`Heap::stats`] found it. Prints as an aligned table, without allocating.
-#[derive(Clone, Debug)]
-pub struct Stats<const CPUS: usize> {
-    /// By size class, shortest blocks first.
-    pub classes: [ClassStats; CLASS_COUNT],
-    /// By CPU index.
-    pub cpus: [CpuStats; CPUS],
+/// The heap as a whole in numbers, as [`Heap::totals`] found it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
     /// Bytes that the provider gave and has not got back.
     pub held_len: usize,
     /// The most bytes that it had given at once.
@@ -146,18 +143,19 @@ pub struct Stats<const CPUS: usize> {
     pub copied_long_len: u64,
     /// Frees of addresses that this heap never gave; nothing happened to them.
     pub stray_count: u64,
+    /// Bytes in blocks of classes in use.
+    live_small_len: u64,
 }
 
-impl<const CPUS: usize> Stats<CPUS> {
+impl Totals {
     /// Bytes in large blocks: all that is neither slab, nor free, nor the page heap's own.
     pub const fn large_len(&self) -> usize {
         self.held_len.saturating_sub(self.slab_len).saturating_sub(self.free_len).saturating_sub(self.own_len)
     }
 
     /// Bytes in blocks in use, as long as the blocks are.
-    pub fn live_len(&self) -> u64 {
-        let small: u64 = self.classes.iter().map(|class| class.live_count * class.block_len as u64).sum();
-        small + self.large_len() as u64
+    pub const fn live_len(&self) -> u64 {
+        self.live_small_len + self.large_len() as u64
     }
 
     /// How much of the free pages is not in the longest free run, in thousandths: 0 where all free pages are one run,
@@ -165,6 +163,39 @@ impl<const CPUS: usize> Stats<CPUS> {
     pub fn fragmentation(&self) -> u64 {
         let elsewhere = self.free_len.saturating_sub(self.largest_free_len) as u64;
         (1000 * elsewhere).checked_div(self.free_len as u64).unwrap_or(0)
+    }
+}
+
+/// The heap in numbers, class by class and CPU by CPU, as [`Heap::stats`] found it. Prints as an aligned table, without
+/// allocating. The [`Totals`] are read as fields of it: `stats.held_len`.
+#[derive(Clone, Debug)]
+pub struct Stats<const CPUS: usize> {
+    /// By size class, shortest blocks first.
+    pub classes: [ClassStats; CLASS_COUNT],
+    /// By CPU index.
+    pub cpus: [CpuStats; CPUS],
+    totals: Totals,
+}
+
+impl<const CPUS: usize> Stats<CPUS> {
+    /// Of an empty heap: a place for [`Heap::stats_into`].
+    pub const fn new() -> Self {
+        // SAFETY: every field is an integer or a `bool`, for which all bytes zero are valid.
+        unsafe { core::mem::zeroed() }
+    }
+}
+
+impl<const CPUS: usize> Default for Stats<CPUS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const CPUS: usize> Deref for Stats<CPUS> {
+    type Target = Totals;
+
+    fn deref(&self) -> &Totals {
+        &self.totals
     }
 }
 
@@ -184,6 +215,8 @@ pub enum RunKind {
     },
     /// One block.
     Large,
+    /// What the heap itself needs for a CPU.
+    Own,
 }
 
 /// A run of pages, as [`Heap::for_each_run`] shows it.
@@ -200,32 +233,46 @@ pub struct RunInfo {
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    /// The heap in numbers. Tries the heap's locks one by one, for a moment each, and waits for none; callable from any
-    /// context, at any time. About 3 KiB of stack, and 88 bytes per CPU. How exact it is while others work stands at
-    /// [`Stats`].
+    /// The heap in numbers, by value: 4 KiB, and 88 bytes per CPU. Where that is much for the stack,
+    /// [`stats_into`](Self::stats_into) fills a place of the caller's, and [`totals`](Self::totals),
+    /// [`class_stats`](Self::class_stats) and [`cpu_stats`](Self::cpu_stats) are parts of it.
+    ///
+    /// # Context
+    /// Any, at any time. Tries the heap's locks one by one, for a moment each, and waits for none. How exact it is
+    /// while others work stands at [`Stats`]. At most 2 KiB of stack beside the numbers themselves.
     pub fn stats(&self) -> Stats<CPUS> {
+        let mut stats = Stats::new();
+        self.stats_into(&mut stats);
+        stats
+    }
+
+    /// [`stats`](Self::stats) in place. At most 2 KiB of stack.
+    pub fn stats_into(&self, stats: &mut Stats<CPUS>) {
+        // First, since it gives the pages what was set aside.
+        stats.totals = self.totals();
+        for (place, class) in stats.classes.iter_mut().zip(SizeClass::all()) {
+            *place = self.class_stats(class);
+        }
+        for (place, index) in stats.cpus.iter_mut().zip(0..) {
+            *place = self.cpu_stats(index).unwrap_or_default();
+        }
+    }
+
+    /// The heap as a whole in numbers. Context and exactness as for [`stats`](Self::stats); at most 2 KiB of stack.
+    pub fn totals(&self) -> Totals {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // Runs that wait for a lock to be free are free.
         self.engine.pages.drain_deferred(&|work| self.held(|_| work(false)));
-        let mut classes = [ClassStats::default(); CLASS_COUNT];
-        for (place, class) in classes.iter_mut().zip(SizeClass::all()) {
-            *place = self.class_stats(class);
-        }
-        let mut cpus = [CpuStats::default(); CPUS];
-        for (place, index) in cpus.iter_mut().zip(0..) {
-            *place = self.cpu_stats(index);
-        }
+        let live_len = |class: SizeClass| self.live_count(class) * class.block_len() as u64;
         let pages = &self.engine.pages;
         let [copied_short_len, copied_long_len] = self.copied_len();
-        Stats {
-            classes,
-            cpus,
+        Totals {
             held_len: pages.held_len(),
             high_held_len: pages.high_held_len(),
             touched_len: pages.touched_len(),
             free_len: pages.free_len() + self.kept_huge_len(),
             largest_free_len: pages.largest_free(),
-            slab_len: classes.iter().map(|class| class.held_len).sum(),
+            slab_len: SizeClass::all().map(|class| self.engine.slab_len(class).get()).sum(),
             own_len: pages.own_len(),
             map_count: read(&self.source.calls.maps),
             failed_map_count: read(&self.source.calls.failed_maps),
@@ -238,13 +285,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             copied_short_len,
             copied_long_len,
             stray_count: self.engine.stray_count(),
+            live_small_len: SizeClass::all().map(live_len).sum(),
         }
     }
 
-    /// One size class on one CPU; `None` if the heap has no cache with that index. Callable from any context, at any
-    /// time.
+    /// One size class on one CPU; `None` if the heap is for fewer CPUs. Callable from any context, at any time.
     pub fn class_stats_on(&self, cpu: usize, class: SizeClass) -> Option<CpuClassStats> {
-        let cache = self.engine.cache(cpu)?;
+        let Some(cache) = self.engine.cache(cpu) else {
+            return (cpu < CPUS).then(|| CpuClassStats { block_len: class.block_len(), ..CpuClassStats::default() });
+        };
         let (refilled_count, flushed_count) = cache.tally(class).get();
         let (partial_count, empty_count) = self.count_slabs(self.engine.own_bin(cpu, class));
         Some(CpuClassStats {
@@ -261,22 +310,31 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Bytes copied out of short blocks, and out of long ones.
     fn copied_len(&self) -> [u64; 2] {
         let busy = self.copied.each_ref().map(|counter| counter.load(Ordering::Relaxed));
-        let caches = self.engine.caches().iter().map(CpuCache::copied);
+        let caches = self.engine.caches().map(CpuCache::copied);
         caches.fold(busy, |[short, long], [more_short, more_long]| [short + more_short, long + more_long])
     }
 
-    fn class_stats(&self, class: SizeClass) -> ClassStats {
-        let served_count = self.engine.served_count(class);
-        let cached_count = self.engine.caches().iter().map(|cache| u64::from(cache.count(class))).sum();
-        let (partial_count, empty_count) = self.count_slabs(self.engine.bins(class).map(|(_, bin)| bin));
-        let slab_len = self.engine.slab_len(class);
-        let live_count = served_count.saturating_sub(cached_count);
+    /// Free blocks of the class in caches.
+    fn cached_count(&self, class: SizeClass) -> u64 {
+        self.engine.caches().map(|cache| u64::from(cache.count(class))).sum()
+    }
+
+    /// Blocks of the class in use.
+    fn live_count(&self, class: SizeClass) -> u64 {
+        let live_count = self.engine.served_count(class).saturating_sub(self.cached_count(class));
         #[cfg(feature = "guard-pages")]
         let live_count = live_count + self.guarded_count(class);
+        live_count
+    }
+
+    /// One size class of all CPUs. Context and exactness as for [`stats`](Self::stats).
+    pub fn class_stats(&self, class: SizeClass) -> ClassStats {
+        let (partial_count, empty_count) = self.count_slabs(self.engine.bins(class).map(|(_, bin)| bin));
+        let slab_len = self.engine.slab_len(class);
         ClassStats {
             block_len: class.block_len(),
-            live_count,
-            cached_count,
+            live_count: self.live_count(class),
+            cached_count: self.cached_count(class),
             fallback_count: self.engine.fallback(class).load(Ordering::Relaxed) as i64,
             partial_count,
             empty_count,
@@ -293,10 +351,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         })
     }
 
-    fn cpu_stats(&self, index: usize) -> CpuStats {
-        let (Some(cache), Some(counts)) = (self.engine.cache(index), self.engine.counts(index)) else {
-            return CpuStats::default();
-        };
+    /// One CPU's cache; `None` if it did not get one yet. Context and exactness as for [`stats`](Self::stats).
+    pub fn cpu_stats(&self, index: usize) -> Option<CpuStats> {
+        let cache = self.engine.cache(index)?;
+        let counts = &cache.counts;
         let mut stats = CpuStats {
             is_used: cache.is_used(),
             refill_count: counts.refills(),
@@ -314,7 +372,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             stats.refilled_count += on.refilled_count;
             stats.flushed_count += on.flushed_count;
         }
-        stats
+        Some(stats)
     }
 
     /// Has every bug that is noticed reported to `hook`, instead of only being counted. There is one hook; the last one
@@ -359,6 +417,7 @@ fn describe(run: &pages::RunInfo<'_>) -> RunInfo {
             RunKind::Slab { class: slab.class(), capacity: slab.capacity(), out_count: carved.saturating_sub(count) }
         }
         (None, Kind::Large) => RunKind::Large,
+        (None, Kind::Own) => RunKind::Own,
         _ => RunKind::Free,
     };
     RunInfo { chunk_addr: run.chunk_start, offset: run.offset, len: run.len, kind }

@@ -94,7 +94,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let pools = self.engine.pages.verify_pools(&|work| self.step(work));
         skipped.pools = pools.map_err(page_violation)?;
-        for index in 0..CPUS {
+        for (index, ..) in self.engine.cpus.iter() {
             skipped.caches += usize::from(!self.verify_cache(index)?);
         }
         Ok(skipped)
@@ -116,7 +116,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         self.engine.pages.verify().map_err(page_violation)?;
-        for (index, cache) in self.engine.caches().iter().enumerate() {
+        for (index, cache, _) in self.engine.cpus.iter() {
             // Whoever the cache belongs to is outside of the heap, by the contract: so the cache is the caller's.
             check(cache.verify(), 'C', 0, index)?;
         }
@@ -156,9 +156,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let entered = self.enter().ok().filter(|entered| entered.index == index)?;
             return Some(work(entered.cache));
         }
-        let cache = self.engine.cache(index).filter(|cache| cache.try_lock())?;
+        let cache = self.engine.cache(index).filter(|cache| cache.try_lock(index))?;
         let result = work(cache);
-        cache.unlock();
+        cache.unlock(index);
         Some(result)
     }
 
@@ -170,11 +170,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         });
         check(sums.fault.is_none(), 'E', 3, sums.fault.unwrap_or(0))?;
-        for ((class, out_count), len) in SizeClass::all().zip(sums.out_counts).zip(sums.lens) {
-            check(out_count == self.engine.out_count(class), 'E', 1, class.index())?;
-            check(len == self.engine.slab_len(class).get(), 'E', 2, class.index())?;
+        for ((class, out_count), len) in SizeClass::all().zip(&sums.out_counts).zip(&sums.lens) {
+            check(*out_count == self.engine.out_count(class), 'E', 1, class.index())?;
+            check(*len == self.engine.slab_len(class).get(), 'E', 2, class.index())?;
         }
-        let cached = |class| self.engine.caches().iter().map(move |cache| u64::from(cache.count(class))).sum::<u64>();
+        let cached = |class| self.engine.caches().map(move |cache| u64::from(cache.count(class))).sum::<u64>();
         let cached_count: u64 = SizeClass::all().map(cached).sum();
         check(cached_count <= sums.out_counts.iter().sum(), 'E', 4, 0)
     }
@@ -315,8 +315,14 @@ mod tests {
     #[test]
     #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
     fn every_rule_broken_is_named() {
-        assert_eq!(broken(|heap| heap.engine.caches()[0].count_taken(class(), 1)), Some(('E', 1)));
-        assert_eq!(broken(|heap| heap.engine.caches()[1].count_pushed(class(), 1)), Some(('E', 1)));
+        assert_eq!(broken(|heap| heap.engine.cache(0).unwrap().count_taken(class(), 1)), Some(('E', 1)));
+        let second = |heap: &Tested| assert!(heap.engine.add_cpu(1));
+        assert_eq!(broken(second), None);
+        let pushed = |heap: &Tested| {
+            second(heap);
+            heap.engine.cache(1).unwrap().count_pushed(class(), 1);
+        };
+        assert_eq!(broken(pushed), Some(('E', 1)));
         let longer = |heap: &Tested| heap.engine.slab_len(class()).add(1);
         assert_eq!(broken(longer), Some(('E', 2)));
         assert_eq!(broken(|heap| words(heap, |_, word| word | CLAIMED)), Some(('E', 3)), "claimed");
@@ -346,7 +352,14 @@ mod tests {
         assert_eq!(broken_at_work(lose_list), Some('C'));
         // SAFETY: a list of no blocks.
         let lost = || unsafe { List::from_raw(core::ptr::null_mut(), 1, crate::harden::Key::NONE) };
-        assert_eq!(broken_at_work(|heap| heap.engine.caches()[1].fill(class(), lost())), Some('C'), "another CPU's");
+        assert_eq!(
+            broken_at_work(|heap| {
+                assert!(heap.engine.add_cpu(1));
+                heap.engine.cache(1).unwrap().fill(class(), lost());
+            }),
+            Some('C'),
+            "another CPU's"
+        );
         assert_eq!(
             broken_at_work(|heap| heap.engine.slab_len(class()).add(1)),
             None,
@@ -359,13 +372,14 @@ mod tests {
     fn what_others_have_is_left_out_and_told() {
         let heap = mixed();
         assert_eq!(heap.verify(), Ok(Skipped::default()));
-        let cache = &heap.engine.caches()[1];
-        assert!(cache.try_lock());
+        assert!(heap.engine.add_cpu(1));
+        let cache = heap.engine.cache(1).unwrap();
+        assert!(cache.try_lock(1));
         assert_eq!(heap.verify(), Ok(Skipped { caches: 1, ..Skipped::default() }));
         while_locked(heap.engine.bin(0, class()), || {
             assert_eq!(heap.verify(), Ok(Skipped { caches: 1, bins: 1, pools: 0 }));
         });
-        cache.unlock();
+        cache.unlock(1);
         let mut once = false;
         heap.engine.pages.for_each_run(&mut |_| {
             if !core::mem::replace(&mut once, true) {

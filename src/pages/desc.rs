@@ -41,12 +41,14 @@ pub(crate) enum Kind {
     Tail = 7,
     /// First granule of a run on its pool's deferred list; `len` is the run's length.
     Deferred = 8,
+    /// First granule of a run that the heap itself uses; `len` is the run's length.
+    Own = 9,
     /// First granule of a chunk on its way back to the provider: in no list, merges with nothing.
-    Leaving = 9,
+    Leaving = 10,
     /// First and last granule of a run whose memory the provider has back; `len` is the run's length.
-    Absent = 10,
+    Absent = 11,
     /// First granule of a chunk on its way back that is absent as a whole.
-    LeavingAbsent = 11,
+    LeavingAbsent = 12,
 }
 
 /// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.
@@ -153,9 +155,10 @@ impl PageDesc {
             6 => Kind::Large,
             7 => Kind::Tail,
             8 => Kind::Deferred,
-            9 => Kind::Leaving,
-            10 => Kind::Absent,
-            11 => Kind::LeavingAbsent,
+            9 => Kind::Own,
+            10 => Kind::Leaving,
+            11 => Kind::Absent,
+            12 => Kind::LeavingAbsent,
             _ => Kind::Inside,
         }
     }

@@ -48,6 +48,7 @@ pub(crate) use chunk::{Chunk, chunk_len_for};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHints;
 pub(crate) use pool::PageFault;
+pub(crate) use run_cache::RunCache;
 pub(crate) use want::{AddError, Refused, Use, Want};
 
 use bins::MAX_RUN_LEN;
@@ -58,7 +59,7 @@ use chunk_map::{Change, ChunkMap, Entry};
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use desc::Tag;
 use pool::{Open, Pool, Request, Told, check};
-use run_cache::RunCache;
+use run_cache::RunCacheList;
 
 /// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
 const SHARD_LEN: usize = 16 << 20;
@@ -92,7 +93,8 @@ pub(crate) struct Pages<const N: usize> {
     map: ChunkMap,
     /// Bytes that the provider has given and not taken back; P8.
     held_len: Level,
-    /// Bytes of it that are no granules: tables of the map, descriptors, what a chunk's granules leave over; P8.
+    /// Bytes of it that no block can have: tables of the map, descriptors, what a chunk's granules leave over, runs of
+    /// the heap's own; P8.
     own_len: AtomicUsize,
     told: Told,
     /// Chunks that ever began to leave: what a [`ChunkHints`] is checked against.
@@ -109,8 +111,10 @@ pub(crate) struct Pages<const N: usize> {
     ample: AtomicBool,
     /// Each shard's pools: slabs, large.
     shards: [[Pool; 2]; N],
-    /// Each CPU's cached run.
-    kept: [RunCache; N],
+    /// The first CPU's cached run.
+    first_run_cache: RunCache,
+    /// The others' cached runs.
+    kept: RunCacheList,
     /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that
     /// interrupted the holder.
     spares: [AtomicPtr<PageDesc>; SPARE_LENS.len()],
@@ -182,7 +186,8 @@ impl<const N: usize> Pages<N> {
             parted: AtomicBool::new(false),
             ample: AtomicBool::new(false),
             shards: [const { [const { Pool::new() }; 2] }; N],
-            kept: [const { RunCache::new() }; N],
+            first_run_cache: RunCache::new(),
+            kept: RunCacheList::new(),
             spares: [const { AtomicPtr::new(core::ptr::null_mut()) }; SPARE_LENS.len()],
         }
     }
@@ -299,17 +304,16 @@ impl<const N: usize> Pages<N> {
     /// The run for a large block that the CPU keeps whose cache the caller holds, if it fits: no lock. `len` is not 0,
     /// `align` a power of two.
     #[inline(always)]
-    pub(crate) fn reuse(&self, cpu: usize, len: usize, align: usize) -> Option<(&PageDesc, NonNull<u8>)> {
-        self.kept.get(cpu)?.reuse(len.wrapping_sub(1), align)
+    pub(crate) fn reuse(&self, kept: &RunCache, len: usize, align: usize) -> Option<(&PageDesc, NonNull<u8>)> {
+        kept.reuse(len.wrapping_sub(1), align)
     }
 
     /// A run for a large block that lies at hand, by who holds that CPU's cache and could not [`reuse`](Self::reuse)
     /// what it keeps. Never waits. `align` is a power of two.
     #[inline(always)]
-    pub(crate) fn cut(&self, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
-        let kept = self.kept.get(cpu)?;
+    pub(crate) fn cut(&self, kept: &RunCache, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
         if !kept.is_empty() {
-            self.release_kept_of(cpu);
+            self.release_kept_of(kept);
         }
         let run = self.alloc_near(len, align, Use::Large, cpu)?;
         kept.note_cut(run);
@@ -478,32 +482,68 @@ impl<const N: usize> Pages<N> {
     /// Keeps a run of that CPU's instead of freeing it, by who holds its cache and owns the run, a large block's; its
     /// tag is given. False: unchanged.
     #[inline(always)]
-    pub(crate) fn keep(&self, cpu: usize, desc: &PageDesc, tag: Tag) -> bool {
-        self.kept.get(cpu).is_some_and(|kept| kept.keep(desc, tag, self.removals.load(Relaxed)))
+    pub(crate) fn keep(&self, kept: &RunCache, desc: &PageDesc, tag: Tag) -> bool {
+        kept.keep(desc, tag, self.removals.load(Relaxed))
     }
 
     /// [`keep`](Self::keep) of the run of the large block at `start`, if it is the one that this CPU kept last. Fast.
     #[cfg(not(feature = "hardened"))]
     #[inline(always)]
-    pub(crate) fn keep_again(&self, cpu: usize, start: NonNull<u8>) -> bool {
-        self.kept.get(cpu).is_some_and(|kept| kept.keep_again(start, self.removals.load(Relaxed)))
+    pub(crate) fn keep_again(&self, kept: &RunCache, start: NonNull<u8>) -> bool {
+        kept.keep_again(start, self.removals.load(Relaxed))
     }
 
     /// Frees what a CPU keeps. Any context.
-    pub(crate) fn release_kept_of(&self, cpu: usize) {
-        if let Some(run) = self.kept.get(cpu).and_then(RunCache::take) {
+    pub(crate) fn release_kept_of(&self, kept: &RunCache) {
+        if let Some(run) = kept.take() {
             self.release(run, run.tag());
         }
     }
 
     /// Frees what up to `limit` CPUs keep; true if there was any.
     fn release_kept(&self, limit: usize) -> bool {
-        self.keepers().take(limit).map(|cpu| self.release_kept_of(cpu)).count() > 0
+        self.keepers().take(limit).map(|kept| self.release_kept_of(kept)).count() > 0
     }
 
     /// CPUs that keep a run. A guess.
-    fn keepers(&self) -> impl Iterator<Item = usize> {
-        self.kept.iter().enumerate().filter(|(_, kept)| !kept.is_empty()).map(|(cpu, _)| cpu)
+    fn keepers(&self) -> impl Iterator<Item = &RunCache> {
+        [&self.first_run_cache].into_iter().chain(self.kept.iter()).filter(|kept| !kept.is_empty())
+    }
+
+    /// What the first CPU keeps.
+    #[inline]
+    pub(crate) fn first_run_cache(&self) -> &RunCache {
+        &self.first_run_cache
+    }
+
+    /// Takes in another CPU's.
+    ///
+    /// # Safety
+    /// It is new, and stays where it is until [`forget_run_caches`](Self::forget_run_caches).
+    pub(crate) unsafe fn add_run_cache(&self, kept: &RunCache) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.kept.add(kept) };
+    }
+
+    /// Frees what all but the first CPU keep, and forgets those CPUs. While nobody else uses the heap.
+    pub(crate) fn forget_run_caches(&self) {
+        self.kept.iter().for_each(|kept| self.release_kept_of(kept));
+        self.kept.clear();
+    }
+
+    /// A run for what the heap itself needs, at a multiple of `align`; it counts as the page heap's own. Never waits.
+    pub(crate) fn alloc_own(&self, len: usize, align: usize, shard: usize) -> Option<Run<'_>> {
+        // Among the slabs, since it stays.
+        let run = self.alloc(len, align, Use::Slab, shard, false).ok()?;
+        run.desc.set_kind(Kind::Own);
+        self.own_len.fetch_add(run.len, Relaxed);
+        Some(run)
+    }
+
+    /// Frees a run that [`alloc_own`](Self::alloc_own) gave; nobody uses its memory any more.
+    pub(crate) fn free_own(&self, desc: &PageDesc) {
+        self.own_len.fetch_sub(self.usable_len(desc), Relaxed);
+        self.release(desc, desc.tag());
     }
 
     #[inline(never)]
@@ -557,8 +597,7 @@ impl<const N: usize> Pages<N> {
     /// Frees a run if some CPU keeps it.
     #[cold]
     fn release_cached_run(&self, run: &PageDesc) -> bool {
-        let keeps = |kept: &RunCache| kept.is_keeping(run);
-        self.kept.iter().position(keeps).map(|cpu| self.release_kept_of(cpu)).is_some()
+        self.keepers().find(|kept| kept.is_keeping(run)).map(|kept| self.release_kept_of(kept)).is_some()
     }
 
     /// Bytes in the run whose first descriptor this is.
@@ -802,8 +841,8 @@ impl<const N: usize> Pages<N> {
     #[inline(never)]
     pub(crate) fn drain_deferred(&self, step: Step<'_>) -> bool {
         let mut any = false;
-        for cpu in self.keepers() {
-            step(&mut |_| self.release_kept_of(cpu));
+        for kept in self.keepers() {
+            step(&mut |_| self.release_kept_of(kept));
             any = true;
         }
         step(&mut |_| any |= self.release_spares());
@@ -947,6 +986,8 @@ impl<const N: usize> Pages<N> {
             held_len += pool.held_len();
             own_len += open.chunks().map(Chunk::own_len).sum::<usize>();
             untouched_len += open.chunks().map(Chunk::untouched_len).sum::<usize>();
+            let own = open.chunks().flat_map(pool::runs).filter(|run| run.kind() == Kind::Own);
+            own_len += own.map(Chunk::run_len).sum::<usize>();
         }
         check(8, held_len == self.held_len(), &raw const self.held_len)?;
         check(8, own_len == self.own_len(), &raw const self.own_len)?;

@@ -877,7 +877,7 @@ fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
         Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty => {
             is_single || end.is(Kind::SlabRest) && end.len() == len - 1 || is_forgotten
         }
-        Kind::Deferred => is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten,
+        Kind::Deferred | Kind::Own => is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten,
         Kind::Inside | Kind::SlabRest | Kind::Tail | Kind::Leaving | Kind::LeavingAbsent => false,
     }
 }

@@ -19,10 +19,10 @@ use super::chunk::{Chunk, Descs};
 use super::desc::{Kind, PageDesc, Tag};
 use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 
-/// All zero is the empty state. But for `run`, only the holder of the CPU's cache reads and writes it.
+/// All zero is the empty state. But for `run` and `next`, only the holder of the CPU's cache reads and writes it.
 #[derive(Debug)]
 #[repr(align(64))]
-pub(super) struct RunCache {
+pub(crate) struct RunCache {
     /// The cached run, of kind `Deferred`, or null.
     run: AtomicPtr<PageDesc>,
     /// How many granules the run has that was cut last. Another one is not kept.
@@ -35,10 +35,53 @@ pub(super) struct RunCache {
     granule: AtomicUsize,
     /// Chunks that had left when it was kept.
     removals: AtomicUsize,
+    /// The next one in the page heap's list.
+    next: AtomicPtr<RunCache>,
+}
+
+const _: () = assert!(size_of::<RunCache>() == 64, "a cache line for each CPU");
+
+/// Every CPU's but the first one's: a list that only grows. All zero is empty.
+#[derive(Debug)]
+pub(super) struct RunCacheList {
+    newest: AtomicPtr<RunCache>,
+}
+
+impl RunCacheList {
+    pub(super) const fn new() -> Self {
+        Self { newest: AtomicPtr::new(null_mut()) }
+    }
+
+    /// Adds one. Lock-free, any context.
+    ///
+    /// # Safety
+    /// It is in no list, and stays where it is until [`clear`](Self::clear).
+    pub(super) unsafe fn add(&self, kept: &RunCache) {
+        let link = core::ptr::from_ref(kept).cast_mut();
+        let mut newest = self.newest.load(Relaxed);
+        loop {
+            kept.next.store(newest, Relaxed);
+            match self.newest.compare_exchange_weak(newest, link, Ordering::AcqRel, Relaxed) {
+                Ok(_) => return,
+                Err(now) => newest = now,
+            }
+        }
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&self) {
+        self.newest.store(null_mut(), Relaxed);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &RunCache> {
+        // SAFETY: null, or what `add` was given, which is there as long as it is in the list.
+        let at = |link: &AtomicPtr<RunCache>| unsafe { link.load(Ordering::Acquire).as_ref() };
+        core::iter::successors(at(&self.newest), move |kept| at(&kept.next))
+    }
 }
 
 impl RunCache {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             run: AtomicPtr::new(null_mut()),
             recent_len: AtomicUsize::new(0),
@@ -47,6 +90,7 @@ impl RunCache {
             last: AtomicUsize::new(0),
             granule: AtomicUsize::new(0),
             removals: AtomicUsize::new(0),
+            next: AtomicPtr::new(null_mut()),
         }
     }
 

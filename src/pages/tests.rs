@@ -198,21 +198,34 @@ fn give<const N: usize>(pages: &Pages<N>, block: Block) {
 
 /// Frees what may be a large block's run as that CPU does, which may keep it. False: it is none.
 fn free_large<const N: usize>(pages: &Pages<N>, cpu: usize, desc: &PageDesc) -> bool {
-    let tag = desc.tag();
+    let (tag, kept) = (desc.tag(), kept_of(pages, cpu));
     let is_large = tag.is(Kind::Large);
     #[cfg(not(feature = "hardened"))]
-    if pages.keep_again(cpu, Chunk::start_of(desc)) {
+    if pages.keep_again(kept, Chunk::start_of(desc)) {
         return is_large;
     }
-    if is_large && !pages.keep(cpu, desc, tag) {
+    if is_large && !pages.keep(kept, desc, tag) {
         pages.free(desc);
     }
     is_large
 }
 
+/// What one of three CPUs keeps.
+fn kept_of<const N: usize>(pages: &Pages<N>, cpu: usize) -> &RunCache {
+    const OTHERS: usize = 2;
+    if pages.kept.iter().next().is_none() {
+        for _ in 0..OTHERS {
+            // SAFETY: new, and leaked.
+            unsafe { pages.add_run_cache(Box::leak(Box::new(RunCache::new()))) };
+        }
+    }
+    [pages.first_run_cache()].into_iter().chain(pages.kept.iter()).nth(cpu).unwrap()
+}
+
 /// A large block's run, as that CPU allocates it.
 fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
-    let Some((run, start)) = pages.reuse(cpu, len, align) else { return pages.cut(cpu, len, align) };
+    let kept = kept_of(pages, cpu);
+    let Some((run, start)) = pages.reuse(kept, len, align) else { return pages.cut(kept, cpu, len, align) };
     assert_eq!(start, Chunk::start_of(run));
     Some(run)
 }
@@ -348,7 +361,7 @@ fn a_freed_run_is_kept_for_a_block_of_its_length() {
     assert_eq!(second.kind(), Kind::Free, "one is kept, not two");
     let granule = 1 << Chunk::of(first).shift();
     for (len, align) in [(MIB + 1, 1), (MIB - granule, 1), (MIB, 16 * MIB), (0, 1)] {
-        assert!(pages.reuse(0, len, align).is_none(), "{len} at a multiple of {align}");
+        assert!(pages.reuse(pages.first_run_cache(), len, align).is_none(), "{len} at a multiple of {align}");
     }
     assert_eq!(first.kind(), Kind::Deferred);
     settled(0);
@@ -372,17 +385,17 @@ fn a_freed_run_is_kept_for_a_block_of_its_length() {
 fn the_run_that_was_kept_last_is_kept_again() {
     let (given, pages, whole) = large_chunk();
     given.chunk(&pages, MIB, 4 * KIB, Use::Large, 1);
-    let again = |run: &PageDesc| pages.keep_again(0, Chunk::start_of(run));
-    let taken = || pages.reuse(0, MIB, 1).map(|(run, _)| run);
+    let again = |run: &PageDesc| pages.keep_again(pages.first_run_cache(), Chunk::start_of(run));
+    let taken = || pages.reuse(pages.first_run_cache(), MIB, 1).map(|(run, _)| run);
     let settled = |run: &PageDesc| {
         pages.free(run);
         assert_eq!((pages.verify(), pages.free_len() > whole), (Ok(()), true));
     };
-    let cut = || pages.cut(0, MIB, 1).unwrap();
+    let cut = || pages.cut(pages.first_run_cache(), 0, MIB, 1).unwrap();
     let kept = || {
         let run = cut();
         assert!(!again(run), "known only when it was kept");
-        assert!(pages.keep(0, run, run.tag()));
+        assert!(pages.keep(pages.first_run_cache(), run, run.tag()));
         let had = taken().unwrap();
         assert!(core::ptr::eq(had, run));
         had
@@ -405,9 +418,9 @@ fn the_run_that_was_kept_last_is_kept_again() {
     let run = kept();
     let start = Chunk::start_of(run);
     pages.free(run);
-    assert!(!pages.keep_again(0, start), "free");
+    assert!(!pages.keep_again(pages.first_run_cache(), start), "free");
     let slab = pages.alloc(MIB, 1, Use::Slab, 0, false).unwrap().desc;
-    assert!(core::ptr::eq(slab, run) && !pages.keep_again(0, start), "no large block");
+    assert!(core::ptr::eq(slab, run) && !pages.keep_again(pages.first_run_cache(), start), "no large block");
     settled(slab);
 
     let run = kept();
@@ -455,7 +468,7 @@ fn a_run_that_is_its_whole_chunk_is_not_kept() {
     given.chunk(&pages, 256 * KIB, 4 * KIB, Use::Large, 0);
     let len = pages.free_len();
     let run = pages.alloc(len, 1, Use::Large, 0, false).unwrap().desc;
-    pages.kept[0].note_cut(run);
+    pages.first_run_cache().note_cut(run);
     assert!(free_large(&pages, 0, run));
     assert_eq!(run.kind(), Kind::Free);
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
@@ -1058,4 +1071,20 @@ fn who_finds_every_lock_held_has_what_was_set_aside() {
     blocks.into_iter().for_each(|block| give(&pages, block));
     assert_eq!(pages.verify(), Ok(()));
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
+}
+
+/// What the heap itself needs is neither a block nor free, and counts as the page heap's own.
+#[test]
+fn a_run_of_the_heaps_own_is_no_block() {
+    let (_given, pages, whole) = large_chunk();
+    let (own_len, held_len) = (pages.own_len(), pages.held_len());
+    let run = pages.alloc_own(6000, 128, 0).unwrap();
+    assert_eq!((run.start.addr().get() % 128, run.len), (0, 8 * KIB));
+    assert_eq!((pages.free_len(), pages.own_len()), (whole - run.len, own_len + run.len));
+    assert_eq!((pages.verify(), pages.held_len()), (Ok(()), held_len));
+    pages.free(run.desc);
+    assert_eq!((run.desc.kind(), pages.resize(run.desc, 1, false)), (Kind::Own, None), "nobody's to free");
+    assert!(pages.take_empty(0).is_none());
+    pages.free_own(run.desc);
+    assert_eq!((pages.verify(), pages.free_len(), pages.own_len()), (Ok(()), whole, own_len));
 }

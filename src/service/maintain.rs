@@ -10,7 +10,6 @@ use crate::base::sync::Ordering;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-use crate::heap::depot::Engine;
 
 /// How often a cache that has to be empty is drained, where others may put blocks into it meanwhile.
 const RETIRE_TRIES: u32 = 64;
@@ -29,10 +28,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Takes two holds a bin, and one call of the provider for each chunk that goes. Callable from any context that may
     /// call the provider.
     pub fn maintain(&self, budget: usize) -> usize {
-        let bins = budget.min(Engine::<CPUS>::BINS);
+        let all = self.engine.bin_count();
+        let bins = budget.min(all);
         let first = self.source.recent.turn.fetch_add(bins, Ordering::Relaxed);
         for number in 0..bins {
-            let number = first.wrapping_add(number) % Engine::<CPUS>::BINS;
+            let number = first.wrapping_add(number).checked_rem(all).unwrap_or(0);
             self.engine.release_from(number, &|work| self.step(work));
         }
         let used_len = self.used_len();
@@ -56,7 +56,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// No context of that CPU is inside the heap, nor enters it before this returns; and what it did there happened
     /// before this call, as for anything that is handed from one CPU to another.
     pub unsafe fn retire_cpu(&self, index: usize) -> bool {
-        let Some(cache) = self.engine.cache(index) else { return false };
+        let Some(cache) = self.engine.cache(index) else { return index < CPUS };
         let is_empty = (0..RETIRE_TRIES).any(|_| {
             let _ = self.drain_index(index);
             SizeClass::all().all(|class| cache.count(class) == 0)

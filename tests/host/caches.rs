@@ -39,7 +39,7 @@ fn a_tiny_block_of_another_cpu_returns_and_an_own_one_stays() {
             play_cpu(cpu);
             heap.drain_current();
         }
-        heap.trim(0);
+        heap.trim_all();
         heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0);
     }
@@ -123,7 +123,7 @@ fn a_request_to_drain_is_honoured_by_frees_as_by_allocations() {
         (0..400).map(|_| filled(&heap, 700)).collect::<Vec<_>>().into_iter().for_each(|block| block.free().unwrap());
         assert!(cached() > 0, "drained again without a request");
         heap.drain_current();
-        heap.trim(0);
+        heap.trim_all();
         assert_eq!(heap.provider().held_len(), 0);
     }
 }

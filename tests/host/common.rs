@@ -167,16 +167,22 @@ mod mmap {
     }
 }
 
-/// The check of every invariant, for tests that know that the heap is at rest.
+/// What asks for a heap at rest, for tests that know that it is.
 pub(crate) trait AtRest {
     /// As `Heap::verify_at_rest`. Called when every thread that used the heap has ended, or waits for the caller.
     fn verify_all(&self) -> Result<(), Violation>;
+    /// As `Heap::trim_at_rest`, likewise.
+    fn trim_all(&self) -> usize;
 }
 
 impl<P: PageProvider, C: CpuMode, const N: usize> AtRest for Heap<P, C, N> {
     fn verify_all(&self) -> Result<(), Violation> {
         // SAFETY: nobody else is in the heap where tests call this, as it says above.
         unsafe { self.verify_at_rest() }
+    }
+    fn trim_all(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { self.trim_at_rest() }
     }
 }
 

@@ -137,7 +137,7 @@ const ROWS: [Row; 6] = [
 ];
 
 /// Of eight CPUs: skewed, uniform; the aim is 80.
-const LEAST_OF_EIGHT: [f64; 2] = if cfg!(feature = "hardened") { [15.0, 24.0] } else { [72.0, 72.0] };
+const LEAST_OF_EIGHT: [f64; 2] = if cfg!(feature = "hardened") { [15.0, 24.0] } else { [80.0, 71.0] };
 
 /// Prints a row; gives what it misses.
 fn check(name: &str, reached: [f64; 2], least: [f64; 2]) -> Option<String> {

@@ -38,6 +38,7 @@ mod hardening;
 mod hourglass;
 mod layers;
 mod manifest;
+mod many_cpus;
 // With frames every length is another one, and a quarantine keeps what is freed.
 #[cfg(not(feature = "debug-heap"))]
 mod memory;

@@ -47,7 +47,7 @@ fn a_first_region_of_4_kib_serves_and_more_may_follow() {
     unsafe { heap.provider().add_region(second.start(), second.len()) }.unwrap();
     let late = filled(&heap, 300_000);
     early.into_iter().chain([late]).for_each(|block| block.free().unwrap());
-    heap.trim(0);
+    heap.trim_all();
     heap.verify_all().unwrap();
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
 }
@@ -379,7 +379,7 @@ fn a_pinned_cache_is_emptied_by_its_own_cpu_when_asked() {
     assert_eq!(count(64), 0);
     heap.drain_current();
     play_cpu(0);
-    heap.trim(0);
+    heap.trim_all();
     assert_eq!(heap.provider().held_len(), 0);
 }
 

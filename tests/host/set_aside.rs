@@ -54,7 +54,7 @@ fn a_reserve_gives_its_blocks_while_others_exhaust_the_heap() {
         drop(reserve);
         heap.drain_current();
         heap.verify_all().unwrap();
-        heap.trim(0);
+        heap.trim_all();
         assert_eq!(heap.provider().held_len(), 0);
     }
 }
@@ -106,6 +106,6 @@ fn a_reserve_is_filled_and_emptied_by_many_at_once() {
     });
     drop(reserve);
     heap.verify_all().unwrap();
-    heap.trim(0);
+    heap.trim_all();
     assert_eq!(heap.provider().held_len(), 0);
 }

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::common::{Books, ThreadCpu, filled, layout, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, filled, layout, play_cpu};
 use smp_heap::battery::Random;
 use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, MAX_SMALL_LEN, PageProvider, PageRun, RunKind, SizeClass, Stats};
@@ -122,6 +122,7 @@ fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
     heap.for_each_run(|run| match run.kind {
         RunKind::Free => (free, longest) = (free + run.len, longest.max(run.len)),
         RunKind::Large => large += run.len,
+        RunKind::Own => {}
         RunKind::Slab { class, capacity, out_count } => {
             let [len, out, whole, partial] = slabs.entry(class.block_len()).or_default();
             *len += run.len as u64;
@@ -212,6 +213,8 @@ fn every_number_agrees_with_a_model_at_rest() {
     heap.trim(0);
     let stats = model.compare(&heap, &heap.stats());
     compare_with_walk(&heap, &stats);
+    heap.trim_all();
+    let stats = heap.stats();
     assert_eq!((stats.held_len, stats.own_len, stats.slab_len), (0, 0, 0));
     assert!(stats.unmap_count == stats.map_count && stats.high_held_len > 0);
 }
@@ -315,6 +318,7 @@ fn every_number_of_the_statistics_is_right_at_rest() {
             slabs += run.len;
         }
         RunKind::Large => larges += run.len,
+        RunKind::Own => {}
     });
     assert_eq!((slabs, free, out as u64), (stats.slab_len, stats.free_len, class.cached_count));
     assert!(stats.largest_free_len >= largest / 2 && stats.largest_free_len <= largest);
@@ -328,12 +332,12 @@ fn every_number_of_the_statistics_is_right_at_rest() {
     assert_eq!(failed.map_count + failed.failed_map_count, heap.provider().calls.load(Ordering::Relaxed));
     large.free().unwrap();
     heap.provider().keeps.store(true, Ordering::Relaxed);
-    assert_eq!(heap.trim(0), 0);
+    assert_eq!(heap.trim_all(), 0);
     assert!(failed.refused_unmap_count == 0 && heap.stats().refused_unmap_count > 0);
     assert_eq!(heap.stats().unmap_count, failed.unmap_count);
     heap.provider().keeps.store(false, Ordering::Relaxed);
     let held = heap.stats().held_len;
-    assert_eq!(heap.trim(0), held);
+    assert_eq!(heap.trim_all(), held);
     assert_eq!(heap.stats().unmap_count, heap.stats().map_count, "whatever was given went back");
 }
 

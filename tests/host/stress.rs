@@ -50,7 +50,7 @@ pub(crate) fn all_back<P: PageProvider + Sync, C: CpuMode + Sync, const N: usize
     heap.verify_all().unwrap();
     on_threads(threads, |_| heap.drain_current());
     play_cpu(0);
-    heap.trim(0);
+    heap.trim_all();
     heap.verify_all().unwrap();
     assert_eq!(heap.stats().held_len, 0, "{}", heap.stats());
 }

@@ -80,7 +80,7 @@ fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
         }
     });
     assert!(heap.provider().refused.load(Ordering::Relaxed) >= 500, "the second one asked often");
-    heap.trim(0);
+    heap.trim_all();
     heap.verify_all().unwrap();
     assert_eq!(heap.provider().books.held_len(), 0);
 }

@@ -136,23 +136,52 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "cache_taken_relaxed",
         file: "cache/mod.rs",
-        shipped: "compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)",
-        planted: "compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed)",
+        shipped: "compare_exchange(index, HELD, Ordering::Acquire, Ordering::Relaxed)",
+        planted: "compare_exchange(index, HELD, Ordering::Relaxed, Ordering::Relaxed)",
         model: "cache::two_contexts_take_turns_at_one_cache",
     },
     Plant {
         name: "cache_opened_relaxed",
         file: "cache/mod.rs",
-        shipped: "    pub(crate) fn unlock(&self) {\n        self.busy.store(false, Ordering::Release);",
-        planted: "    pub(crate) fn unlock(&self) {\n        self.busy.store(false, Ordering::Relaxed);",
+        shipped: "    pub(crate) fn unlock(&self, index: usize) {\n        self.free_for.store(index, Ordering::Release);",
+        planted: "    pub(crate) fn unlock(&self, index: usize) {\n        self.free_for.store(index, Ordering::Relaxed);",
         model: "cache::two_contexts_take_turns_at_one_cache",
     },
     Plant {
         name: "shared_cache_taken_by_a_plain_flag",
         file: "cache/mod.rs",
-        shipped: "    pub(crate) fn try_lock(&self) -> bool {\n",
-        planted: "    pub(crate) fn try_lock(&self) -> bool {\n        return self.try_mark();\n",
+        shipped: "    pub(crate) fn try_lock(&self, index: usize) -> bool {\n",
+        planted: "    pub(crate) fn try_lock(&self, index: usize) -> bool {\n        return self.try_mark(index);\n",
         model: "cache::two_contexts_take_turns_at_one_cache",
+    },
+    // What each CPU has.
+    Plant {
+        name: "state_published_relaxed",
+        file: "cache/table.rs",
+        shipped: "slot.store(place.as_ptr(), Ordering::Release);",
+        planted: "slot.store(place.as_ptr(), Ordering::Relaxed);",
+        model: "cache::a_state_is_made_while_others_look_for_it",
+    },
+    Plant {
+        name: "state_published_before_its_owner_is_known",
+        file: "cache/table.rs",
+        shipped: "        unsafe { state.cache.begin(index, &state.run_cache) };\n",
+        planted: "        slot.store(place.as_ptr(), Ordering::Release);\n        unsafe { state.cache.begin(index, &state.run_cache) };\n",
+        model: "cache::a_state_is_made_while_others_look_for_it",
+    },
+    Plant {
+        name: "two_makers_of_a_state",
+        file: "cache/table.rs",
+        shipped: "(!flag.swap(true, Ordering::Acquire)).then(|| Mark { flag })",
+        planted: "(!flag.load(Ordering::Acquire)).then(|| Mark { flag })",
+        model: "cache::a_state_is_made_once",
+    },
+    Plant {
+        name: "mark_cleared_relaxed",
+        file: "cache/table.rs",
+        shipped: "        self.flag.store(false, Ordering::Release);",
+        planted: "        self.flag.store(false, Ordering::Relaxed);",
+        model: "cache::a_state_is_made_once",
     },
     // Gate and orphaned runs.
     Plant {
@@ -314,7 +343,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "pinned_cache_is_never_busy",
         file: "cache/mod.rs",
-        shipped: "        self.busy.store(true, Ordering::Relaxed);\n        compiler_fence",
+        shipped: "        self.free_for.store(HELD, Ordering::Relaxed);\n        compiler_fence",
         planted: "        compiler_fence",
         model: "nested::a_pinned_fast_path_is_interrupted",
     },
@@ -356,8 +385,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "busy_cache_forgets_the_block",
         file: "heap/slow.rs",
-        shipped: "        if let Some(block) = block {\n            self.engine.give_back(class, block, None, caller);",
-        planted: "        if let Some(block) = block {\n            let _ = block;",
+        shipped: "            self.engine.give_back(class, block, None, self.mark(caller).caller);\n",
+        planted: "            let _ = block;\n",
         model: "nested::an_interrupt_is_interrupted",
     },
     // Drain and trim.
@@ -372,7 +401,7 @@ pub(crate) const PLANTS: &[Plant] = &[
         name: "cache_opened_while_it_is_drained",
         file: "cache/mod.rs",
         shipped: "        let lists = [self.take_list(class), self.take_spare(class)];\n",
-        planted: "        self.unlock();\n        let lists = [self.take_list(class), self.take_spare(class)];\n",
+        planted: "        self.unlock(0);\n        let lists = [self.take_list(class), self.take_spare(class)];\n",
         model: "trim::a_cache_is_drained_into_a_bin_that_is_trimmed",
     },
     Plant {

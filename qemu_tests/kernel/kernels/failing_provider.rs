@@ -146,7 +146,7 @@ fn unmaps_are_refused(steps: usize) {
     let held_len = heap().regions().held_len();
     for _ in 0..3 {
         smp::on_all(|_| heap().drain_current());
-        heap().trim();
+        heap().trim_all();
         common::heaps::verify();
         assert_eq!(heap().regions().held_len(), held_len, "a refused run is still the heap's");
     }

@@ -30,7 +30,7 @@ kernel! {
     fn main(boot: &Boot) {
         choose(boot);
         common::heaps::verify();
-        heap().trim();
+        heap().trim_all();
         smp::on_all(|_| {
             for size in SIZES.into_iter().cycle().take(100) {
                 if Block::new(heap(), size, 8, 0).is_some() {

@@ -71,7 +71,8 @@ kernel! {
             test::fail(format_args!("{violation}"));
         }
         smp::on_all(|_| HEAP.drain_current());
-        HEAP.trim(0);
+        // SAFETY: as above.
+        unsafe { HEAP.trim_at_rest() };
         assert_eq!(HEAP.stats().held_len, 0, "not all of it came back\n{}", HEAP.stats());
         assert_eq!(free_frames(), all, "frames are missing");
     }

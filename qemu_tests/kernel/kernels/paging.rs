@@ -97,7 +97,8 @@ fn all<C: CpuMode + Sync>(boot: &Boot, heap: &'static Paged<C>) {
 fn expect_all_back<C: CpuMode + Sync>(heap: &Paged<C>, all: usize, what: &str) {
     verify(heap);
     smp::on_all(|_| heap.drain_current());
-    heap.trim(0);
+    // SAFETY: the other CPUs wait for a job, and no interrupt handler uses the heap.
+    unsafe { heap.trim_at_rest() };
     verify(heap);
     let provider = heap.provider();
     let (held_len, mapped_len, lost_len) = (heap.stats().held_len, provider.mapped_len(), provider.lost_len());
@@ -301,7 +302,8 @@ fn faults<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
     // SAFETY: the block is ours, of that size.
     unsafe { raw(heap).dealloc(start, layout(100 << 10)) };
     smp::on_all(|_| heap.drain_current());
-    heap.trim(0);
+    // SAFETY: the other CPUs wait for a job, and no interrupt handler uses the heap.
+    unsafe { heap.trim_at_rest() };
     on_all(start.addr(), false);
 }
 
@@ -340,7 +342,8 @@ fn exhaustion<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
         assert!(100 * count * size >= 40 * len, "too few\n{}", heap.stats());
         test::did(count, "blocks");
         smp::on_all(|_| heap.drain_current());
-        heap.trim(0);
+        // SAFETY: the other CPUs wait for a job, and no interrupt handler uses the heap.
+        unsafe { heap.trim_at_rest() };
         verify(heap);
     }
     common::paging::limit_frames(usize::MAX);
@@ -363,7 +366,8 @@ fn failures<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
         common::paging::fail_map(0);
         blocks.into_iter().flatten().for_each(|block| block.free(heap));
         smp::on_all(|_| heap.drain_current());
-        heap.trim(0);
+        // SAFETY: the other CPUs wait for a job, and no interrupt handler uses the heap.
+        unsafe { heap.trim_at_rest() };
         verify(heap);
         assert_eq!(free_frames(), all, "frames are missing after call {call} was refused");
     }

@@ -107,7 +107,12 @@ kernel! {
         assert!(unsafe { DMA32.verify_at_rest() }.is_ok());
         // SAFETY: as above.
         assert!(unsafe { UNCACHED.verify_at_rest() }.is_ok());
-        _ = (NORMAL.trim(0), DMA32.trim(0), UNCACHED.trim(0));
+        // SAFETY: as above.
+        _ = unsafe { NORMAL.trim_at_rest() };
+        // SAFETY: as above.
+        _ = unsafe { DMA32.trim_at_rest() };
+        // SAFETY: as above.
+        _ = unsafe { UNCACHED.trim_at_rest() };
         let held = [NORMAL.provider().held_len(), DMA32.provider().held_len(), UNCACHED.provider().mapped_len()];
         assert_eq!((held, DMA32.provider().free_len(), free_frames()), ([0; 3], DMA_LEN, all));
         let strays = [NORMAL.stats().stray_count, DMA32.stats().stray_count, UNCACHED.stats().stray_count];

@@ -295,7 +295,8 @@ impl<'a> Fields<'a> {
             len: self.number("len")?,
             kind: match self.text("kind")? {
                 "free" => Kind::Free,
-                "large" => Kind::Large,
+                // What the heap itself needs is drawn as a block.
+                "large" | "own" => Kind::Large,
                 "slab" => Kind::Slab {
                     block_len: self.number("block")?,
                     blocks: self.number("blocks")?,

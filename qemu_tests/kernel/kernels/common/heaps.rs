@@ -37,7 +37,10 @@ pub(crate) trait AnyHeap: GlobalAlloc + Sync {
     /// Checks every invariant. At rest.
     fn verify_all(&self) -> Result<(), Violation>;
     fn drain_current(&self);
+    #[allow(dead_code, clippy::allow_attributes, reason = "most kernels trim at rest")]
     fn trim(&self);
+    /// Gives everything back. At rest.
+    fn trim_all(&self);
     #[allow(dead_code, clippy::allow_attributes, reason = "not every kernel has idle times")]
     fn maintain(&self) -> usize;
     /// # Safety
@@ -69,6 +72,11 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
 
     fn trim(&self) {
         self.trim(0);
+    }
+
+    fn trim_all(&self) {
+        // SAFETY: as above.
+        unsafe { self.trim_at_rest() };
     }
 
     fn maintain(&self) -> usize {
@@ -125,7 +133,7 @@ pub(crate) fn verify() {
 pub(crate) fn expect_left(len: usize) {
     verify();
     smp::on_all(|_| heap().drain_current());
-    heap().trim();
+    heap().trim_all();
     verify();
     let held_len = heap().regions().held_len();
     if held_len > len {
