@@ -202,11 +202,11 @@ impl<const N: usize> Pages<N> {
     /// follow, so that a long region spends no more on them than a heap that grew to what is used of it. At first up to
     /// [`FIRST_LEN`].
     pub(crate) fn worked_len(&self) -> usize {
-        self.touched_len().max(self.held_len().min(FIRST_LEN))
+        let held_len = self.held_len();
+        held_len.saturating_sub(self.told.untouched_len.load(Relaxed)).max(held_len.min(FIRST_LEN))
     }
 
     /// Bytes that the provider has given and that were used at some time.
-    #[inline]
     pub(crate) fn touched_len(&self) -> usize {
         self.held_len().saturating_sub(self.told.untouched_len.load(Relaxed))
     }

@@ -34,8 +34,6 @@ const LENGTH_LOOK: usize = 16;
 const POP_LIMIT: usize = 8;
 /// Empty chunks tested for not being too long to be given back.
 const EMPTY_LOOK: usize = 8;
-/// A chunk of so many bytes is worth a look at what can go back when it becomes empty.
-const LONG_CHUNK_LEN: usize = 4 << 20;
 /// A free run must be longer than this many times the block to have the block placed in its middle.
 const MIDDLE_RATIO: usize = 8;
 
@@ -681,14 +679,13 @@ impl<'a> Open<'a> {
         sub(&self.pool.empty_count, 1);
     }
 
-    /// A chunk became empty. True: it is not the only one, or a long one beside others.
+    /// A chunk became empty. True: it is not the only one.
     #[cold]
     fn note_empty(&self, chunk: &Chunk) -> bool {
         chunk.unlink_from(&self.pool.used);
         chunk.push_to(&self.pool.empty);
         add(&self.pool.empty_count, 1);
-        let is_long = chunk.len() >= LONG_CHUNK_LEN && self.pool.chunk_count.load(Relaxed) > 1;
-        is_long || self.pool.empty_count() > 1
+        self.pool.empty_count() > 1
     }
 }
 

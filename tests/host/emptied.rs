@@ -234,6 +234,7 @@ fn a_trim_leaves_pages_of_blocks_in_use() {
     let live_len: usize = kept.iter().map(|(_, layout)| layout.size()).sum();
     let resident_len = heap.provider().resident_len();
     println!("{resident_len} bytes for {live_len}: {:.1} times", resident_len as f64 / live_len as f64);
+    assert!(resident_len <= 8 * live_len, "{resident_len} for {live_len}");
     heap.verify_all().unwrap();
     for (block, layout) in &kept {
         // SAFETY: `fill` wrote it, and it is in use.
