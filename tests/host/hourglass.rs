@@ -145,6 +145,7 @@ fn any_shape() -> impl Strategy<Value = (Hourglass, usize)> {
 
 /// Looks for a queue, and over regions for their length, that breaks the formula.
 #[test]
+#[cfg_attr(feature = "debug-heap", ignore = "the formula counts blocks without debug headers")]
 fn no_queue_breaks_the_formula() {
     let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&any_shape(), |(shape, region_len)| {
