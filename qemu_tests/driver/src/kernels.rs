@@ -318,6 +318,14 @@ pub const KERNELS: &[Kernel] = &[
         elsewhere: &[4], args: &["mode=pinned", "shootdown"],
         ..Kernel::new("provider_calls_heap+shootdown_pinned", SHOOTDOWNS)
     },
+    Kernel {
+        elsewhere: &[1], cpus: &[1], memory_mib: 512, args: &["mode=hint"],
+        ..Kernel::counting("steady+hint", &[("replacements", 150_000)])
+    },
+    Kernel {
+        elsewhere: &[1], cpus: &[1], memory_mib: 512, args: &["mode=pinned"],
+        ..Kernel::counting("steady+pinned", &[("replacements", 150_000)])
+    },
     Kernel { elsewhere: &[4], args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
     Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
     Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", STORM) },
