@@ -150,7 +150,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let (busy, wait) = (refused == Refused::Busy, self.mode.may_wait());
         // Others run meanwhile, and give up what they hold.
-        let is_patient = wait || !(caller.nested || search.interrupts());
+        let are_ids_true = C::PINNED || !self.searches.are_ids_shared();
+        let is_patient = wait || are_ids_true && !(caller.nested || search.interrupts());
         let fits = PageRun::new(want.least_len, want.align, P::PAGE_LEN).is_some_and(|run| self.is_within_reach(run));
         // Chunks that the provider has again may come back as one; for a page they are long enough as they are.
         let may_join = want.least_len > P::PAGE_LEN;
@@ -231,6 +232,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             if found.is_some() || closed || quiet.get() >= QUIET_LOOKS {
                 return found;
             }
+        }
+        if !wait {
+            // What was waited for did not go on meanwhile: it may be what this context interrupted, and its id lies.
+            search.doubt();
         }
         None
     }

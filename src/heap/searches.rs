@@ -19,7 +19,7 @@ pub(crate) struct Searches<const CPUS: usize> {
     /// Contexts inside the pressure hook, by CPU; the last one counts those without an index.
     relieving: [AtomicUsize; CPUS],
     relieving_elsewhere: AtomicUsize,
-    /// Not 0: two contexts with one index ran side by side. A word, so that the struct has no padding.
+    /// Not 0: two contexts with one index ran side by side, or a wait was in vain. A word, so that the struct has no padding.
     ids_are_shared: AtomicUsize,
 }
 
@@ -80,15 +80,20 @@ impl Search<'_> {
     /// Looks whether a search with the same index, begun later, is inside while this one runs.
     pub(crate) fn watch(&self) {
         if self.place.is_some_and(|place| place.load(Ordering::Relaxed) > self.before + 1) {
-            self.ids_are_shared.store(1, Ordering::Relaxed);
+            self.doubt();
         }
+    }
+
+    /// Notes that ids are not to be believed.
+    pub(crate) fn doubt(&self) {
+        self.ids_are_shared.store(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Search<'_> {
     fn drop(&mut self) {
         if self.place.is_some_and(|place| place.fetch_sub(1, Ordering::Relaxed) != self.before + 1) {
-            self.ids_are_shared.store(1, Ordering::Relaxed);
+            self.doubt();
         }
     }
 }

@@ -75,8 +75,6 @@ kernel! {
         test::did(2 * asked, "operations");
         test::did(counts.migrations, "migrations");
         assert!(1000 * refused <= asked, "{refused} of {asked} requests found no memory where there was plenty");
-        // With a hint a handler does not know that what it finds held is its own CPU's, and masked as it is it waits
-        // for no lock.
         common::storm::judge(0, 5);
         expect_left(0);
     }

@@ -26,6 +26,9 @@ use smp_heap_kernel::{Boot, Region, cpu, interrupts, ipi, kernel, smp, test, tim
 
 const FLUSH: u8 = vector::FREE;
 
+/// Interrupts that each CPU has in a round, at least.
+const TICKS: u64 = 6;
+
 /// The provider's lock.
 static BUSY: AtomicBool = AtomicBool::new(false);
 /// It uses the heap; not while the heap is emptied in the end.
@@ -137,11 +140,15 @@ kernel! {
         for _ in 0..boot.rounds(10) {
             common::storm::begin();
             smp::on_all(|cpu| {
+                let enough = timer::ticks(cpu) + TICKS;
                 timer::start(500);
                 smp::barrier();
                 for turn in 0..10 {
                     common::storm::work(50);
                     large_and_back(cpu, turn);
+                }
+                while timer::ticks(cpu) < enough {
+                    common::storm::work(50);
                 }
                 timer::stop();
                 smp::barrier();
