@@ -156,20 +156,6 @@ pub(crate) const PLANTS: &[Plant] = &[
     },
     // What each CPU has.
     Plant {
-        name: "state_published_relaxed",
-        file: "cache/table.rs",
-        shipped: "slot.store(place.as_ptr(), Ordering::Release);",
-        planted: "slot.store(place.as_ptr(), Ordering::Relaxed);",
-        model: "cache::a_state_is_made_while_others_look_for_it",
-    },
-    Plant {
-        name: "state_published_before_its_owner_is_known",
-        file: "cache/table.rs",
-        shipped: "        unsafe { state.cache.begin(index, &state.run_cache) };\n",
-        planted: "        slot.store(place.as_ptr(), Ordering::Release);\n        unsafe { state.cache.begin(index, &state.run_cache) };\n",
-        model: "cache::a_state_is_made_while_others_look_for_it",
-    },
-    Plant {
         name: "two_makers_of_a_state",
         file: "cache/table.rs",
         shipped: "(!flag.swap(true, Ordering::Acquire)).then(|| Mark { flag })",
