@@ -1,4 +1,5 @@
-//! A kernel whose heap takes frames as it grows: a provider over the `x86_64` crate's page tables and a frame allocator.
+//! A kernel whose heap takes frames as it grows: a provider over the `x86_64` crate's page tables and a frame
+//! allocator.
 //!
 //! One CPU, started by QEMU's `-kernel` as `pvh_x86_64` is.
 
