@@ -127,7 +127,7 @@
 //! - `allocator-api2-02`, `allocator-api2-04`: `Allocator` of that version of the crate `allocator-api2` for `&Heap`;
 //!   hashbrown uses 0.2.
 //! - `nightly`: `core::alloc::Allocator` for `&Heap`. On other compilers it does nothing, with a warning.
-//! - `c-heap`: `malloc`, `free` and their like: see [`export_c_heap`].
+//! - `c-heap`: `malloc`, `free` and their like: see `export_c_heap!`.
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
 #![no_std]

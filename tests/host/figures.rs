@@ -1,15 +1,8 @@
 //! Figures in documents, held against what makes them: the budgets that a kernel is counted against, the constants in
 //! the sources, and the heap itself. A figure that changes in one place fails here until it is written anew.
 
-use std::alloc::Layout;
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-
-use smp_heap::cpu::UnknownCpu;
-use smp_heap::{Heap, Hint};
-
-use crate::common::Books;
 
 fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
@@ -93,10 +86,13 @@ fn waits_are_bounded_as_they_say() {
 #[cfg(not(feature = "debug-heap"))]
 #[test]
 fn there_are_as_many_classes_as_they_say() {
+    use crate::common::{Books, layout};
+    use smp_heap::{Heap, Hint, cpu::UnknownCpu};
+
     let heap = Heap::<_, _, 1>::new(Books::default(), Hint(UnknownCpu));
-    let mut lengths = BTreeSet::new();
+    let mut lengths = std::collections::BTreeSet::new();
     for size in 1..=32 << 10 {
-        let layout = Layout::from_size_align(size, 1).unwrap();
+        let layout = layout(size, 1);
         let block = heap.alloc(layout).unwrap();
         lengths.insert(block.len());
         // SAFETY: just allocated, with this Layout.
