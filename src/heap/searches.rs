@@ -19,7 +19,8 @@ pub(crate) struct Searches<const CPUS: usize> {
     /// Contexts inside the pressure hook, by CPU; the last one counts those without an index.
     relieving: [AtomicUsize; CPUS],
     relieving_elsewhere: AtomicUsize,
-    /// Not 0: two contexts with one index ran side by side, or a wait was in vain. A word, so that the struct has no padding.
+    /// Not 0: two contexts with one index ran side by side, or a wait was in vain. A word, so that the struct has no
+    /// padding.
     ids_are_shared: AtomicUsize,
 }
 
