@@ -533,8 +533,7 @@ impl<const N: usize> Pages<N> {
 
     /// A run for what the heap itself needs, at a multiple of `align`; it counts as the page heap's own. Never waits.
     pub(crate) fn alloc_own(&self, len: usize, align: usize, shard: usize) -> Option<Run<'_>> {
-        // Among the slabs, since it stays.
-        let run = self.alloc(len, align, Use::Slab, shard, false).ok()?;
+        let run = self.alloc_far(len, align, Use::Own, shard, false).ok()?;
         run.desc.set_kind(Kind::Own);
         self.own_len.fetch_add(run.len, Relaxed);
         Some(run)
@@ -1034,7 +1033,7 @@ fn active_for(held_len: usize, limit: usize) -> usize {
 /// The pool of a shard that a use belongs to.
 #[inline]
 fn kind_index(use_: Use) -> usize {
-    if use_ == Use::Slab { 0 } else { LARGE }
+    if use_.is_large() { LARGE } else { 0 }
 }
 
 fn entry_of(chunk: &Chunk) -> Entry {

@@ -47,7 +47,17 @@ pub(crate) struct Request {
     /// What a run may lose before an aligned start, in units.
     slack: usize,
     kind: Kind,
-    middle: bool,
+    where_: Where,
+}
+
+/// Where in a free run a request is placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    Start,
+    /// In the middle of the longest run, if that is long enough for it to be worth it.
+    Middle,
+    /// At the end of the longest run: there what stays for ever parts nothing.
+    End,
 }
 
 /// A free run that serves a request: `len` granules, `skip` granules behind the run's start.
@@ -56,6 +66,8 @@ struct Place<'a> {
     run: &'a PageDesc,
     skip: usize,
     len: usize,
+    /// It says nothing of how much of the chunk was ever used.
+    is_end: bool,
 }
 
 /// See the file's head. All zero is the empty state. Invariants, executed by [`Open::verify`] at rest:
@@ -131,16 +143,14 @@ impl Request {
         if len == 0 || !align.is_power_of_two() || len.checked_add(align)? > isize::MAX.unsigned_abs() {
             return None;
         }
-        let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
+        let kind = if use_.is_large() { Kind::Large } else { Kind::Slab };
+        let where_ = match use_ {
+            Use::Grown if plenty => Where::Middle,
+            Use::Own => Where::End,
+            _ => Where::Start,
+        };
         let slack = (align.saturating_sub(1 << UNIT_SHIFT) >> UNIT_SHIFT).min(bins::MAX_UNITS);
-        Some(Self {
-            len,
-            align,
-            units: len.div_ceil(1 << UNIT_SHIFT).min(bins::MAX_UNITS),
-            slack,
-            kind,
-            middle: plenty && use_ == Use::Grown,
-        })
+        Some(Self { len, align, units: len.div_ceil(1 << UNIT_SHIFT).min(bins::MAX_UNITS), slack, kind, where_ })
     }
 
     /// How many bins may have runs that fit but are not searched at once.
@@ -158,6 +168,16 @@ impl Request {
         self.place_from(run, |all, len| (all - len) / 2).filter(|place| run.len() / MIDDLE_RATIO > place.len)
     }
 
+    /// The place at the end of `run`.
+    fn place_end<'a>(&self, run: &'a PageDesc) -> Option<Place<'a>> {
+        let (chunk, free) = (Chunk::of(run), run.len());
+        let len = granules(chunk, self.len);
+        let start = chunk.addr() + (run.index() << chunk.shift());
+        let aligned = (start + (free.checked_sub(len)? << chunk.shift())) & !(self.align - 1);
+        let skip = aligned.checked_sub(start)? >> chunk.shift();
+        Some(Place { chunk, run, skip, len, is_end: true })
+    }
+
     fn place_from<'a>(&self, run: &'a PageDesc, from: impl Fn(usize, usize) -> usize) -> Option<Place<'a>> {
         let chunk = Chunk::of(run);
         let len = granules(chunk, self.len);
@@ -167,7 +187,7 @@ impl Request {
         let start = chunk.addr() + (run.index() << chunk.shift());
         let aligned = (start + (from(run.len(), len) << chunk.shift())).checked_next_multiple_of(self.align)?;
         let skip = (aligned - start) >> chunk.shift();
-        (skip + len <= run.len()).then_some(Place { chunk, run, skip, len })
+        (skip + len <= run.len()).then_some(Place { chunk, run, skip, len, is_end: false })
     }
 }
 
@@ -344,8 +364,12 @@ impl<'a> Open<'a> {
             bins.first_from(bins::good_index(units)).and_then(|bin| bins.look(bin, look, |run| want.place(run)))
         };
         let near = |units| bins.look(bins::index(units), LENGTH_LOOK, |run| want.place(run));
-        let middle = if want.middle { self.find_middle(want) } else { None };
-        middle
+        let special = match want.where_ {
+            Where::Start => None,
+            Where::Middle => self.find_middle(want),
+            Where::End => bins.last().and_then(|bin| bins.look(bin, 1, |run| want.place_end(run))),
+        };
+        special
             .or_else(|| good(want.units, ALIGNED_LOOK))
             .or_else(|| if want.slack > 0 { good(want.units + want.slack, ALIGNED_LOOK) } else { None })
             .or_else(|| near(want.units))
@@ -362,7 +386,7 @@ impl<'a> Open<'a> {
 
     /// Cuts a place out of its free run; what is left in front and behind stays free, and zeroed if it was.
     fn take(&self, place: &Place<'a>, kind: Kind) -> &'a PageDesc {
-        let Place { chunk, run, skip, len } = *place;
+        let Place { chunk, run, skip, len, is_end } = *place;
         let (first, all, zeroed) = (run.index(), run.len(), run.is_zeroed());
         let descs = Descs::around(run);
         let head = match descs.get(first + skip) {
@@ -378,7 +402,9 @@ impl<'a> Open<'a> {
             self.note_used(chunk);
         }
         head.set_index(first + skip);
-        self.note_touched(descs, first + skip + len);
+        if !is_end {
+            self.note_touched(descs, first + skip + len);
+        }
         self.bin(chunk, first, skip, zeroed);
         self.bin(chunk, first + skip + len, all - skip - len, zeroed);
         mark_used(descs, head, kind, len, zeroed);
@@ -493,7 +519,7 @@ impl<'a> Open<'a> {
             let first = start.max(end.saturating_sub(spare)).checked_next_multiple_of(step)?;
             let is_worth = chunk.shift() >= COARSE_SHIFT && end.saturating_sub(first) >= least;
             let (skip, len) = ((first - start) >> chunk.shift(), end.saturating_sub(first) >> chunk.shift());
-            is_worth.then_some(Place { chunk, run, skip, len })
+            is_worth.then_some(Place { chunk, run, skip, len, is_end: false })
         };
         let place = self.pool.bins.look(self.pool.bins.last()?, LENGTH_LOOK, pages_of)?;
         Some(self.take(&place, Kind::Large))

@@ -1078,10 +1078,18 @@ fn who_finds_every_lock_held_has_what_was_set_aside() {
 fn a_run_of_the_heaps_own_is_no_block() {
     let (_given, pages, whole) = large_chunk();
     let (own_len, held_len) = (pages.own_len(), pages.held_len());
+    let first = pages.alloc(64 * KIB, 1, Use::Large, 0, false).unwrap();
     let run = pages.alloc_own(6000, 128, 0).unwrap();
+    pages.free(first.desc);
     assert_eq!((run.start.addr().get() % 128, run.len), (0, 8 * KIB));
     assert_eq!((pages.free_len(), pages.own_len()), (whole - run.len, own_len + run.len));
     assert_eq!((pages.verify(), pages.held_len()), (Ok(()), held_len));
+    let worked_len = pages.worked_len();
+    let next = pages.alloc_own(6000, 128, 0).unwrap();
+    let rest = pages.alloc(whole - 2 * run.len, 1, Use::Large, 0, false).expect("what stays parts nothing");
+    pages.free(rest.desc);
+    pages.free_own(next.desc);
+    assert_eq!((pages.verify(), pages.worked_len() >= worked_len), (Ok(()), true));
     pages.free(run.desc);
     assert_eq!((run.desc.kind(), pages.resize(run.desc, 1, false)), (Kind::Own, None), "nobody's to free");
     assert!(pages.take_empty(0).is_none());

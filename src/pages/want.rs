@@ -9,6 +9,14 @@ pub(crate) enum Use {
     Large,
     /// A block of its own that had to move because it grew.
     Grown,
+    /// What the heap itself keeps, among the slabs.
+    Own,
+}
+
+impl Use {
+    pub(crate) fn is_large(self) -> bool {
+        matches!(self, Self::Large | Self::Grown)
+    }
 }
 
 /// What new pages are wanted for.

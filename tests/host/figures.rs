@@ -121,3 +121,58 @@ fn the_debugging_levels_keep_what_they_say() {
     says("docs/hardening.md", &format!("the first {} KiB of a freed block are `0xd5`", poison / 1024));
     says("docs/hardening.md", &format!("and {back} bytes behind it"));
 }
+
+/// The functions of a table in the design's *Two ways through the code*, with their files.
+fn hops(design: &str, from: &str) -> Vec<(String, String)> {
+    let table = design.split_once(from).unwrap().1.split_once("|---|---|---|\n").unwrap().1;
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+    let name = |cell: &str| cell.trim_matches('`').to_owned();
+    cells.flat_map(|cells| cells[2].split(", ").map(|hop| (name(cells[1]), name(hop))).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn the_ways_through_the_code_are_there_and_as_long_as_said() {
+    let design = read("docs/design.md");
+    for from in ["From `dealloc` of the last", "From `alloc` in an empty heap"] {
+        let hops = hops(&design, from);
+        for (file, hop) in &hops {
+            assert!(read(&format!("src/{file}")).contains(&format!("fn {hop}")), "no {hop} in {file}");
+        }
+        let files: std::collections::BTreeSet<&String> = hops.iter().map(|(file, _)| file).collect();
+        let said = design.split_once(from).unwrap().1.split_once(".\n").unwrap().0;
+        assert!(said.ends_with(&format!("{} functions in {} files", hops.len(), files.len())), "{from}{said}");
+    }
+}
+
+/// Lines of code in a folder, without comments, blank lines and tests.
+fn lines_of_code(folder: &Path) -> usize {
+    let mut count = 0;
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let is_test = ["tests.rs", "model.rs"].iter().any(|name| path.ends_with(name));
+        if path.is_dir() {
+            count += lines_of_code(&path);
+        } else if !is_test {
+            let text = fs::read_to_string(path).unwrap();
+            let lines = text.lines().take_while(|line| !line.contains("mod tests {")).map(str::trim);
+            count += lines.filter(|line| !line.is_empty() && !line.starts_with("//")).count();
+        }
+    }
+    count
+}
+
+#[test]
+fn the_rooms_are_as_long_as_they_say() {
+    let design = read("docs/design.md");
+    let table = design.split_once("| room | lines |").unwrap().1.split_once("\n\n").unwrap().0;
+    let rows: Vec<_> = table.lines().filter(|row| row.starts_with("| `")).collect();
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in rows {
+        let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+        let (said, is) = (
+            cells[2].parse::<usize>().unwrap(),
+            lines_of_code(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(cells[1])),
+        );
+        assert!(said.abs_diff(is) * 20 <= is, "{} has {is} lines, not {said}", cells[1]);
+    }
+}

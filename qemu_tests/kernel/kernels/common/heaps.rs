@@ -7,8 +7,8 @@ use core::alloc::GlobalAlloc;
 use core::fmt;
 
 use smp_heap::cpu::CpuMode;
-use smp_heap::{Heap, PageProvider, RegionProvider, Violation};
-use smp_heap_kernel::{Region, smp, sync::Once, test};
+use smp_heap::{Heap, PageProvider, RegionError, RegionProvider, Violation};
+use smp_heap_kernel::{Region, smp, sync::Once, test, time};
 
 /// The most CPUs that a kernel of these is booted with.
 pub(crate) const CPUS: usize = 8;
@@ -112,13 +112,18 @@ pub(crate) fn heap() -> HeapRef {
     }
 }
 
-/// Gives the chosen heap memory that nobody else uses. Each byte once.
+/// Gives the chosen heap memory that nobody else uses. Each byte once. Another CPU may be in a region that touches it
+/// for as long as the host stops that CPU.
 pub(crate) fn give(region: Region) {
-    // SAFETY: RAM that the boot code left to this kernel, and that the kernel gives away here.
-    let added = unsafe { heap().regions().add_region(region.as_ptr(), region.len) };
-    if let Err(error) = added {
-        test::fail(format_args!("{region:?}: {error}"));
-    }
+    time::wait_for("the provider", time::SOON, || {
+        // SAFETY: RAM that the boot code left to this kernel, and that the kernel gives away here; nothing was taken if
+        // the provider was busy.
+        match unsafe { heap().regions().add_region(region.as_ptr(), region.len) } {
+            Err(RegionError::Busy) => false,
+            Err(error) => test::fail(format_args!("{region:?}: {error}")),
+            Ok(()) => true,
+        }
+    });
 }
 
 /// Checks every invariant of the chosen heap. At rest.
