@@ -533,7 +533,13 @@ impl<const N: usize> Pages<N> {
 
     /// A run for what the heap itself needs, at a multiple of `align`; it counts as the page heap's own. Never waits.
     pub(crate) fn alloc_own(&self, len: usize, align: usize, shard: usize) -> Option<Run<'_>> {
-        let run = self.alloc_far(len, align, Use::Own, shard, false).ok()?;
+        // One long region is not to be parted; among many chunks it should not keep another one from going back.
+        let run = if self.chunk_count.load(Relaxed) > 1 {
+            self.alloc(len, align, Use::Slab, shard, false)
+        } else {
+            self.alloc_far(len, align, Use::Own, shard, false)
+        };
+        let run = run.ok()?;
         run.desc.set_kind(Kind::Own);
         self.own_len.fetch_add(run.len, Relaxed);
         Some(run)
