@@ -441,12 +441,15 @@ fn a_nested_context_gets_no_huge_block() {
 fn with_hints_every_cache_may_be_busy_and_the_lap_ends() {
     let heap = Heap::<Host<false>, _, 3>::new(Host::default(), Hint(UnknownCpu));
     filled(&heap, 64).unwrap().free().unwrap();
+    // There is room for two more caches.
+    let long = filled(&heap, 3 << 20).unwrap();
     assert!(heap.engine.add_cpu(1) && heap.engine.add_cpu(2));
     let held = heap.engine.cpus.iter().all(|(index, cache, _)| cache.try_lock(index));
     assert!(held);
     let blocks: Vec<_> = [8, 64, 200, 3000, 9000, 50_000, 3 << 20].map(|size| filled(&heap, size).unwrap()).into();
     blocks.into_iter().for_each(|block| block.free().unwrap());
     heap.engine.cpus.iter().for_each(|(index, cache, _)| cache.unlock(index));
+    long.free().unwrap();
     all_back(&heap);
 }
 

@@ -425,7 +425,7 @@ booting
 [    0.10] smp-heap v1 dump time=100000 cpus=4
 [    0.10] smp-heap v1 heap held=131072 high=262144 live=49152 slabs=49152 large=32768 free=45056 longest=32768 own=4096 maps=2 failed=0 unmaps=1 refused=0 reliefs=0 strays=0
 [    0.10] smp-heap v1 class block=32 live=700 cached=68 from_others=0 to_others=0 partial=1 empty=0 held=32768 high=32768 colour=red
-[    0.10] smp-heap v1 class block=4096 live=0 cached=0 from_others=0 to_others=0 partial=0 whole=1 held=16384 high=65536
+[    0.10] smp-heap v1 class block=4096 live=0 cached=0 from_others=0 to_others=0 partial=0 empty=1 held=16384 high=65536
 another CPU: smp-heap v? is not a line of it, nor is smp-heap v1
 [    0.10] smp-heap v1 cpu cpu=0 cached=68 bytes=2176 partial=1 refilled=800 flushed=32 refills=9 flushes=1 laps=0 nested_allocs=3 nested_frees=2\r
 [    0.10] smp-heap v1 share cpu=0 block=32 cached=68 limit=128 refilled=800 flushed=32 partial=1 empty=0
