@@ -97,6 +97,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         len + self.return_tables(caller)
     }
+
     /// [`trim`](Self::trim) of everything, and of what the heap keeps for each CPU but the first: for a heap that goes.
     /// With no block in use, no page is held afterwards that the provider takes back. The heap may go on; CPUs get what
     /// they need anew. Returns the bytes that went back.
