@@ -196,8 +196,8 @@ fn pointing_tells_and_a_chip_leaves_one_size() {
         const is_lit = run => getComputedStyle(run).opacity == 1;
         const lit = () => [...document.querySelectorAll('.on .r')].filter(is_lit).length;
         const before = lit(); chip.click(); const only = lit(); chip.click();
-        const all = document.querySelectorAll('.on .r.b112').length;
-        document.body.dataset.lit = [before > only, only == all, only > 0, lit() == before].join();
+        const of112 = document.querySelectorAll('.on .r.b112').length;
+        document.body.dataset.lit = [before > only, only == of112, only > 0, lit() == before].join();
     "#,
         "",
         1280,
