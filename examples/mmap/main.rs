@@ -8,12 +8,12 @@ mod provider;
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), std::io::Error> {
+    use core::alloc::Layout;
+    use core::ptr::NonNull;
     use provider::{Mmap, resident_len};
     use smp_heap::battery::Random;
     use smp_heap::cpu::UnknownCpu;
     use smp_heap::{Heap, Hint};
-    use std::alloc::Layout;
-    use std::ptr::NonNull;
 
     static HEAP: Heap<Mmap, Hint<UnknownCpu>, 1> = Heap::new(Mmap::new(), Hint(UnknownCpu));
 

@@ -7,8 +7,8 @@
 //! - `resize` and `remap` are `mremap`, which moves page-table entries and copies nothing.
 
 use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::io::Error;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smp_heap::{PageProvider, PageRun};
 

@@ -24,8 +24,8 @@ use smp_heap_maps::Free;
 use smp_heap_maps::pvh::Map;
 use spin::Mutex;
 use uart_16550::{Config, Uart16550Tty, backend::PioBackend};
-use x86_64::{VirtAddr, instructions::port::Port};
 use x86_64::registers::model_specific::GsBase as GsRegister;
+use x86_64::{VirtAddr, instructions::port::Port};
 
 global_asm!(include_str!("../x86_64.s"), options(att_syntax));
 pvh::xen_elfnote_phys32_entry!(start32);
@@ -39,9 +39,9 @@ unsafe extern "C" {
 }
 
 /// A CPU's own area, to which its GS base points: here no more than its number.
-struct Area(u32);
+type Area = u32;
 /// What the GS base of a CPU points to until it has an area: a number that is no CPU's.
-static STARTING: Area = Area(u32::MAX);
+static STARTING: Area = Area::MAX;
 // SAFETY: each CPU points its GS base to an `Area` before it uses the heap.
 const THIS_CPU: GsBase<0, u32> = unsafe { GsBase::new() };
 
@@ -83,7 +83,7 @@ extern "C" fn main(start_info: u32) -> ! {
 
     let line = info.cmdline().and_then(|line| line.to_str().ok()).unwrap_or("");
     let cpus = line.split_once("cpus=").and_then(|(_, count)| count.trim().parse().ok()).unwrap_or(1);
-    GsRegister::write(VirtAddr::from_ptr(Box::leak(Box::new(Area(0)))));
+    GsRegister::write(VirtAddr::from_ptr(Box::leak(Box::<Area>::new(0))));
     start_others();
     work(0);
     while DONE.load(Ordering::Acquire) < cpus {
@@ -112,7 +112,7 @@ fn work(cpu: usize) {
 extern "C" fn ap_main(number: u32) {
     GsRegister::write(VirtAddr::from_ptr(&STARTING));
     // The heap serves this CPU before it knows its number.
-    GsRegister::write(VirtAddr::from_ptr(Box::leak(Box::new(Area(number)))));
+    GsRegister::write(VirtAddr::from_ptr(Box::leak(Box::<Area>::new(number))));
     work(number as usize);
 }
 

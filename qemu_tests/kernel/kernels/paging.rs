@@ -118,11 +118,13 @@ fn verify<C: CpuMode>(heap: &Paged<C>) {
 fn coming_home<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
     const COUNT: usize = 8 << 10;
     let layout = const { Layout::new::<[u64; 125]>() };
-    let table = heap.alloc(const { Layout::new::<[*mut u8; COUNT]>() }).expect("a table").cast::<NonNull<u8>>();
+    let table = must_alloc(heap, const { Layout::new::<[*mut u8; COUNT]>() }).cast::<NonNull<u8>>();
     for at in 0..COUNT {
-        let block = heap.alloc(layout).expect("a block").cast();
+        let block = must_alloc(heap, layout);
         // SAFETY: inside the table.
-        unsafe { table.add(at).write(block) };
+        let place = unsafe { table.add(at) };
+        // SAFETY: as above.
+        unsafe { place.write(block) };
     }
     let (peak_len, mut random) = (heap.provider().mapped_len(), Random::new(5));
     for left in (1..=COUNT).rev() {
@@ -130,8 +132,10 @@ fn coming_home<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
         let [chosen, last] = [random.below(left), left - 1].map(|at| unsafe { table.add(at) });
         // SAFETY: as above.
         let block = unsafe { chosen.read() };
+        // SAFETY: as above.
+        let moved = unsafe { last.read() };
         // SAFETY: as above; the last block takes the place of the one that goes.
-        unsafe { chosen.write(last.read()) };
+        unsafe { chosen.write(moved) };
         // SAFETY: allocated with this Layout, and in the table no more.
         unsafe { heap.free(block, layout) };
     }
@@ -150,12 +154,19 @@ fn coming_home<C: CpuMode + Sync>(_: &Boot, heap: &Paged<C>) {
     }
 }
 
+fn must_alloc<C: CpuMode>(heap: &Paged<C>, layout: Layout) -> NonNull<u8> {
+    match heap.alloc(layout) {
+        Ok(block) => block.cast(),
+        Err(error) => test::fail(format_args!("{layout:?}: {error}")),
+    }
+}
+
 /// Takes so many blocks, and gives all back.
 fn batch<C: CpuMode + Sync>(heap: &Paged<C>, count: usize, size: usize) {
     let Ok(layout) = Layout::from_size_align(size, 8) else { return };
     let mut blocks = [None; 64];
     for place in blocks.iter_mut().take(count) {
-        *place = Some(heap.alloc(layout).expect("a block").cast());
+        *place = Some(must_alloc(heap, layout));
     }
     for block in blocks.into_iter().flatten() {
         // SAFETY: just allocated with this Layout, and not used.
