@@ -30,9 +30,9 @@ const WHOLE: usize = 128;
 /// held, caches up to 1/8, a new chunk is up to 1/8, empty slabs of each class up to 1/128. Saturates. It is a bound
 /// for provision, not an estimate: the queues in `tests/host/memory.rs` hold less than an eighth of it.
 ///
-/// *Held* is [`Stats::held_len`](crate::Stats::held_len) over a provider that
+/// *Held* is [`Totals::held_len`](crate::Totals::held_len) over a provider that
 /// [decommits](crate::PageProvider::DECOMMITS), also when much more was live before. Over regions it is
-/// [`Stats::touched_len`](crate::Stats::touched_len), with the most that was ever live: a region goes back as a whole.
+/// [`Totals::touched_len`](crate::Totals::touched_len), with the most that was ever live: a region goes back as a whole.
 /// For other providers see [`worst_case_overhead_after`].
 ///
 /// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's

@@ -221,8 +221,10 @@ mod linux {
         // SAFETY: the attributes are complete, and the argument outlives the thread.
         let made = unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), call, argument) };
         assert_eq!(made, 0);
-        // SAFETY: the thread was just made, and is joined once.
-        assert_eq!(unsafe { libc::pthread_join(thread.assume_init(), std::ptr::null_mut()) }, 0);
+        // SAFETY: the thread was just made.
+        let thread = unsafe { thread.assume_init() };
+        // SAFETY: it is joined once.
+        assert_eq!(unsafe { libc::pthread_join(thread, std::ptr::null_mut()) }, 0);
         // SAFETY: written above, and the thread has ended.
         let bytes = unsafe { std::slice::from_raw_parts(start, STACK_LEN) };
         let unused = bytes.iter().take_while(|byte| **byte == PAINT).count();
@@ -254,7 +256,7 @@ mod linux {
         ];
         println!("{CPUS} CPUs: stats_into, totals, dump, verify, verify_at_rest take {lens:?} bytes of stack");
         assert!(lens.iter().all(|len| *len <= 2048), "{CPUS} CPUs: {lens:?}");
-        let both = stack_of(|| drop(std::hint::black_box(heap.stats())));
+        let both = stack_of(|| _ = std::hint::black_box(heap.stats()));
         assert!(both <= size_of::<smp_heap::Stats<CPUS>>() * 2 + 2048, "{CPUS} CPUs: {both}");
         assert_eq!((stats.held_len, stats.live_len()), (heap.stats().held_len, heap.stats().live_len()));
     }
