@@ -32,8 +32,8 @@ const WHOLE: usize = 128;
 ///
 /// *Held* is [`Totals::held_len`](crate::Totals::held_len) over a provider that
 /// [decommits](crate::PageProvider::DECOMMITS), also when much more was live before. Over regions it is
-/// [`Totals::touched_len`](crate::Totals::touched_len), with the most that was ever live: a region goes back as a whole.
-/// For other providers see [`worst_case_overhead_after`].
+/// [`Totals::touched_len`](crate::Totals::touched_len), with the most that was ever live: a region goes back as a
+/// whole. For other providers see [`worst_case_overhead_after`].
 ///
 /// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's
 /// length. So may a queue that took and gave in turn while it grew, and then shrank: its blocks lie where there was
