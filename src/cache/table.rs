@@ -12,8 +12,9 @@
 //!   page for it. No pointer leads there, so that a heap may be moved: null stands for the first CPU's cache. A free
 //!   cache says whose it is, and the one comparison that tells whether a cache is free also turns the other CPUs away.
 //!   Price: 7 KiB of every heap.
-//! - *The others' states take at most a [`SHARE`] of the bytes held.* A CPU that has to wait for its state takes single
-//!   blocks from the slabs. Price: in a heap of 100 KiB only CPU 0 has a cache.
+//! - *The others' states take at most a [`SHARE`] of the bytes held*, and none is made where it would part a chunk that
+//!   is nearly full. A CPU that has to wait for its state takes single blocks from the slabs. Price: in a heap of
+//!   100 KiB only CPU 0 has a cache.
 //! - *A state stays*, for its CPU or for the one that gets its index later, since the fast paths tell nobody that they
 //!   read it. Only a heap [at rest](crate::Heap::trim_at_rest) takes it back. Price: two pages of 4 KiB for each CPU
 //!   that ever used the heap, and the chunk that they lie in.

@@ -3,9 +3,9 @@
 //!
 //! Who waits, and for what: a context that [may wait](crate::CpuHint::may_wait) looks again as long as it sees another
 //! context with memory in hand (in a lock, on its way to or from the provider, among blocks to be joined), up to
-//! [`LAST_TRIES`] looks. One that may not looks again too, but for no call of the provider, which may be waiting for
-//! this very CPU. A context that interrupted the heap on its own CPU, by its id, looks once, everywhere, and waits for
-//! nothing.
+//! [`LAST_TRIES`] looks. One that may not looks again too, while waits [in vain](crate::heap::searches) leave it
+//! patience, but for no call of the provider, which may be waiting for this very CPU. A context that interrupted the
+//! heap on its own CPU, by its id, looks once, everywhere, and waits for nothing.
 
 use core::cell::Cell;
 use core::ptr::NonNull;
@@ -149,9 +149,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         let (busy, wait) = (refused == Refused::Busy, self.mode.may_wait());
+        let meets_own = (caller.nested || search.interrupts()) && !self.searches.are_ids_shared();
         // Others run meanwhile, and give up what they hold.
-        let are_ids_true = C::PINNED || !self.searches.are_ids_shared();
-        let is_patient = wait || are_ids_true && !(caller.nested || search.interrupts());
+        let looks = match (wait, meets_own) {
+            (true, _) => LAST_TRIES,
+            (false, false) => self.searches.patience(LAST_TRIES),
+            (false, true) => 0,
+        };
         let fits = PageRun::new(want.least_len, want.align, P::PAGE_LEN).is_some_and(|run| self.is_within_reach(run));
         // Chunks that the provider has again may come back as one; for a page they are long enough as they are.
         let may_join = want.least_len > P::PAGE_LEN;
@@ -166,7 +170,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 None
             })
         };
-        when(fits && busy, || (0..if is_patient { BUSY_TRIES } else { NESTED_TRIES }).find_map(|_| quick()))
+        when(fits && busy, || (0..looks.clamp(NESTED_TRIES, BUSY_TRIES)).find_map(|_| quick()))
             .or_else(|| when(fits && self.release_reserves(wait), quick))
             .or_else(|| (0..JOIN_TRIES).take_while(|_| seek.has_more()).find_map(|_| quick()))
             .or_else(|| grow(busy))
@@ -174,7 +178,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             .or_else(|| when(fits && may_join && open(), || self.return_then_grow(seek, &want, caller, wait)))
             .or_else(|| when(open(), || self.retry_after_relief(seek, need, fits, caller, wait)))
             .or_else(|| {
-                when(fits && open() && is_patient, || self.retry_while_contended(seek, &search, caller, wait, &quiet))
+                when(fits && open() && looks > 0, || self.retry_while_contended(seek, &search, caller, looks, &quiet))
             })
             .or_else(|| when(fits, || seek.last_resort(false)))
     }
@@ -207,16 +211,19 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.engine.release_reserves(step) | self.engine.pages.drain_deferred(step)
     }
 
-    /// Looks everywhere, and again until looks in a row have seen everything, and nobody with memory in hand.
+    /// Looks everywhere, up to `looks` times, until looks in a row have seen everything, and nobody with memory in
+    /// hand.
     fn retry_while_contended<S: Seek>(
         &self,
         seek: &S,
         search: &Search<'_>,
         caller: Caller,
-        wait: bool,
+        looks: u32,
         quiet: &Cell<u32>,
     ) -> Option<S::Found> {
-        for _ in 0..LAST_TRIES {
+        let wait = self.mode.may_wait();
+        // Null: the wait was not in vain, and there is nothing.
+        let ended = (0..looks).find_map(|_| {
             search.watch();
             // Give whoever it is a moment; who stays is not waited for lock by lock.
             let is_free = (0..SPIN_LIMIT).any(|_| {
@@ -229,15 +236,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let grown = self.grow(seek, true, caller, wait);
             let closed = grown.is_err();
             let found = grown.ok().flatten().or_else(|| self.look(seek, is_free, wait, quiet));
-            if found.is_some() || closed || quiet.get() >= QUIET_LOOKS {
-                return found;
-            }
-        }
+            (found.is_some() || closed || quiet.get() >= QUIET_LOOKS).then_some(found)
+        });
         if !wait {
-            // What was waited for did not go on meanwhile: it may be what this context interrupted, and its id lies.
-            search.doubt();
+            self.searches.waited(ended.is_none());
         }
-        None
+        ended.flatten()
     }
 
     /// [`reclaim`](Self::reclaim), which counts looks in a row that saw everything.

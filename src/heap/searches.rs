@@ -6,8 +6,12 @@
 //! after it is still inside was not interrupted by that one; this is seen, and from then on the count is not believed.
 //! With a hint it is taken for true by who may not wait only, since another CPU may have the same id.
 //!
+//! Where the count is not believed, a context with interrupts masked cannot know whether it waits for what it
+//! interrupted. Such contexts share a patience: each wait that was in vain leaves an eighth of it to the next one, each
+//! that was not gives it back.
+//!
 //! Price: under a pin, a context that meets the search of a preempted task on its CPU gives up early, until the count
-//! is no longer believed.
+//! is no longer believed. Where ids lie, four waits are in vain, the first one as long as a task's.
 
 use crate::base::sync::{AtomicUsize, Ordering};
 
@@ -19,10 +23,16 @@ pub(crate) struct Searches<const CPUS: usize> {
     /// Contexts inside the pressure hook, by CPU; the last one counts those without an index.
     relieving: [AtomicUsize; CPUS],
     relieving_elsewhere: AtomicUsize,
-    /// Not 0: two contexts with one index ran side by side, or a wait was in vain. A word, so that the struct has no
-    /// padding.
+    /// Not 0: two contexts with one index ran side by side. A word, so that the struct has no padding.
     ids_are_shared: AtomicUsize,
+    /// Waits of masked contexts that were in vain, less those that were not; at most [`VAIN_LIMIT`].
+    vain_waits: AtomicUsize,
 }
+
+/// A wait that was in vain leaves one of so many looks to the next, as a shift.
+const VAIN_SHIFT: usize = 3;
+/// From so many waits in vain on, no more looks are taken away.
+const VAIN_LIMIT: usize = 4;
 
 /// A search, until dropped.
 #[derive(Debug)]
@@ -46,7 +56,20 @@ impl<const CPUS: usize> Searches<CPUS> {
             relieving: [const { AtomicUsize::new(0) }; CPUS],
             relieving_elsewhere: AtomicUsize::new(0),
             ids_are_shared: AtomicUsize::new(0),
+            vain_waits: AtomicUsize::new(0),
         }
+    }
+
+    /// What is left of `most` looks for a context with interrupts masked.
+    pub(crate) fn patience(&self, most: u32) -> u32 {
+        (most >> (VAIN_SHIFT * self.vain_waits.load(Ordering::Relaxed).min(VAIN_LIMIT))).max(1)
+    }
+
+    /// A wait with interrupts masked is over. Two that end at the same moment may count as one.
+    pub(crate) fn waited(&self, in_vain: bool) {
+        let before = self.vain_waits.load(Ordering::Relaxed);
+        let now = if in_vain { (before + 1).min(VAIN_LIMIT) } else { before.saturating_sub(1) };
+        self.vain_waits.store(now, Ordering::Relaxed);
     }
 
     /// Begins a search on the CPU with that index.
@@ -86,7 +109,7 @@ impl Search<'_> {
     }
 
     /// Notes that ids are not to be believed.
-    pub(crate) fn doubt(&self) {
+    fn doubt(&self) {
         self.ids_are_shared.store(1, Ordering::Relaxed);
     }
 }
@@ -137,6 +160,18 @@ mod tests {
         drop(early);
         assert!(searches.are_ids_shared(), "it ends before the later one");
         drop(late);
+    }
+
+    #[test]
+    fn waits_in_vain_get_shorter_and_others_longer_again() {
+        let searches = Searches::<1>::new();
+        let mut seen = std::vec::Vec::new();
+        for in_vain in [true, true, true, true, true, false, false, false, false, false] {
+            seen.push(searches.patience(4096));
+            searches.waited(in_vain);
+        }
+        assert_eq!(seen, [4096, 512, 64, 8, 1, 1, 8, 64, 512, 4096]);
+        assert_eq!(searches.patience(0), 1, "one look is always taken");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::PageRun;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
 use crate::battery::Filled;
-use crate::contract::cpu::{CpuPin, UnknownCpu};
+use crate::contract::cpu::{CpuHint, CpuPin, UnknownCpu};
 use crate::heap::depot::Surplus;
 use crate::pages::Use;
 use crate::{Hint, Pinned};
@@ -663,6 +663,71 @@ fn huge_blocks_that_nobody_takes_go_back_later() {
     heap.trim(0);
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
     all_back(&heap);
+}
+
+/// A provider without memory until it was asked so many times.
+struct Late {
+    host: Host<false>,
+    refusals: AtomicUsize,
+}
+
+// SAFETY: the host's.
+unsafe impl PageProvider for Late {
+    const REENTRANT: bool = true;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        let more = |left: usize| left.checked_sub(1);
+        match self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => None,
+            Err(_) => self.host.map(run),
+        }
+    }
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        // SAFETY: the contract is the same.
+        unsafe { self.host.unmap(start, run) }
+    }
+}
+
+/// Every caller says that it is on CPU 0 and has its interrupts masked.
+struct Masked;
+
+impl CpuHint for Masked {
+    fn current_cpu(&self) -> Option<usize> {
+        Some(0)
+    }
+    fn may_wait(&self) -> bool {
+        false
+    }
+}
+
+/// What others have in hand is waited for with interrupts masked too, where ids were seen to lie and after a wait that
+/// was in vain; not by who meets its own CPU inside a search.
+#[test]
+fn one_lie_does_not_end_all_waiting() {
+    const WAITS: usize = 60;
+    let late = |refusals| Late { host: Host::default(), refusals: AtomicUsize::new(refusals) };
+    let asks = |lies: bool, waits_in_vain: usize| {
+        let heap = Heap::<_, _, 2>::new(late(WAITS), Hint(Masked));
+        let (early, other) = (heap.searches.begin(0), heap.searches.begin(0));
+        if lies {
+            early.watch();
+        }
+        (0..waits_in_vain).for_each(|_| heap.searches.waited(true));
+        // Somebody joins blocks, and is in sight.
+        let walk = heap.engine.walks.begin();
+        let block = filled(&heap, 200);
+        drop((other, early, walk));
+        let refusals = heap.provider().refusals.load(Ordering::Relaxed);
+        let found = block.map(|block| block.free().unwrap()).is_some();
+        heap.drain_current();
+        heap.trim(0);
+        (found, WAITS - refusals)
+    };
+    assert_eq!(asks(true, 0), (true, WAITS));
+    assert_eq!(asks(true, 1), (true, WAITS));
+    let (found, asked) = asks(true, 4);
+    assert!(!found && asked > 0, "little patience is left");
+    assert!(!asks(false, 0).0, "what the caller's CPU interrupted does not go on before it");
 }
 
 /// A provider that looks whether its caller holds anything of [`PROBED`], and comes back into it.

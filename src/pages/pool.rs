@@ -36,6 +36,8 @@ const POP_LIMIT: usize = 8;
 const EMPTY_LOOK: usize = 8;
 /// A free run must be longer than this many times the block to have the block placed in its middle.
 const MIDDLE_RATIO: usize = 8;
+/// More than one part in so many of a pool must be free to have a CPU's state placed where it parts memory.
+const END_RATIO: usize = 4;
 
 /// A request for a run.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,14 @@ struct Place<'a> {
     len: usize,
     /// It says nothing of how much of the chunk was ever used.
     is_end: bool,
+}
+
+impl Place<'_> {
+    /// Whether the chunk's end or a run of the heap's own follows.
+    fn is_last(&self) -> bool {
+        let next = Descs::of(self.chunk).get(self.run.index() + self.run.len());
+        next.is_none_or(|next| next.kind() == Kind::Own)
+    }
 }
 
 /// See the file's head. All zero is the empty state. Invariants, executed by [`Open::verify`] at rest:
@@ -367,13 +377,23 @@ impl<'a> Open<'a> {
         let special = match want.where_ {
             Where::Start => None,
             Where::Middle => self.find_middle(want),
-            Where::End => bins.last().and_then(|bin| bins.look(bin, 1, |run| want.place_end(run))),
+            Where::End => return self.find_end(want),
         };
         special
             .or_else(|| good(want.units, ALIGNED_LOOK))
             .or_else(|| if want.slack > 0 { good(want.units + want.slack, ALIGNED_LOOK) } else { None })
             .or_else(|| near(want.units))
             .or_else(|| if want.slack > 0 { near(want.units + want.slack) } else { None })
+    }
+
+    /// A place at the end of one of the longest runs, where it parts no memory for ever: before what is the heap's own
+    /// too, or before the chunk's end. In a pool that is not nearly full, at the end of the longest one.
+    fn find_end(&self, want: &Request) -> Option<Place<'a>> {
+        let last = self.pool.bins.last()?;
+        let fits = |run| want.place_end(run);
+        let parts_nothing = self.pool.bins.look(last, LENGTH_LOOK, |run| fits(run).filter(Place::is_last));
+        let has_plenty = self.pool.free_len() > self.pool.held_len() / END_RATIO;
+        parts_nothing.or_else(|| if has_plenty { self.pool.bins.look(last, 1, fits) } else { None })
     }
 
     /// A place in the middle of a run of the last bin, if more than half of the pool is free.

@@ -1073,6 +1073,32 @@ fn who_finds_every_lock_held_has_what_was_set_aside() {
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
 }
 
+/// A CPU that comes while the memory is full waits for its state, unless that can lie where nothing is parted.
+#[test]
+fn a_run_of_the_heaps_own_parts_no_full_chunk() {
+    let (_given, pages, whole) = large_chunk();
+    let (part, own_len) = (whole / 8, pages.own_len());
+    let blocks: Vec<_> = (0..7).map(|_| pages.alloc(part, 1, Use::Large, 0, false).unwrap()).collect();
+    let last = pages.alloc_own(6000, 128, 0).expect("at the end it parts nothing");
+    let rest = pages.alloc(pages.free_len(), 1, Use::Large, 0, false).unwrap();
+    pages.free(blocks[3].desc);
+    assert!(pages.alloc_own(6000, 128, 0).is_none(), "in the middle of a full chunk");
+    pages.free(rest.desc);
+    let next = pages.alloc_own(6000, 128, 0).expect("before the other one");
+    assert_eq!(next.start.addr().get() + next.len, last.start.addr().get());
+    let rest = pages.alloc(whole / 8 - 4 * 8 * KIB, 1, Use::Large, 0, false).unwrap();
+    let rest_2 = pages.alloc(pages.free_len() - part, 1, Use::Large, 0, false).unwrap();
+    assert!(pages.alloc_own(6000, 128, 0).is_none());
+    pages.free(blocks[1].desc);
+    pages.free(blocks[5].desc);
+    let parting = pages.alloc_own(6000, 128, 0).expect("there is plenty");
+    for block in [0, 2, 4, 6].map(|index| &blocks[index]).into_iter().chain([&rest, &rest_2]) {
+        pages.free(block.desc);
+    }
+    [last, next, parting].iter().for_each(|run| pages.free_own(run.desc));
+    assert_eq!((pages.verify(), pages.free_len(), pages.own_len()), (Ok(()), whole, own_len));
+}
+
 /// What the heap itself needs is neither a block nor free, and counts as the page heap's own.
 #[test]
 fn a_run_of_the_heaps_own_is_no_block() {

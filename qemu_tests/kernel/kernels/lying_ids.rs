@@ -82,8 +82,7 @@ kernel! {
             println!("{name}: {} us", time::micros() - start);
             test::did(rounds * steps * boot.cpu_count(), "blocks");
         }
-        // Handlers that a lie made wait in vain wait for no lock any more.
-        common::storm::judge(0, 25);
+        common::storm::judge(0, 5);
         expect_left(0);
     }
 }

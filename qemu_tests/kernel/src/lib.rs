@@ -50,7 +50,6 @@ mod start;
 pub mod step;
 pub mod sync;
 pub mod test;
-#[cfg(not(target_arch = "x86_64"))]
 mod ticker;
 pub mod time;
 pub mod timer;

@@ -2,7 +2,7 @@
 
 use crate::{Context, arch, arch::vector, erased::Erased, handlers};
 
-pub use crate::arch::{start_timer as start, stop_timer as stop};
+pub use crate::ticker::{start, stop};
 
 /// Has `handler` called at each timer interrupt of every CPU.
 pub fn set_handler(handler: handlers::Handler) {

@@ -15,13 +15,15 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as imp;
 
-pub(crate) use imp::{AREA, call_timed, fault_address, new_thread, prepare_steps, set_up_cpu, switch_threads};
+pub(crate) use imp::{
+    AREA, call_timed, clear_deadline, fault_address, new_thread, prepare_steps, set_deadline, set_up_cpu,
+    switch_threads,
+};
 pub use imp::{
-    Context, Exit, cpu, cycles, enable_and_halt, exit, interrupts, ipi, nmi, reset, serial_write, start_timer, stop,
-    stop_timer, vector,
+    Context, Exit, cpu, cycles, enable_and_halt, exit, interrupts, ipi, nmi, reset, serial_write, stop, vector,
 };
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use imp::{clear_deadline, code, code_has_changed, set_deadline};
+pub(crate) use imp::{code, code_has_changed};
 
 pub use crate::memory::STACK_LEN;
 pub use crate::start::{MAX_CPUS, cpu_count, kernel};

@@ -24,7 +24,6 @@ use crate::memory::{Ram, Stacks};
 use crate::{clock, page_tables, start, start::MAX_CPUS, sync::Once, test, ticker, time, timer::Raise};
 
 pub(crate) use crate::breakpoints::prepare_steps;
-pub use crate::ticker::{start_timer, stop_timer};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
 

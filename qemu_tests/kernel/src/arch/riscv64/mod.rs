@@ -15,7 +15,6 @@ use crate::memory::{PAGE, Ram, Stacks};
 use crate::{Region, clock, page_tables, start, start::MAX_CPUS, sync::Once, test, ticker, timer::Raise};
 
 pub(crate) use crate::breakpoints::prepare_steps;
-pub use crate::ticker::{start_timer, stop_timer};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
 

@@ -24,7 +24,6 @@ const TIMER_DIVIDE: usize = 0x3e0;
 
 const ENABLED: u32 = 1 << 8;
 const MASKED: u32 = 1 << 16;
-const PERIODIC: u32 = 1 << 17;
 const PENDING: u32 = 1 << 12;
 
 /// Bits of the command register.
@@ -103,15 +102,16 @@ pub(super) fn start(target: u32, page: usize, online: impl Fn() -> bool) {
 /// How often the timer counts down in a microsecond; CPU 0 measures it, and it is the same for all.
 static COUNTS_PER_MICRO: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
 
-/// Interrupts this CPU every `micros` microseconds from now on.
-pub fn start_timer(micros: u32) {
-    let per_micro = COUNTS_PER_MICRO.load(core::sync::atomic::Ordering::Relaxed);
-    write(TIMER, PERIODIC | u32::from(vector::TIMER));
-    write(TIMER_INITIAL, per_micro.saturating_mul(micros).max(1));
+/// Has the timer interrupt this CPU in so many cycles of the clock.
+pub(crate) fn set_deadline(cycles: u64) {
+    let per_micro = u64::from(COUNTS_PER_MICRO.load(core::sync::atomic::Ordering::Relaxed));
+    let counts = cycles.saturating_mul(per_micro) / clock::cycles_per_micro().max(1);
+    write(TIMER, u32::from(vector::TIMER));
+    write(TIMER_INITIAL, u32::try_from(counts).unwrap_or(u32::MAX).max(1));
 }
 
-/// No more timer interrupts on this CPU; one may be on its way still.
-pub fn stop_timer() {
+/// The timer interrupts this CPU no more; an interrupt may be on its way still.
+pub(crate) fn clear_deadline() {
     write(TIMER, MASKED);
     write(TIMER_INITIAL, 0);
 }
@@ -133,7 +133,7 @@ pub(crate) unsafe fn call_timed(work: unsafe extern "C" fn(*mut u8), argument: *
     let initial = core::ptr::with_exposed_provenance_mut(REGISTERS + TIMER_INITIAL);
     // SAFETY: what is written to the register changes which interrupts come, and the caller answers for `work`.
     unsafe { timed_call(work, argument, count.max(1), initial) };
-    stop_timer();
+    clear_deadline();
 }
 
 /// Measures the timer and the cycle counter against the one clock whose rate is known, the PIT.

@@ -8,7 +8,7 @@ use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::{EntryOptions, InterruptDescriptorTable};
 
 use super::{apic, cpu, exit, vector};
-use crate::{console, fault, handlers, println, sched, start, sync::Once};
+use crate::{console, fault, handlers, println, sched, start, sync::Once, ticker};
 
 pub use crate::handlers::{Handler, set_handler};
 pub use x86_64::instructions::interrupts::{are_enabled, disable, enable, without_interrupts as without};
@@ -131,21 +131,22 @@ extern "C" fn interrupt_dispatch(context: *mut Context) -> *mut Context {
     match vector {
         vector::SPURIOUS => return context,
         vector::YIELD => return sched::switch(context, false),
+        vector::TIMER => {
+            apic::end_of_interrupt();
+            return ticker::tick(context);
+        }
         14 if fault::recover(registers) => return context,
         _ => {}
     }
-    if vector == vector::TIMER {
-        handlers::count_tick();
-    }
     match handlers::handler(vector) {
         Some(handler) => handler(registers),
-        None if matches!(vector, vector::TIMER | vector::WAKE) => {}
+        None if vector == vector::WAKE => {}
         None => unexpected(registers),
     }
     if vector >= 32 {
         apic::end_of_interrupt();
     }
-    if vector == vector::TIMER { handlers::after_tick(context) } else { context }
+    context
 }
 
 /// Called by the stub on the new thread's stack when the context was switched.

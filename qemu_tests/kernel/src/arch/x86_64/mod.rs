@@ -22,8 +22,7 @@ use x86_64::structures::paging::PhysFrame;
 use crate::memory::{Ram, Stacks, image, own};
 use crate::{start, start::MAX_CPUS, sync::Once};
 
-pub(crate) use apic::call_timed;
-pub use apic::{start_timer, stop_timer};
+pub(crate) use apic::{call_timed, clear_deadline, set_deadline};
 pub(crate) use cpu::AREA;
 pub use interrupts::Context;
 pub(crate) use step::prepare_steps;
