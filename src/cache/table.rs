@@ -12,9 +12,11 @@
 //!   page for it. No pointer leads there, so that a heap may be moved: null stands for the first CPU's cache. A free
 //!   cache says whose it is, and the one comparison that tells whether a cache is free also turns the other CPUs away.
 //!   Price: 7 KiB of every heap.
-//! - *The others' states take at most a [`SHARE`] of the bytes held*, and none is made where it would part a chunk that
-//!   is nearly full. A CPU that has to wait for its state takes single blocks from the slabs. Price: in a heap of
-//!   100 KiB only CPU 0 has a cache.
+//! - *The others' states take at most a [`SHARE`] of the bytes held.* A CPU that has to wait for its state takes single
+//!   blocks from the slabs. Price: in a heap of 100 KiB only CPU 0 has a cache.
+//! - *States lie side by side at the end of a chunk*, so that they part no free memory for ever, and keep one chunk. A
+//!   CPU that comes while something else lies there waits, for [`MOST_WAITS`] calls at most. Price: so many calls take
+//!   the slow path, some milliseconds in all.
 //! - *A state stays*, for its CPU or for the one that gets its index later, since the fast paths tell nobody that they
 //!   read it. Only a heap [at rest](crate::Heap::trim_at_rest) takes it back. Price: two pages of 4 KiB for each CPU
 //!   that ever used the heap, and the chunk that they lie in.
@@ -33,6 +35,9 @@ use crate::slab::list::Shard;
 
 /// States take at most this share of the bytes held.
 const SHARE: usize = 64;
+
+/// So many calls in vain later a state may part the free memory.
+const MOST_WAITS: usize = 1 << 16;
 
 /// What a CPU other than the first has. All zero is valid, but for the cache's owner.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub(crate) struct CpuTable<const CPUS: usize> {
     end: AtomicUsize,
     /// States.
     count: AtomicUsize,
+    /// Calls that found no place for a state since one was made.
+    waits: AtomicUsize,
 }
 
 /// A CPU without a cache is inside until this is dropped.
@@ -80,6 +87,7 @@ impl<const CPUS: usize> CpuTable<CPUS> {
             inside: [const { AtomicBool::new(false) }; CPUS],
             end: AtomicUsize::new(0),
             count: AtomicUsize::new(0),
+            waits: AtomicUsize::new(0),
         }
     }
 
@@ -124,6 +132,11 @@ impl<const CPUS: usize> CpuTable<CPUS> {
         self.end.load(Ordering::Relaxed).max(1)
     }
 
+    /// Where states lie, the last one first.
+    pub(crate) fn places(&self) -> impl Iterator<Item = NonNull<u8>> {
+        (1..self.end()).rev().filter_map(|index| self.state(index).map(|state| NonNull::from(state).cast()))
+    }
+
     /// Each CPU that has them, by its index: cache and shard.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &CpuCache, &Shard)> {
         let others =
@@ -143,6 +156,16 @@ impl<const CPUS: usize> CpuTable<CPUS> {
         self.count.load(Ordering::Relaxed).saturating_add(1).saturating_mul(state_len) <= held_len / SHARE
     }
 
+    /// Whether CPUs have waited long enough for a place that parts nothing.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waits.load(Ordering::Relaxed) >= MOST_WAITS
+    }
+
+    /// There was no place for a state.
+    pub(crate) fn note_wait(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Gives a CPU its state, at `place`, and shows what it keeps to `add` before. The caller holds the CPU's mark.
     ///
     /// # Safety
@@ -157,6 +180,7 @@ impl<const CPUS: usize> CpuTable<CPUS> {
         unsafe { state.cache.begin(index, &state.run_cache) };
         add(&state.run_cache);
         self.count.fetch_add(1, Ordering::Relaxed);
+        self.waits.store(0, Ordering::Relaxed);
         self.end.fetch_max(index.wrapping_add(1), Ordering::Relaxed);
         slot.store(place.as_ptr(), Ordering::Release);
     }

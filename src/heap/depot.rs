@@ -85,6 +85,8 @@ const RESERVE_SHARE: usize = 128;
 
 /// The most blocks that one flush returns: each is looked up.
 const RETURN_BATCH: u32 = 64;
+/// CPUs' states that are looked beside for room for another one.
+const PLACES_LOOK: usize = 16;
 /// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then
 /// be empty and go to the pages, which takes as long as thirty look-ups.
 const RETURN_SLABS: u32 = 6;
@@ -214,7 +216,12 @@ impl<const CPUS: usize> Engine<CPUS> {
         if index >= CPUS || self.cpus.has(index) || !self.cpus.has_room(self.pages.held_len(), len) {
             return false;
         }
-        let Some(run) = self.pages.alloc_own(len, align_of::<CpuState>(), index) else { return false };
+        let may_part = self.cpus.has_waited();
+        let others = self.cpus.places().take(PLACES_LOOK);
+        let Some(run) = self.pages.alloc_own(len, align_of::<CpuState>(), others, may_part) else {
+            self.cpus.note_wait();
+            return false;
+        };
         // SAFETY: it is in a state that stays until `remove_cpus`, which forgets it before.
         let keeps = |kept: &RunCache| unsafe { self.pages.add_run_cache(kept) };
         // SAFETY: the run is as long and as much aligned as a state, and nobody else's until `remove_cpus`.

@@ -532,17 +532,32 @@ impl<const N: usize> Pages<N> {
     }
 
     /// A run for what the heap itself needs, at a multiple of `align`; it counts as the page heap's own. Never waits.
-    pub(crate) fn alloc_own(&self, len: usize, align: usize, shard: usize) -> Option<Run<'_>> {
-        // One long region is not to be parted; among many chunks it should not keep another one from going back.
-        let run = if self.chunk_count.load(Relaxed) > 1 {
-            self.alloc(len, align, Use::Slab, shard, false)
-        } else {
-            self.alloc_far(len, align, Use::Own, shard, false)
-        };
-        let run = run.ok()?;
+    /// It lies beside one of those in `others`, the first one at the end of a chunk, so that memory is parted once;
+    /// elsewhere if it `may_part` more.
+    pub(crate) fn alloc_own(
+        &self,
+        len: usize,
+        align: usize,
+        others: impl Iterator<Item = NonNull<u8>>,
+        may_part: bool,
+    ) -> Option<Run<'_>> {
+        let want = Request::new(len, align, Use::Own, false)?;
+        let mut is_first = true;
+        let beside = others.inspect(|_| is_first = false).find_map(|other| self.alloc_beside(other, &want));
+        let use_ = if may_part { Use::OwnAnywhere } else { Use::Own };
+        let far = || self.alloc_far(len, align, use_, 0, false).ok();
+        let run = beside.or_else(|| if is_first || may_part { far() } else { None })?;
         run.desc.set_kind(Kind::Own);
         self.own_len.fetch_add(run.len, Relaxed);
         Some(run)
+    }
+
+    /// A run beside the heap's own one at `start`.
+    fn alloc_beside(&self, start: NonNull<u8>, want: &Request) -> Option<Run<'_>> {
+        let chunk = self.lookup(start)?;
+        let own = chunk.head_of(start)?;
+        let found = self.hold(self.pool_of(chunk)?, false, |open| open.alloc_beside(own, want));
+        found.flatten().map(hand_out)
     }
 
     /// Frees a run that [`alloc_own`](Self::alloc_own) gave; nobody uses its memory any more.

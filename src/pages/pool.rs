@@ -58,8 +58,10 @@ enum Where {
     Start,
     /// In the middle of the longest run, if that is long enough for it to be worth it.
     Middle,
-    /// At the end of the longest run: there what stays for ever parts nothing.
+    /// At the end of a run, where what stays for ever parts nothing.
     End,
+    /// There, or else at the end of the longest run.
+    AnyEnd,
 }
 
 /// A free run that serves a request: `len` granules, `skip` granules behind the run's start.
@@ -157,6 +159,7 @@ impl Request {
         let where_ = match use_ {
             Use::Grown if plenty => Where::Middle,
             Use::Own => Where::End,
+            Use::OwnAnywhere => Where::AnyEnd,
             _ => Where::Start,
         };
         let slack = (align.saturating_sub(1 << UNIT_SHIFT) >> UNIT_SHIFT).min(bins::MAX_UNITS);
@@ -377,7 +380,7 @@ impl<'a> Open<'a> {
         let special = match want.where_ {
             Where::Start => None,
             Where::Middle => self.find_middle(want),
-            Where::End => return self.find_end(want),
+            Where::End | Where::AnyEnd => return self.find_end(want),
         };
         special
             .or_else(|| good(want.units, ALIGNED_LOOK))
@@ -386,14 +389,23 @@ impl<'a> Open<'a> {
             .or_else(|| if want.slack > 0 { near(want.units + want.slack) } else { None })
     }
 
-    /// A place at the end of one of the longest runs, where it parts no memory for ever: before what is the heap's own
-    /// too, or before the chunk's end. In a pool that is not nearly full, at the end of the longest one.
+    /// A place at the end of one of the longest runs, before what is the heap's own too or before the chunk's end: there
+    /// it parts nothing. If it may, at the end of the longest one, unless the pool is nearly full.
     fn find_end(&self, want: &Request) -> Option<Place<'a>> {
         let last = self.pool.bins.last()?;
         let fits = |run| want.place_end(run);
         let parts_nothing = self.pool.bins.look(last, LENGTH_LOOK, |run| fits(run).filter(Place::is_last));
-        let has_plenty = self.pool.free_len() > self.pool.held_len() / END_RATIO;
-        parts_nothing.or_else(|| if has_plenty { self.pool.bins.look(last, 1, fits) } else { None })
+        let may_part = want.where_ == Where::AnyEnd && self.pool.free_len() > self.pool.held_len() / END_RATIO;
+        parts_nothing.or_else(|| if may_part { self.pool.bins.look(last, 1, fits) } else { None })
+    }
+
+    /// A run for what the heap itself needs, beside one that it has, whose pool this is.
+    pub(crate) fn alloc_beside(&self, own: &'a PageDesc, want: &Request) -> Option<&'a PageDesc> {
+        let descs = Descs::around(own);
+        let before = run_before(descs, own.index(), Kind::Free).and_then(|(run, _)| want.place_end(run));
+        let next = || descs.get(own.index() + own.len()).filter(|next| next.tag().is(Kind::Free));
+        let place = before.or_else(|| want.place(next()?))?;
+        Some(self.take(&place, want.kind))
     }
 
     /// A place in the middle of a run of the last bin, if more than half of the pool is free.

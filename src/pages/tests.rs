@@ -1073,29 +1073,32 @@ fn who_finds_every_lock_held_has_what_was_set_aside() {
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
 }
 
-/// A CPU that comes while the memory is full waits for its state, unless that can lie where nothing is parted.
+/// CPUs' states lie side by side at the end of a chunk, unless there was no place for long.
 #[test]
-fn a_run_of_the_heaps_own_parts_no_full_chunk() {
+fn a_run_of_the_heaps_own_parts_nothing() {
     let (_given, pages, whole) = large_chunk();
     let (part, own_len) = (whole / 8, pages.own_len());
+    let own = |others: &[NonNull<u8>], may_part| pages.alloc_own(6000, 128, others.iter().copied(), may_part);
     let blocks: Vec<_> = (0..7).map(|_| pages.alloc(part, 1, Use::Large, 0, false).unwrap()).collect();
-    let last = pages.alloc_own(6000, 128, 0).expect("at the end it parts nothing");
+    let last = own(&[], false).expect("before the chunk's end");
     let rest = pages.alloc(pages.free_len(), 1, Use::Large, 0, false).unwrap();
-    pages.free(blocks[3].desc);
-    assert!(pages.alloc_own(6000, 128, 0).is_none(), "in the middle of a full chunk");
-    pages.free(rest.desc);
-    let next = pages.alloc_own(6000, 128, 0).expect("before the other one");
-    assert_eq!(next.start.addr().get() + next.len, last.start.addr().get());
-    let rest = pages.alloc(whole / 8 - 4 * 8 * KIB, 1, Use::Large, 0, false).unwrap();
-    let rest_2 = pages.alloc(pages.free_len() - part, 1, Use::Large, 0, false).unwrap();
-    assert!(pages.alloc_own(6000, 128, 0).is_none());
     pages.free(blocks[1].desc);
+    assert!(own(&[last.start], false).is_none() && own(&[last.start], true).is_none(), "in a full chunk");
+    pages.free(blocks[3].desc);
     pages.free(blocks[5].desc);
-    let parting = pages.alloc_own(6000, 128, 0).expect("there is plenty");
-    for block in [0, 2, 4, 6].map(|index| &blocks[index]).into_iter().chain([&rest, &rest_2]) {
+    assert!(own(&[last.start], false).is_none() && own(&[], false).is_none(), "in the middle");
+    let parting = own(&[last.start], true).expect("there is plenty");
+    let behind = own(&[last.start, parting.start], false).expect("beside it");
+    assert_eq!(behind.start.addr().get() + behind.len, parting.start.addr().get());
+    pages.free(rest.desc);
+    let next = own(&[behind.start, last.start], false).unwrap();
+    assert_eq!(next.start.addr().get() + next.len, behind.start.addr().get());
+    let other = own(&[last.start], false).expect("before it");
+    assert_eq!(other.start.addr().get() + other.len, last.start.addr().get());
+    for block in [0, 2, 4, 6].map(|index| &blocks[index]) {
         pages.free(block.desc);
     }
-    [last, next, parting].iter().for_each(|run| pages.free_own(run.desc));
+    [last, next, parting, behind, other].iter().for_each(|run| pages.free_own(run.desc));
     assert_eq!((pages.verify(), pages.free_len(), pages.own_len()), (Ok(()), whole, own_len));
 }
 
@@ -1105,13 +1108,13 @@ fn a_run_of_the_heaps_own_is_no_block() {
     let (_given, pages, whole) = large_chunk();
     let (own_len, held_len) = (pages.own_len(), pages.held_len());
     let first = pages.alloc(64 * KIB, 1, Use::Large, 0, false).unwrap();
-    let run = pages.alloc_own(6000, 128, 0).unwrap();
+    let run = pages.alloc_own(6000, 128, core::iter::empty(), false).unwrap();
     pages.free(first.desc);
     assert_eq!((run.start.addr().get() % 128, run.len), (0, 8 * KIB));
     assert_eq!((pages.free_len(), pages.own_len()), (whole - run.len, own_len + run.len));
     assert_eq!((pages.verify(), pages.held_len()), (Ok(()), held_len));
     let worked_len = pages.worked_len();
-    let next = pages.alloc_own(6000, 128, 0).unwrap();
+    let next = pages.alloc_own(6000, 128, core::iter::empty(), false).unwrap();
     let rest = pages.alloc(whole - 2 * run.len, 1, Use::Large, 0, false).expect("what stays parts nothing");
     pages.free(rest.desc);
     pages.free_own(next.desc);

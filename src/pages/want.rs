@@ -9,8 +9,10 @@ pub(crate) enum Use {
     Large,
     /// A block of its own that had to move because it grew.
     Grown,
-    /// What the heap itself keeps, among the slabs.
+    /// What the heap itself keeps, among the slabs, where it parts no free memory.
     Own,
+    /// The same, wherever there is room while memory is plentiful.
+    OwnAnywhere,
 }
 
 impl Use {
