@@ -45,6 +45,7 @@ kernel! {
             twenty_classes(boot.rounds(50));
         } else {
             give(Region { len: LEN, ..all });
+            use_once();
             for round in 0..boot.rounds(2) {
                 for (size, percent) in SIZES {
                     let count = take_all(size);
@@ -66,6 +67,17 @@ kernel! {
         let (free_len, len) = (heap().regions().free_len(), if small { SMALL_LEN } else { LEN });
         assert_eq!(free_len, len, "the provider has every page");
     }
+}
+
+/// Every CPU uses the heap once, the first one before the others: what a CPU has of its own then lies where it parts
+/// nothing. A CPU that comes first to a heap that is full may part it.
+fn use_once() {
+    let once = || match Block::new(heap(), 64, 8, 0) {
+        Some(block) => block.free(heap()),
+        None => test::fail(format_args!("no memory in a fresh heap")),
+    };
+    once();
+    smp::on_all(|_| once());
 }
 
 /// On all CPUs at once until each finds no more, then on one alone, since what one CPU moves at the moment the others
