@@ -47,7 +47,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let position = self.join_position(class).load(Ordering::Relaxed);
         let last = if position == 0 { class.index() * BARREN_WALKS } else { position }.wrapping_sub(1);
         let from = (last / BARREN_WALKS).min(class.index().wrapping_sub(1));
-        let _walk = self.walks.begin();
+        let _walk = self.in_hand.begin();
         let own = self.owner_for(class, caller);
         let turn = self.join_turn.fetch_add(1, Ordering::Relaxed);
         let owners = self.owner_count();

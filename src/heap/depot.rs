@@ -20,7 +20,7 @@
 use core::ptr::NonNull;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
-use crate::base::sync::{AtomicU64, AtomicUsize, InHand, Level, Ordering};
+use crate::base::sync::{AtomicU64, AtomicUsize, Carrier, InHand, Level, Ordering};
 use crate::base::trace::{Event, Hook, Kind};
 use crate::cache::table::{CpuState, CpuTable};
 use crate::cache::{CpuCache, Raise, Tally};
@@ -122,8 +122,8 @@ pub(crate) struct Engine<const CPUS: usize> {
     fallback: [AtomicU64; CLASS_COUNT],
     /// The owner where neighbours are looked for next.
     pub(crate) join_turn: AtomicUsize,
-    /// Contexts that look for neighbours, with a slab's blocks in hand.
-    pub(crate) walks: InHand,
+    /// Contexts that have blocks or a slab in hand which others do not find meanwhile.
+    pub(crate) in_hand: InHand,
     /// By class, how far the search for neighbours has come; 0: it begins.
     join_positions: [AtomicUsize; CLASS_COUNT],
     /// Bytes in slabs, by class.
@@ -155,6 +155,11 @@ pub(crate) struct Surplus {
 }
 
 impl Surplus {
+    /// Counts the blocks in, before the cache is left that they came out of.
+    pub(crate) fn count_in<'a>(&self, all: &'a InHand) -> Option<Carrier<'a>> {
+        (self.gave_way.is_some() || self.spare.is_some()).then(|| all.begin())
+    }
+
     /// The lists, empty ones too, each with the class that its blocks served.
     pub(crate) fn into_lists(self) -> impl Iterator<Item = (SizeClass, List)> {
         let gave_way = self.gave_way.into_iter().flat_map(|(class, lists)| lists.map(|list| (class, list)));
@@ -178,7 +183,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             loose: [const { Tally::new() }; CLASS_COUNT],
             fallback: [const { AtomicU64::new(0) }; CLASS_COUNT],
             join_turn: AtomicUsize::new(0),
-            walks: InHand::new(),
+            in_hand: InHand::new(),
             join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
             slab_lens: [const { Level::new() }; CLASS_COUNT],
             used_caches: AtomicUsize::new(0),

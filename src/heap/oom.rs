@@ -72,8 +72,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
                 let popped = entered.cache.pop(self.class).ok_or(Refused::Empty);
                 let caller = entered.caller();
                 let block = popped.or_else(|_| engine.refill(entered.cache, self.class, caller, &mut surplus));
+                let in_hand = surplus.count_in(&engine.in_hand);
                 drop(entered);
                 self.heap.return_blocks(surplus.into_lists());
+                drop(in_hand);
                 block
             }
             Err(caller) => engine.obtain_one(self.class, self.heap.mark(caller).caller),
@@ -259,7 +261,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// for it. A provider that may be re-entered waits for nobody.
     fn is_memory_in_hand(&self, may_wait: bool) -> bool {
         let is_moving = || self.source.in_transit.is_any() || self.source.is_busy();
-        self.engine.walks.is_any() || ((may_wait || P::REENTRANT) && is_moving())
+        self.engine.in_hand.is_any() || ((may_wait || P::REENTRANT) && is_moving())
     }
 
     /// Empties what can be reached, and looks there. Empty: it saw everything.

@@ -30,6 +30,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 is_complete = false;
                 continue;
             }
+            let _in_hand = self.engine.in_hand.begin();
             let lists = cache.lower(class, 0);
             cache.unlock(index);
             self.return_blocks(lists.map(|list| (class, list)));
@@ -47,6 +48,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let Ok(entered) = self.enter() else { return };
             let lists = entered.cache.lower(class, 0);
             entered.cache.end_drain();
+            let _in_hand = lists.iter().any(|list| list.count() > 0).then(|| self.engine.in_hand.begin());
             drop(entered);
             self.return_blocks(lists.map(|list| (class, list)));
         }

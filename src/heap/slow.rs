@@ -32,8 +32,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let mut surplus = Surplus::default();
         let block = self.engine.refill(entered.cache, class, caller, &mut surplus);
         let asked = entered.cache.is_drain_asked();
+        let in_hand = surplus.count_in(&self.engine.in_hand);
         drop(entered);
         self.return_blocks(surplus.into_lists());
+        drop(in_hand);
         if asked {
             self.drain_current();
         }
@@ -52,8 +54,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let mut surplus = Surplus::default();
         self.engine.spill(entered.cache, class, block, caller, &mut surplus);
         let asked = entered.cache.is_drain_asked();
+        let in_hand = surplus.count_in(&self.engine.in_hand);
         drop(entered);
         self.return_blocks(surplus.into_lists());
+        drop(in_hand);
         if asked {
             self.drain_current();
         }
@@ -150,11 +154,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let caller = self.outside(caller);
         self.count_nested(caller, Counts::nested_alloc);
-        let mut surplus = Surplus::default();
+        let (mut surplus, mut in_hand) = (Surplus::default(), None);
         let lapped = self.lap(caller, |cache| {
-            cache.pop(class).or_else(|| self.engine.refill(cache, class, caller, &mut surplus).ok())
+            let block = cache.pop(class).or_else(|| self.engine.refill(cache, class, caller, &mut surplus).ok());
+            in_hand = surplus.count_in(&self.engine.in_hand);
+            block
         });
         self.return_blocks(surplus.into_lists());
+        drop(in_hand);
         if let Some(block) = lapped.flatten() {
             return Some(block.into_start());
         }
@@ -200,6 +207,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             block = kept;
         });
         if let Some(block) = block {
+            // Its slab may be one that nobody else can find meanwhile.
+            let _in_hand = self.engine.in_hand.begin();
             self.engine.give_back(class, block, None, self.mark(caller).caller);
             self.return_surplus(caller);
         }

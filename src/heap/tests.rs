@@ -714,7 +714,7 @@ fn one_lie_does_not_end_all_waiting() {
         }
         (0..waits_in_vain).for_each(|_| heap.searches.waited(true));
         // Somebody joins blocks, and is in sight.
-        let walk = heap.engine.walks.begin();
+        let walk = heap.engine.in_hand.begin();
         let block = filled(&heap, 200);
         drop((other, early, walk));
         let refusals = heap.provider().refusals.load(Ordering::Relaxed);

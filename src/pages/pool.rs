@@ -389,8 +389,8 @@ impl<'a> Open<'a> {
             .or_else(|| if want.slack > 0 { near(want.units + want.slack) } else { None })
     }
 
-    /// A place at the end of one of the longest runs, before what is the heap's own too or before the chunk's end, where
-    /// it parts nothing. If it may, at the end of the longest one, unless the pool is nearly full.
+    /// A place at the end of one of the longest runs, before what is the heap's own too or before the chunk's end,
+    /// where it parts nothing. If it may, at the end of the longest one, unless the pool is nearly full.
     fn find_end(&self, want: &Request) -> Option<Place<'a>> {
         let last = self.pool.bins.last()?;
         let fits = |run| want.place_end(run);
