@@ -137,8 +137,10 @@
 compile_error!(
     "smp-heap needs atomic compare-and-exchange, which this target does not have: use a heap behind a critical section"
 );
-#[cfg(all(target_has_atomic = "ptr", not(target_has_atomic = "64")))]
-compile_error!("smp-heap needs atomics of 64 bits, which this target does not have");
+#[cfg(all(feature = "debug-heap", any(split_words, not(target_has_atomic = "64"))))]
+compile_error!(
+    "smp-heap's feature `debug-heap` needs atomics of 64 bits, which this target does not have: use `hardened`"
+);
 
 #[cfg(any(test, loom, simulated))]
 extern crate std;

@@ -84,7 +84,7 @@ mod recording {
     use core::ptr::{from_ref, null_mut};
 
     use super::Event;
-    use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, TryLock};
+    use crate::base::sync::{AtomicPtr, AtomicUsize, AtomicWord, Counter, Ordering, TryLock};
     use crate::contract::unwind::never_unwinding;
 
     /// How often a context tries to claim a slot; it loses only to contexts that claim one.
@@ -100,10 +100,10 @@ mod recording {
     pub struct TraceSlot {
         /// `2 * lap`: free for that lap around the ring; one more: written in it.
         state: AtomicUsize,
-        time: AtomicU64,
+        time: AtomicWord,
         addr: AtomicUsize,
         /// Length, and above it alignment and kind.
-        rest: AtomicU64,
+        rest: AtomicWord,
     }
 
     /// One CPU's ring but for its slots. All zero is the empty ring.
@@ -114,7 +114,7 @@ mod recording {
         claimed: AtomicUsize,
         /// Slots ever read.
         read: AtomicUsize,
-        dropped: AtomicU64,
+        dropped: Counter,
         reader: TryLock,
     }
 
@@ -123,9 +123,9 @@ mod recording {
         pub const fn new() -> Self {
             Self {
                 state: AtomicUsize::new(0),
-                time: AtomicU64::new(0),
+                time: AtomicWord::new(0),
                 addr: AtomicUsize::new(0),
-                rest: AtomicU64::new(0),
+                rest: AtomicWord::new(0),
             }
         }
     }
@@ -142,7 +142,7 @@ mod recording {
             Self {
                 claimed: AtomicUsize::new(0),
                 read: AtomicUsize::new(0),
-                dropped: AtomicU64::new(0),
+                dropped: Counter::new(0),
                 reader: TryLock::new(),
             }
         }

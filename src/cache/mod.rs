@@ -26,7 +26,7 @@ pub(crate) mod table;
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
+use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Counter, Ordering, compiler_fence};
 #[cfg(not(feature = "hardened"))]
 use crate::cache::owned_pages::HomePages;
 #[cfg(feature = "guard-pages")]
@@ -50,6 +50,7 @@ const HEAT: u32 = 3;
 
 /// One class's list. 16 bytes, four to a cache line.
 #[derive(Debug)]
+#[cfg_attr(target_pointer_width = "32", repr(align(16)))]
 struct Hot {
     head: AtomicPtr<u8>,
     /// How many more blocks may be pushed.
@@ -83,13 +84,13 @@ impl Cold {
 /// Blocks that went from slabs to users or caches, and back. Counted by the class of the slab.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    taken: AtomicU64,
-    pushed: AtomicU64,
+    taken: Counter,
+    pushed: Counter,
 }
 
 impl Tally {
     pub(crate) const fn new() -> Self {
-        Self { taken: AtomicU64::new(0), pushed: AtomicU64::new(0) }
+        Self { taken: Counter::new(0), pushed: Counter::new(0) }
     }
 
     /// Blocks out of slabs and blocks back into slabs, ever.
@@ -98,7 +99,7 @@ impl Tally {
     }
 
     /// Counts, by the only writer.
-    fn add_own(counter: &AtomicU64, count: u32) {
+    fn add_own(counter: &Counter, count: u32) {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(u64::from(count)), Ordering::Relaxed);
     }
 
@@ -124,29 +125,29 @@ impl Tally {
 /// hold it, and adds.
 #[derive(Debug)]
 pub(crate) struct Counts {
-    refills: AtomicU64,
-    flushes: AtomicU64,
-    laps: AtomicU64,
-    nested_allocs: AtomicU64,
-    nested_frees: AtomicU64,
+    refills: Counter,
+    flushes: Counter,
+    laps: Counter,
+    nested_allocs: Counter,
+    nested_frees: Counter,
 }
 
 impl Counts {
     pub(crate) const fn new() -> Self {
         Self {
-            refills: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
-            laps: AtomicU64::new(0),
-            nested_allocs: AtomicU64::new(0),
-            nested_frees: AtomicU64::new(0),
+            refills: Counter::new(0),
+            flushes: Counter::new(0),
+            laps: Counter::new(0),
+            nested_allocs: Counter::new(0),
+            nested_frees: Counter::new(0),
         }
     }
 
-    fn read(counter: &AtomicU64) -> u64 {
+    fn read(counter: &Counter) -> u64 {
         counter.load(Ordering::Relaxed)
     }
 
-    fn add(counter: &AtomicU64) {
+    fn add(counter: &Counter) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -240,7 +241,7 @@ pub(crate) struct CpuCache {
     #[cfg(not(feature = "hardened"))]
     pub(crate) owned_pages: HomePages,
     /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
-    copied: [AtomicU64; 2],
+    copied: [Counter; 2],
     /// What the lists' links are written under.
     key: KeyCell,
     /// Blocks lost out of these lists.
@@ -269,7 +270,7 @@ impl CpuCache {
             owned_pages: HomePages::new(),
             key: KeyCell::new(),
             damage: Damage::new(),
-            copied: [const { AtomicU64::new(0) }; 2],
+            copied: [const { Counter::new(0) }; 2],
             hot: [const { Hot { head: AtomicPtr::new(null_mut()), room: AtomicU32::new(0), limit: AtomicU32::new(0) } };
                 CLASS_COUNT],
             cold: [const { Cold::new() }; CLASS_COUNT],

@@ -28,7 +28,7 @@ use core::ptr::{NonNull, null_mut};
 
 use super::Key;
 use crate::base::sync::{
-    AtomicPtr, AtomicU64,
+    AtomicPtr, AtomicWord, Counter,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
     fence,
 };
@@ -156,7 +156,7 @@ const READ_TRIES: u32 = 8;
 /// The frame at the start of an outer block.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame<'a> {
-    words: &'a [AtomicU64; HEAD_LEN / 8],
+    words: &'a [AtomicWord; HEAD_LEN / 8],
     key: Key,
 }
 
@@ -415,18 +415,18 @@ unsafe fn first_other(start: *mut u8, len: usize, byte: u8) -> Option<*mut u8> {
 /// A heap's part in level 2: the clock, the hook, and the blocks that wait.
 #[derive(Debug)]
 pub(crate) struct Debugging {
-    clock: AtomicU64,
+    clock: Counter,
     hook: AtomicPtr<()>,
-    turn: AtomicU64,
+    turn: Counter,
     places: [AtomicPtr<u8>; PLACES],
 }
 
 impl Debugging {
     pub(crate) const fn new() -> Self {
         Self {
-            clock: AtomicU64::new(0),
+            clock: Counter::new(0),
             hook: AtomicPtr::new(null_mut()),
-            turn: AtomicU64::new(0),
+            turn: Counter::new(0),
             places: [const { AtomicPtr::new(null_mut()) }; PLACES],
         }
     }

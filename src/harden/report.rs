@@ -5,7 +5,7 @@ use core::ptr::null_mut;
 
 #[cfg(feature = "debug-heap")]
 use super::debug::BlockInfo;
-use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::base::sync::{AtomicPtr, Counter, Ordering};
 use crate::contract::unwind::never_unwinding;
 
 /// What a caller did.
@@ -105,12 +105,12 @@ const KINDS: usize = Misuse::ALL.len();
 #[derive(Debug)]
 pub(crate) struct Watch {
     hook: AtomicPtr<()>,
-    counts: [AtomicU64; KINDS],
+    counts: [Counter; KINDS],
 }
 
 impl Watch {
     pub(crate) const fn new() -> Self {
-        Self { hook: AtomicPtr::new(null_mut()), counts: [const { AtomicU64::new(0) }; KINDS] }
+        Self { hook: AtomicPtr::new(null_mut()), counts: [const { Counter::new(0) }; KINDS] }
     }
 
     pub(crate) fn set_hook(&self, hook: fn(&Report)) {

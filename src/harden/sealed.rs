@@ -24,7 +24,7 @@
 
 use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
 
-use crate::base::sync::{AtomicPtr, AtomicU64, Ordering, write};
+use crate::base::sync::{AtomicPtr, AtomicUsize, Counter, Ordering, write};
 
 /// Bits of an address above the 48 that are kept.
 const ADDR_SHIFT: u32 = 16;
@@ -44,13 +44,13 @@ pub(crate) struct Key(u64);
 
 /// Where a key is kept. Zero: none yet.
 #[derive(Debug)]
-pub(crate) struct KeyCell(AtomicU64);
+pub(crate) struct KeyCell(AtomicUsize);
 
 /// Blocks lost behind damaged links, kept where they were lost until somebody can report it.
 #[derive(Debug)]
 pub(crate) struct Damage {
     at: AtomicPtr<u8>,
-    lost_count: AtomicU64,
+    lost_count: Counter,
 }
 
 fn sum(next: u64) -> u64 {
@@ -79,7 +79,20 @@ impl Key {
 
     /// A key out of any number.
     pub(crate) fn of(number: u64) -> Self {
-        Self(mixed(number) & !0b111 | KEY_BITS)
+        Self::from_word((mixed(number) & !0b111 | KEY_BITS) as usize)
+    }
+
+    /// A machine word as a key: with 32 bits, twice.
+    #[inline]
+    fn from_word(word: usize) -> Self {
+        let word = word as u64;
+        Self(if size_of::<usize>() < size_of::<u64>() { word << 32 | word } else { word })
+    }
+
+    /// The machine word that a key is made of.
+    #[inline]
+    fn word(self) -> usize {
+        self.0 as usize
     }
 
     /// Whether it is a key, so that links may be written under it.
@@ -159,17 +172,17 @@ impl Key {
 
 impl KeyCell {
     pub(crate) const fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(AtomicUsize::new(0))
     }
 
     #[inline]
     pub(crate) fn get(&self) -> Key {
-        Key(self.0.load(Ordering::Relaxed))
+        Key::from_word(self.0.load(Ordering::Relaxed))
     }
 
     #[inline]
     pub(crate) fn set(&self, key: Key) {
-        self.0.store(key.0, Ordering::Relaxed);
+        self.0.store(key.word(), Ordering::Relaxed);
     }
 
     /// Makes a key out of this cell's address and another number, if there is none yet. Called before the heap's first
@@ -181,13 +194,13 @@ impl KeyCell {
 
     /// Sets the key if there is none yet; true if this one is it.
     pub(crate) fn offer(&self, key: Key) -> bool {
-        self.0.compare_exchange(0, key.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.0.compare_exchange(0, key.word(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
 impl Damage {
     pub(crate) const fn new() -> Self {
-        Self { at: AtomicPtr::new(null_mut()), lost_count: AtomicU64::new(0) }
+        Self { at: AtomicPtr::new(null_mut()), lost_count: Counter::new(0) }
     }
 
     /// Notes that `count` blocks from `at` on are lost. By the holder of the list's lock.

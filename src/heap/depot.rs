@@ -20,7 +20,7 @@
 use core::ptr::NonNull;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
-use crate::base::sync::{AtomicU64, AtomicUsize, Carrier, InHand, Level, Ordering};
+use crate::base::sync::{AtomicUsize, Carrier, Counter, InHand, Level, Ordering, summed};
 use crate::base::trace::{Event, Hook, Kind};
 use crate::cache::table::{CpuState, CpuTable};
 use crate::cache::{CpuCache, Raise, Tally};
@@ -119,7 +119,7 @@ pub(crate) struct Engine<const CPUS: usize> {
     /// Blocks that went past the caches.
     loose: [Tally; CLASS_COUNT],
     /// Blocks in use that serve a class less those of its slabs that serve other classes; below 0 it wraps.
-    fallback: [AtomicU64; CLASS_COUNT],
+    fallback: [Counter; CLASS_COUNT],
     /// The owner where neighbours are looked for next.
     pub(crate) join_turn: AtomicUsize,
     /// Contexts that have blocks or a slab in hand which others do not find meanwhile.
@@ -135,11 +135,11 @@ pub(crate) struct Engine<const CPUS: usize> {
     /// Caches of CPUs that have gone.
     gone_caches: AtomicUsize,
     /// Frees of what this heap never gave.
-    stray_count: AtomicU64,
+    stray_count: Counter,
     pub(crate) trace: Hook,
     /// Blocks in use that came from a slab of longer ones.
     #[cfg(feature = "hardened")]
-    pub(crate) fallback_count: AtomicU64,
+    pub(crate) fallback_count: Counter,
     #[cfg(feature = "hardened")]
     pub(crate) watch: Watch,
 }
@@ -181,7 +181,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             spare_shards: [const { Shard::new() }; SPARE_SHARDS],
             pages: Pages::new(),
             loose: [const { Tally::new() }; CLASS_COUNT],
-            fallback: [const { AtomicU64::new(0) }; CLASS_COUNT],
+            fallback: [const { Counter::new(0) }; CLASS_COUNT],
             join_turn: AtomicUsize::new(0),
             in_hand: InHand::new(),
             join_positions: [const { AtomicUsize::new(0) }; CLASS_COUNT],
@@ -189,10 +189,10 @@ impl<const CPUS: usize> Engine<CPUS> {
             used_caches: AtomicUsize::new(0),
             cached_limit: AtomicUsize::new(0),
             gone_caches: AtomicUsize::new(0),
-            stray_count: AtomicU64::new(0),
+            stray_count: Counter::new(0),
             trace: Hook::new(),
             #[cfg(feature = "hardened")]
-            fallback_count: AtomicU64::new(0),
+            fallback_count: Counter::new(0),
             #[cfg(feature = "hardened")]
             watch: Watch::new(),
         }
@@ -307,7 +307,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     #[expect(clippy::indexing_slicing, reason = "a class's index is below CLASS_COUNT")]
-    pub(crate) fn fallback(&self, class: SizeClass) -> &AtomicU64 {
+    pub(crate) fn fallback(&self, class: SizeClass) -> &Counter {
         &self.fallback[class.index()]
     }
 
@@ -339,14 +339,15 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Blocks that serve the class and are not in slabs: in use, or in a cache.
     pub(crate) fn served_count(&self, class: SizeClass) -> u64 {
-        self.out_count(class).wrapping_add(self.fallback(class).load(Ordering::Relaxed))
+        summed(self.out_count(class).wrapping_add(self.fallback(class).load(Ordering::Relaxed)))
     }
 
     /// Blocks of the class's slabs that are not there: in use, or in a cache.
     pub(crate) fn out_count(&self, class: SizeClass) -> u64 {
         let tallies = self.caches().map(|cache| cache.tally(class)).chain([self.loose(class)]);
         let lost = self.bins(class).map(|(_, bin)| bin.damage.lost_count()).sum();
-        tallies.map(Tally::get).fold(lost, |out: u64, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed))
+        let out = |out: u64, (taken, pushed)| out.wrapping_add(taken).wrapping_sub(pushed);
+        summed(tallies.map(Tally::get).fold(lost, out))
     }
 
     fn trace_batch(&self, kind: Kind, class: SizeClass, count: u32) {

@@ -47,7 +47,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use crate::base::size_class::SizeClass;
-use crate::base::sync::AtomicU64;
+use crate::base::sync::Counter;
 use crate::cache::CpuCache;
 use crate::cache::table::Mark;
 use crate::contract::CpuMode;
@@ -79,7 +79,7 @@ pub struct Heap<P, C, const CPUS: usize> {
     #[cfg(feature = "guard-pages")]
     pub(crate) guards: Guards,
     /// Bytes that `realloc` copied while the caller's cache was busy: of short blocks, of long ones.
-    pub(crate) copied: [AtomicU64; 2],
+    pub(crate) copied: [Counter; 2],
     pub(crate) source: Source<P>,
     pub(crate) searches: Searches<CPUS>,
     pub(crate) mode: C,
@@ -133,7 +133,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
             debugging: Debugging::new(),
             #[cfg(feature = "guard-pages")]
             guards: Guards::new(),
-            copied: [const { AtomicU64::new(0) }; 2],
+            copied: [const { Counter::new(0) }; 2],
             source: Source::new(provider),
             searches: Searches::new(),
             mode,

@@ -3,7 +3,7 @@
 
 use core::ptr::NonNull;
 
-use crate::base::sync::{AtomicU64, AtomicUsize, InHand, Ordering};
+use crate::base::sync::{AtomicUsize, Counter, InHand, Ordering};
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::gate::{Entry, Gate};
 use crate::heap::huge_cache::HugeCache;
@@ -209,29 +209,29 @@ impl<P: PageProvider> Source<P> {
 /// Calls of the provider, for statistics.
 #[derive(Debug)]
 pub(crate) struct Calls {
-    pub(crate) maps: AtomicU64,
-    pub(crate) failed_maps: AtomicU64,
-    pub(crate) unmaps: AtomicU64,
-    pub(crate) refused_unmaps: AtomicU64,
-    pub(crate) reliefs: AtomicU64,
-    pub(crate) commits: AtomicU64,
-    pub(crate) decommits: AtomicU64,
+    pub(crate) maps: Counter,
+    pub(crate) failed_maps: Counter,
+    pub(crate) unmaps: Counter,
+    pub(crate) refused_unmaps: Counter,
+    pub(crate) reliefs: Counter,
+    pub(crate) commits: Counter,
+    pub(crate) decommits: Counter,
 }
 
 impl Calls {
     const fn new() -> Self {
         Self {
-            maps: AtomicU64::new(0),
-            failed_maps: AtomicU64::new(0),
-            unmaps: AtomicU64::new(0),
-            refused_unmaps: AtomicU64::new(0),
-            reliefs: AtomicU64::new(0),
-            commits: AtomicU64::new(0),
-            decommits: AtomicU64::new(0),
+            maps: Counter::new(0),
+            failed_maps: Counter::new(0),
+            unmaps: Counter::new(0),
+            refused_unmaps: Counter::new(0),
+            reliefs: Counter::new(0),
+            commits: Counter::new(0),
+            decommits: Counter::new(0),
         }
     }
 
-    fn count(counter: &AtomicU64) {
+    fn count(counter: &Counter) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }

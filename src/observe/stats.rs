@@ -14,7 +14,7 @@ use core::fmt;
 use core::ops::Deref;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::{Counter, Ordering, signed};
 use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
@@ -97,7 +97,7 @@ impl CpuClassStats {
     /// Blocks that this cache gave to callers less those it took from them. Negative on a CPU that frees what others
     /// allocate. Over all CPUs it sums up to the live blocks of the class, but for those that went past every cache.
     pub const fn balance(&self) -> i64 {
-        self.refilled_count.wrapping_sub(self.flushed_count).wrapping_sub(self.cached_count) as i64
+        signed(self.refilled_count.wrapping_sub(self.flushed_count).wrapping_sub(self.cached_count))
     }
 }
 
@@ -260,7 +260,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// The heap as a whole in numbers. Context and exactness as for [`stats`](Self::stats); at most 2 KiB of stack.
     pub fn totals(&self) -> Totals {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let read = |counter: &Counter| counter.load(Ordering::Relaxed);
         // Runs that wait for a lock to be free are free.
         self.engine.pages.drain_deferred(&|work| self.held(|_| work(false)));
         let live_len = |class: SizeClass| self.live_count(class) * class.block_len() as u64;
@@ -335,7 +335,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             block_len: class.block_len(),
             live_count: self.live_count(class),
             cached_count: self.cached_count(class),
-            fallback_count: self.engine.fallback(class).load(Ordering::Relaxed) as i64,
+            fallback_count: signed(self.engine.fallback(class).load(Ordering::Relaxed)),
             partial_count,
             empty_count,
             held_len: slab_len.get(),

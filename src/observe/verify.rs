@@ -210,6 +210,7 @@ mod tests {
     use crate::heap::depot::Caller;
     use crate::slab::block::{Block, List};
     use crate::slab::list::tests::while_locked;
+    use crate::slab::word::{CARVED_SHIFT, CLAIMED, COUNT_SHIFT, IDENTITY, LISTED, OWNER_SHIFT};
     use core::alloc::Layout;
     use core::ptr::NonNull;
     use std::boxed::Box;
@@ -232,10 +233,6 @@ mod tests {
     }
 
     type Tested = Heap<Host, Hint<UnknownCpu>, 2>;
-
-    const LISTED: u64 = 1 << 62;
-    const CLAIMED: u64 = 1 << 63;
-    const COUNT_ONE: u64 = 1 << 16;
 
     fn class() -> SizeClass {
         SizeClass::of(Layout::new::<[u64; 12]>()).unwrap()
@@ -327,10 +324,10 @@ mod tests {
         assert_eq!(broken(longer), Some(('E', 2)));
         assert_eq!(broken(|heap| words(heap, |_, word| word | CLAIMED)), Some(('E', 3)), "claimed");
         assert_eq!(broken(|heap| words(heap, |_, word| word & !LISTED)), Some(('E', 3)), "linked, but not LISTED");
-        assert_eq!(broken(|heap| words(heap, |_, word| word + COUNT_ONE)), Some(('E', 3)), "its own rules");
+        assert_eq!(broken(|heap| words(heap, |_, word| word + (1 << COUNT_SHIFT))), Some(('E', 3)), "its own rules");
         let nothing_left = |slab: Slab<'_>, word: u64| {
-            let carved = (slab.capacity() as u64) << 28;
-            word & !0xff_ffff_ffff | carved
+            let carved = (slab.capacity() as u64) << CARVED_SHIFT;
+            word & IDENTITY | carved
         };
         assert_eq!(broken(|heap| words(heap, nothing_left)), Some(('E', 3)), "linked, but with nothing to give");
         assert_eq!(
@@ -338,15 +335,19 @@ mod tests {
             Some('P')
         );
         assert_eq!(broken(lose_list), Some(('C', 0)));
-        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << 40)), Some(('B', 0)), "of another owner");
+        assert_eq!(broken(|heap| words(heap, |_, word| word ^ 1 << OWNER_SHIFT)), Some(('B', 0)), "of another owner");
     }
 
     #[test]
     #[cfg_attr(feature = "debug-heap", ignore = "gives blocks back below the frames")]
     fn what_one_lock_guards_is_checked_at_any_time() {
         assert_eq!(broken_at_work(|_| ()), None);
-        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word + COUNT_ONE)), Some('B'), "a slab's list");
-        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word ^ 1 << 40)), Some('B'), "of another owner");
+        assert_eq!(broken_at_work(|heap| words(heap, |_, word| word + (1 << COUNT_SHIFT))), Some('B'), "a slab's list");
+        assert_eq!(
+            broken_at_work(|heap| words(heap, |_, word| word ^ 1 << OWNER_SHIFT)),
+            Some('B'),
+            "of another owner"
+        );
         assert_eq!(broken_at_work(|heap| words(heap, |_, word| word & !LISTED)), Some('B'), "linked, but not LISTED");
         assert_eq!(broken_at_work(|heap| large(heap, |desc| desc.set(Kind::Large, 3, false))), Some('P'));
         assert_eq!(broken_at_work(lose_list), Some('C'));

@@ -19,7 +19,7 @@
 
 use super::chunk::{COARSE_SHIFT, UNIT_SHIFT};
 use super::desc::{MAX_LEN, PageDesc};
-use crate::base::sync::{AtomicPtr, AtomicU64, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicWord, Ordering};
 
 /// Bins to a doubling of length, as a shift.
 const FINENESS: u32 = 2;
@@ -39,7 +39,7 @@ const _: () =
 /// - B3: a run is in the bin that [`index`] gives for its length.
 #[derive(Debug)]
 pub(crate) struct Bins {
-    filled: [AtomicU64; 2],
+    filled: [AtomicWord; 2],
     heads: [AtomicPtr<PageDesc>; BIN_COUNT],
 }
 
@@ -59,7 +59,7 @@ pub(crate) const fn good_index(units: usize) -> usize {
 impl Bins {
     pub(crate) const fn new() -> Self {
         Self {
-            filled: [const { AtomicU64::new(0) }; 2],
+            filled: [const { AtomicWord::new(0) }; 2],
             heads: [const { AtomicPtr::new(core::ptr::null_mut()) }; BIN_COUNT],
         }
     }
@@ -167,7 +167,7 @@ impl Bins {
 
     /// The last bin that has runs.
     pub(crate) fn last(&self) -> Option<usize> {
-        let high = |(at, word): (usize, &AtomicU64)| {
+        let high = |(at, word): (usize, &AtomicWord)| {
             word.load(Ordering::Relaxed).checked_ilog2().map(|bit| at * 64 + bit as usize)
         };
         self.filled.iter().enumerate().rev().find_map(high)

@@ -35,7 +35,7 @@ use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use super::want::AddError;
-use crate::base::sync::{AtomicPtr, AtomicU64, AtomicUsize, TryLock, fence};
+use crate::base::sync::{AtomicPtr, AtomicUsize, AtomicWord, TryLock, fence};
 use crate::contract::provider::PageRun;
 
 /// Slots in a bucket: one cache line on 64-bit machines.
@@ -134,7 +134,7 @@ pub(crate) struct ChunkMap {
     first: [Bucket; FIRST_BUCKETS],
     first_used: AtomicUsize,
     /// Bit `n`: entries of order `n` have been inserted.
-    orders: AtomicU64,
+    orders: AtomicWord,
     /// Excludes those who insert behind table 0 and those who change the chain of tables from each other.
     writer: TryLock,
     next: AtomicPtr<Table>,
@@ -154,7 +154,7 @@ impl ChunkMap {
         Self {
             first: [const { Bucket::new() }; FIRST_BUCKETS],
             first_used: AtomicUsize::new(0),
-            orders: AtomicU64::new(0),
+            orders: AtomicWord::new(0),
             writer: TryLock::new(),
             next: AtomicPtr::new(core::ptr::null_mut()),
             readers: AtomicUsize::new(0),

@@ -1,4 +1,4 @@
-//! The page descriptor: 32 bytes for each granule of a chunk, dense, out of line.
+//! The page descriptor: 32 bytes (with words of 32 bits, 24) for each granule of a chunk, dense, out of line.
 //!
 //! Decision: nothing is written into the pages themselves, not into free ones either. Headers inside slabs stand
 //! at equal offsets and share cache sets; out of line, a 4096-byte block is a page, and fresh pages stay zeroed.
@@ -16,7 +16,7 @@
 //! and nobody reads it. With `hardened` any address may be asked for, so there all are written when the chunk is made.
 //! Price: a store each time a run is cut.
 
-use crate::base::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::base::sync::{AtomicPtr, AtomicU32, AtomicWord, Ordering, SPLIT};
 
 /// What a granule is, written in the descriptors of a run's first granule, of its last one, and, in slabs, of all of
 /// them.
@@ -51,8 +51,11 @@ pub(crate) enum Kind {
     LeavingAbsent = 12,
 }
 
+/// Where the word of a slab has its class, of 6 bits: above all that changes, which is the lower half if words are split.
+pub(crate) const CLASS_SHIFT: u32 = if SPLIT { 48 } else { 56 };
+
 /// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.
-const FIRST_WORD: u64 = if cfg!(feature = "hardened") { 0x3f << 56 } else { 0 };
+const FIRST_WORD: u64 = if cfg!(feature = "hardened") { 0x3f << CLASS_SHIFT } else { 0 };
 
 const KIND_SHIFT: u32 = 28;
 const ZEROED: u32 = 1 << 27;
@@ -66,7 +69,7 @@ pub(crate) const MAX_LEN: usize = LEN_MASK as usize;
 #[derive(Debug)]
 pub(crate) struct PageDesc {
     /// The slab's word: free list, counts and state.
-    pub(crate) word: AtomicU64,
+    pub(crate) word: AtomicWord,
     /// The next run in whatever list holds this one.
     pub(crate) next: AtomicPtr<PageDesc>,
     /// The previous run in that list, where it is doubly linked.
@@ -77,7 +80,8 @@ pub(crate) struct PageDesc {
     index: AtomicU32,
 }
 
-const _: () = assert!(size_of::<PageDesc>() == 32, "two descriptors fill a cache line");
+const _: () =
+    assert!(size_of::<PageDesc>() == 16 + 2 * size_of::<usize>(), "with words of 64 bits, two fill a cache line");
 
 /// What a descriptor said at one moment. Loads of atomics are not merged by the compiler, so who needs more than one
 /// part reads it once.
@@ -123,7 +127,7 @@ impl Tag {
 impl PageDesc {
     pub(crate) const fn new(index: u32) -> Self {
         Self {
-            word: AtomicU64::new(FIRST_WORD),
+            word: AtomicWord::new(FIRST_WORD),
             next: AtomicPtr::new(core::ptr::null_mut()),
             prev: AtomicPtr::new(core::ptr::null_mut()),
             tag: AtomicU32::new(0),

@@ -50,7 +50,7 @@ const ADD_TRIES: u32 = 64;
 const TABLE_SLOTS: usize = (PAGE_LEN - size_of::<usize>()) / size_of::<Slot>();
 
 /// No run is preferred that is longer than this: the most that one chunk of the heap holds.
-const LONGEST: usize = 1 << 38;
+const LONGEST: usize = 1 << if usize::BITS > 39 { 38 } else { usize::BITS - 2 };
 
 /// Page runs from regions of memory that the kernel hands over, at any time. The first `REGIONS` that do not touch need
 /// no memory for their slots.

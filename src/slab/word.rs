@@ -4,6 +4,11 @@
 //! bit 63       62      56..62  40..56  28..40  16..28  0..16
 //! CLAIMED  LISTED      class   owner   carved  count   head
 //! ```
+//! Where atomics have 32 bits, what changes is the lower half, and slabs are shorter:
+//! ```text
+//!       bit 48..54  32..48   31       30      21..30  12..21  0..12
+//!           class   owner    CLAIMED  LISTED  carved  count   head
+//! ```
 //! `head` heads the list of freed blocks (offset in steps of 8 bytes, plus one; 0: none), `count` is that list's
 //! length; `carved` says how many blocks were ever handed out, the rest are *fresh*; `class` and `owner` (the shard it
 //! belongs to) never change while the run is a slab.
@@ -37,35 +42,45 @@ use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::size_class::SizeClass;
-use crate::base::sync::Ordering;
+use crate::base::sync::{Ordering, SPLIT};
 use crate::harden::Key;
-use crate::pages::{Chunk, Kind, PageDesc};
+use crate::pages::{CLASS_SHIFT, Chunk, Kind, PageDesc};
 use crate::slab::block::{Chain, peek};
 
 const HEAD_SHIFT: u32 = 0;
-const COUNT_SHIFT: u32 = 16;
-const CARVED_SHIFT: u32 = 28;
-const OWNER_SHIFT: u32 = 40;
-const CLASS_SHIFT: u32 = 56;
-const LISTED: u64 = 1 << 62;
-const CLAIMED: u64 = 1 << 63;
+const HEAD_BITS: u32 = if SPLIT { 12 } else { 16 };
+pub(crate) const COUNT_SHIFT: u32 = HEAD_SHIFT + HEAD_BITS;
+const COUNT_BITS: u32 = if SPLIT { 9 } else { 12 };
+pub(crate) const CARVED_SHIFT: u32 = COUNT_SHIFT + COUNT_BITS;
+pub(crate) const OWNER_SHIFT: u32 = if SPLIT { 32 } else { CARVED_SHIFT + COUNT_BITS };
+const OWNER_BITS: u32 = 16;
+const _: () = assert!(CLASS_SHIFT == OWNER_SHIFT + OWNER_BITS);
+const CLASS_BITS: u32 = 6;
+pub(crate) const LISTED: u64 = 1 << if SPLIT { CARVED_SHIFT + COUNT_BITS } else { CLASS_SHIFT + CLASS_BITS };
+pub(crate) const CLAIMED: u64 = LISTED << 1;
+const _: () = assert!(CLAIMED == 1 << if SPLIT { 31 } else { 63 }, "what changes is changed by one instruction");
 /// Class and owner: what never changes.
-const IDENTITY: u64 = 0x3f_ffff << OWNER_SHIFT;
-/// `head` and `owner`.
-const WIDE: u64 = 0xffff;
+pub(crate) const IDENTITY: u64 = ((1 << (CLASS_BITS + OWNER_BITS)) - 1) << OWNER_SHIFT;
+const HEAD: u64 = (1 << HEAD_BITS) - 1;
 /// `count` and `carved`.
-const NARROW: u64 = 0xfff;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+const OWNER: u64 = (1 << OWNER_BITS) - 1;
+const CLASS: u64 = (1 << CLASS_BITS) - 1;
 const HEAD_UNIT: usize = 8;
 
-/// The most shards there can be: `owner` is 16 bits wide.
-pub(crate) const MAX_HOMES: usize = 1 << 16;
+/// The most shards there can be.
+pub(crate) const MAX_HOMES: usize = 1 << OWNER_BITS;
 
-/// The most blocks in a slab: counts are 12 bits wide.
-const MAX_BLOCKS: usize = 0xfff;
+/// The most blocks in a slab.
+const MAX_BLOCKS: usize = COUNT as usize;
 
-/// The longest slab in bytes: offsets are 16 bits wide.
-const MAX_SLAB_LEN: usize = 256 * 1024;
-const _: () = assert!(MAX_SLAB_LEN / HEAD_UNIT < u16::MAX as usize, "an offset plus one fits 16 bits");
+/// The longest slab in bytes.
+const MAX_SLAB_LEN: usize = if SPLIT { 32 } else { 256 } << 10;
+const _: () = assert!(
+    MAX_SLAB_LEN / HEAD_UNIT - 1 <= HEAD as usize && HEAD_UNIT * MAX_BLOCKS < MAX_SLAB_LEN,
+    "an offset plus one fits, also of the last block: either has a length of two units, or is one of so many"
+);
+const _: () = assert!(MAX_SLAB_LEN >= SizeClass::LONGEST.block_len(), "a block of every class has a slab");
 
 /// How often a popper tries again when pushers come in between. Each lost try is a push that succeeded.
 const TAKE_TRIES: u32 = 8;
@@ -101,13 +116,13 @@ struct Word(u64);
 
 impl Word {
     fn head(self) -> u64 {
-        self.0 >> HEAD_SHIFT & WIDE
+        self.0 >> HEAD_SHIFT & HEAD
     }
     fn count(self) -> u64 {
-        self.0 >> COUNT_SHIFT & NARROW
+        self.0 >> COUNT_SHIFT & COUNT
     }
     fn carved(self) -> u64 {
-        self.0 >> CARVED_SHIFT & NARROW
+        self.0 >> CARVED_SHIFT & COUNT
     }
     fn is(self, flag: u64) -> bool {
         self.0 & flag != 0
@@ -116,7 +131,7 @@ impl Word {
         self.count() == self.carved()
     }
     fn with_head(self, head: u64) -> Self {
-        Self(self.0 & !(WIDE << HEAD_SHIFT) | head << HEAD_SHIFT)
+        Self(self.0 & !(HEAD << HEAD_SHIFT) | head << HEAD_SHIFT)
     }
 }
 
@@ -143,20 +158,20 @@ fn round_up(len: usize, granule: usize) -> usize {
 
 /// The word of a descriptor that belongs to no slab: no class has that number.
 #[cfg(feature = "hardened")]
-pub(crate) const NO_SLAB: u64 = 0x3f << CLASS_SHIFT;
+pub(crate) const NO_SLAB: u64 = CLASS << CLASS_SHIFT;
 
 /// The class of the slab that a granule belongs to, as an index: any granule's descriptor will do. None's, if there is
 /// no slab.
 #[cfg(feature = "hardened")]
 #[inline]
 pub(crate) fn class_index_at(desc: &PageDesc) -> usize {
-    (desc.word.load(Ordering::Relaxed) >> CLASS_SHIFT & 0x3f) as usize
+    (desc.word.load(Ordering::Relaxed) >> CLASS_SHIFT & CLASS) as usize
 }
 
 /// The owner of the slab that a granule belongs to: any granule's descriptor will do.
 #[inline]
 pub(crate) fn owner_at(desc: &PageDesc) -> usize {
-    (desc.word.load(Ordering::Relaxed) >> OWNER_SHIFT & WIDE) as usize
+    (desc.word.load(Ordering::Relaxed) >> OWNER_SHIFT & OWNER) as usize
 }
 
 impl<'a> Slab<'a> {
@@ -171,7 +186,7 @@ impl<'a> Slab<'a> {
     /// Makes a run that the caller got for this purpose a slab: all fresh, LISTED, in no list yet.
     pub(crate) fn found(desc: &'a PageDesc, class: SizeClass, owner: usize) -> Self {
         let slab = Self { desc };
-        let word = (class.index() as u64) << CLASS_SHIFT | (owner as u64 & WIDE) << OWNER_SHIFT;
+        let word = (class.index() as u64) << CLASS_SHIFT | (owner as u64 & OWNER) << OWNER_SHIFT;
         for rest in Chunk::of(desc).descs_of(desc).skip(1) {
             rest.word.store(word, Ordering::Relaxed);
         }
@@ -188,7 +203,7 @@ impl<'a> Slab<'a> {
     }
 
     pub(crate) fn class(self) -> SizeClass {
-        let index = (self.load().0 >> CLASS_SHIFT) as usize & 0x3f;
+        let index = (self.load().0 >> CLASS_SHIFT & CLASS) as usize;
         SizeClass::from_index(index).unwrap_or(SizeClass::LONGEST)
     }
 
@@ -198,13 +213,14 @@ impl<'a> Slab<'a> {
         start..start + Chunk::run_len(self.desc)
     }
 
-    /// How many blocks fit.
+    /// How many blocks fit, and can be counted.
     pub(crate) fn capacity(self) -> usize {
-        Chunk::run_len(self.desc) / self.class().block_len()
+        let fit = Chunk::run_len(self.desc) / self.class().block_len();
+        if SPLIT { fit.min(MAX_BLOCKS) } else { fit }
     }
 
     /// Blocks in the free list and blocks ever handed out, at one moment.
-    #[expect(clippy::cast_possible_truncation, reason = "12 bits each")]
+    #[expect(clippy::cast_possible_truncation, reason = "a few bits each")]
     pub(crate) fn counts(self) -> (usize, usize) {
         let word = self.load();
         (word.count() as usize, word.carved() as usize)
@@ -243,7 +259,7 @@ impl<'a> Slab<'a> {
 
     /// The first free block, by the word's `head`.
     fn head_of(self, word: Word) -> *mut u8 {
-        #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
+        #[expect(clippy::cast_possible_truncation, reason = "an offset in a slab")]
         match word.head() as usize {
             0 => null_mut(),
             steps => self.start().as_ptr().wrapping_add((steps - 1) * HEAD_UNIT),
@@ -256,7 +272,7 @@ impl<'a> Slab<'a> {
             return 0;
         }
         let offset = block.addr().wrapping_sub(self.start().addr().get());
-        (offset / HEAD_UNIT + 1) as u64 & WIDE
+        (offset / HEAD_UNIT + 1) as u64 & HEAD
     }
 
     /// Gives blocks of this slab back to it. Callable from any context, always succeeds, needs no memory; lock-free.
@@ -308,7 +324,7 @@ impl<'a> Slab<'a> {
         None
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "counts are short")]
     fn take_freed(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let head = NonNull::new(self.head_of(old))?;
         // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only
@@ -327,7 +343,7 @@ impl<'a> Slab<'a> {
         Some(Taken { chain, exhausted })
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "counts are short")]
     fn take_fresh(self, old: Word, count: u64, capacity: u64) -> Option<Taken> {
         let exhausted = old.carved() + count == capacity;
         let mut new = Word(old.0 + (count << CARVED_SHIFT));
@@ -369,7 +385,7 @@ impl<'a> Slab<'a> {
     pub(crate) fn is_damaged(self) -> bool {
         let word = self.load();
         let head = NonNull::new(self.head_of(word));
-        #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
+        #[expect(clippy::cast_possible_truncation, reason = "counts are short")]
         // SAFETY: the word says that `count` blocks hang on `head`; the bin's lock makes us the only popper.
         head.is_some_and(|head| unsafe { peek(head, word.count() as u32, self.key()) }.is_none())
     }
@@ -377,7 +393,7 @@ impl<'a> Slab<'a> {
     /// Loses the free list, whose blocks count as handed out from now on: where it began, how many they were, and
     /// whether nothing is left in the slab, which then is no longer LISTED. The caller holds the bin's lock and has
     /// unlinked the slab.
-    #[expect(clippy::cast_possible_truncation, reason = "counts are 12 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "counts are short")]
     pub(crate) fn give_up(self) -> (NonNull<u8>, u32, bool) {
         loop {
             let old = self.load();
@@ -437,7 +453,7 @@ impl<'a> Slab<'a> {
 
     /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the owner's lock, or owns the
     /// slab alone.
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits each")]
+    #[expect(clippy::cast_possible_truncation, reason = "a few bits each")]
     pub(crate) fn verify(self) -> bool {
         let word = self.load();
         let (count, carved) = (word.count() as usize, word.carved() as usize);
@@ -706,7 +722,7 @@ pub(crate) mod tests {
             !slab.verify()
         };
         let write = |slab: Slab<'_>, word| slab.desc.word.store(word, Ordering::Relaxed);
-        let field = |shift| if shift == HEAD_SHIFT { WIDE } else { NARROW };
+        let field = |shift| if shift == HEAD_SHIFT { HEAD } else { COUNT };
         let with = |word: u64, shift: u32, value: u64| word & !(field(shift) << shift) | value << shift;
         let link = |slab: Slab<'_>, index: usize, to: *mut u8| {
             // SAFETY: the block is inside the slab, and nobody uses the ones hurt here.

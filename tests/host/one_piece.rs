@@ -92,7 +92,7 @@ mod first_use {
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: it is filled in.
         assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
-        usage.ru_minflt
+        usage.ru_minflt.into()
     }
 
     /// Page faults of handing over a region of that length and taking the first block of it.

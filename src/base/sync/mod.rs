@@ -11,23 +11,64 @@
 pub(crate) mod model;
 #[cfg(simulated)]
 pub mod simulated;
+#[cfg(any(split_words, not(target_has_atomic = "64"), all(test, not(any(loom, simulated)))))]
+mod split;
 
 #[cfg(simulated)]
 pub(crate) use simulated::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
+    AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
 };
 
 #[cfg(loom)]
 pub(crate) use model::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
+    AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence, read, spin_loop, write,
 };
 
 #[cfg(not(any(loom, simulated)))]
 pub(crate) use core::{
     hint::spin_loop,
     ptr::{read, write},
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence},
 };
+
+pub(crate) use wide::{AtomicWord, Counter, SPLIT};
+
+/// Atomics of 32 bits are all there are: that is so here, or `--cfg split_words` wants it tested where it is not.
+#[cfg(any(split_words, not(target_has_atomic = "64")))]
+mod wide {
+    pub(crate) use super::split::{ShortCounter as Counter, SplitWord as AtomicWord};
+
+    pub(crate) const SPLIT: bool = true;
+}
+
+/// `AtomicWord`: 64 bits whose lower half is changed as a whole, and here all of it. `Counter`: for statistics.
+#[cfg(not(any(split_words, not(target_has_atomic = "64"))))]
+mod wide {
+    #[cfg(not(any(loom, simulated)))]
+    use core::sync::atomic as whole;
+
+    #[cfg(loom)]
+    use super::model as whole;
+    #[cfg(simulated)]
+    use super::simulated as whole;
+    pub(crate) use whole::{AtomicU64 as AtomicWord, AtomicU64 as Counter};
+
+    pub(crate) const SPLIT: bool = false;
+}
+
+/// A sum of counters, some of them subtracted, that is known not to be negative.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "counters of 32 bits begin anew after 2^32 - 1")]
+pub(crate) fn summed(sum: u64) -> u64 {
+    if SPLIT { u64::from(sum as u32) } else { sum }
+}
+
+/// A counter that may have gone below 0.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "as in `summed`")]
+pub(crate) const fn signed(count: u64) -> i64 {
+    if SPLIT { count as i32 as i64 } else { count as i64 }
+}
 
 /// How often a bounded wait looks at a lock before it gives up. Every hold of a lock of the heap touches a constant
 /// number of slabs or runs, so a holder that runs is gone long before; one that does not run (preempted, or interrupted

@@ -430,5 +430,6 @@ atomic!(AtomicUsize, usize, |value| value as u64, |bits| bits as usize);
 atomic!(AtomicPtr<T>, *mut T, |value: *mut T| value.expose_provenance() as u64, |bits| {
     core::ptr::with_exposed_provenance_mut(bits as usize)
 });
+arithmetic!(AtomicU32, u32, fetch_add fetch_sub fetch_and fetch_or fetch_max);
 arithmetic!(AtomicU64, u64, fetch_add fetch_sub fetch_and fetch_or fetch_max);
 arithmetic!(AtomicUsize, usize, fetch_add fetch_sub fetch_and fetch_or fetch_max);

@@ -143,5 +143,6 @@ atomic!(AtomicU32, u32, Update);
 atomic!(AtomicU64, u64, Update);
 atomic!(AtomicUsize, usize, Update);
 atomic!(AtomicPtr<T>, *mut T, Update);
+arithmetic!(AtomicU32, u32, fetch_add fetch_sub fetch_and fetch_or fetch_max);
 arithmetic!(AtomicU64, u64, fetch_add fetch_sub fetch_and fetch_or fetch_max);
 arithmetic!(AtomicUsize, usize, fetch_add fetch_sub fetch_and fetch_or fetch_max);
