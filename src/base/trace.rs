@@ -343,7 +343,7 @@ mod recording {
         /// Of two contexts on a CPU, the one that looked at the clock first may be recorded last.
         #[test]
         fn where_time_goes_back_it_stands_still_instead() {
-            static NOW: AtomicU64 = AtomicU64::new(0);
+            static NOW: Counter = Counter::new(0);
             let trace = trace(1, 4, || 0, || NOW.load(Ordering::Relaxed));
             for now in [10, 5, 12] {
                 NOW.store(now, Ordering::Relaxed);

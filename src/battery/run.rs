@@ -355,7 +355,8 @@ fn comes_back<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, 
 }
 
 fn refuses<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CPUS>) -> Result<(), Finding> {
-    let absurd = PageRun::new(isize::MAX as usize / 2, P::PAGE_LEN, P::PAGE_LEN).ok_or(Finding::NoMemory)?;
+    let absurd =
+        PageRun::new(isize::MAX as usize & !(P::PAGE_LEN - 1), P::PAGE_LEN, P::PAGE_LEN).ok_or(Finding::NoMemory)?;
     map(heap, absurd)?.map_or(Ok(()), |mapped| Err(Finding::Absurd { start: mapped.addr() }))
 }
 

@@ -248,7 +248,6 @@ unsafe fn first_other(start: *mut u8, len: usize) -> Option<*mut u8> {
 }
 
 /// Which tally an address's page has.
-#[expect(clippy::cast_possible_truncation, reason = "below TALLIES")]
 fn page_hash(addr: usize) -> usize {
     let page = (addr >> PAGE_SHIFT) as u64;
     (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - TALLIES.ilog2())) as usize

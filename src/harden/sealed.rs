@@ -79,20 +79,25 @@ impl Key {
 
     /// A key out of any number.
     pub(crate) fn of(number: u64) -> Self {
-        Self::from_word((mixed(number) & !0b111 | KEY_BITS) as usize)
+        Self(mixed(number) & !0b111 | KEY_BITS).as_kept()
     }
 
-    /// A machine word as a key: with 32 bits, twice.
+    /// The key that a machine word is kept for: with 32 bits, twice the word.
     #[inline]
     fn from_word(word: usize) -> Self {
         let word = word as u64;
         Self(if size_of::<usize>() < size_of::<u64>() { word << 32 | word } else { word })
     }
 
-    /// The machine word that a key is made of.
+    /// The machine word by which a key is kept.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a shorter word is there twice")]
     fn word(self) -> usize {
         self.0 as usize
+    }
+
+    fn as_kept(self) -> Self {
+        Self::from_word(self.word())
     }
 
     /// Whether it is a key, so that links may be written under it.

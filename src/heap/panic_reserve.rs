@@ -195,7 +195,7 @@ mod tests {
         }
         let all = start.addr().get() + 16 * memory.len();
         assert!(end <= all && all - end < 164, "{} bytes are left", all - end);
-        assert!(emergency.take(usize::MAX, 1).is_none() && emergency.take(1, 1 << 63).is_none());
+        assert!(emergency.take(usize::MAX, 1).is_none() && emergency.take(1, 1 << (usize::BITS - 1)).is_none());
         assert!(emergency.take(1, 1).is_some(), "what is left serves what is short");
     }
 }

@@ -51,7 +51,7 @@ pub(crate) enum Kind {
     LeavingAbsent = 12,
 }
 
-/// Where the word of a slab has its class, of 6 bits: above all that changes, which is the lower half if words are split.
+/// Where a slab's word has its class, of 6 bits: above its owner, and in the upper half if words are split.
 pub(crate) const CLASS_SHIFT: u32 = if SPLIT { 48 } else { 56 };
 
 /// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.

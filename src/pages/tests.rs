@@ -497,6 +497,8 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
     for (len, usable) in
         [(1, 3), (4, 14), (8, 28), (16, 56), (17, 64), (100, 384), (256, 992), (257, 1008), (1024, 4064)]
     {
+        // Descriptors are shorter where pointers are, which is one granule more here.
+        let usable = if usize::BITS < 64 && [8, 16].contains(&len) { usable + len / 8 } else { usable };
         let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
         given.chunk(&pages, len * KIB, 4 * KIB, Use::Large, 0);
         assert_eq!(pages.free_len(), usable * 256, "chunk of {len} KiB");
@@ -742,7 +744,9 @@ fn a_fit_behind_many_shorter_runs_is_found_under_pressure() {
 fn absurd_requests_are_refused() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
     given.chunk(&pages, MIB, 4096, Use::Large, 0);
-    for (len, align) in [(0, 1), (1, 3), (1, 0), (usize::MAX, 1), (usize::MAX / 2, 4096), (1, 1 << 63), (2 * MIB, 1)] {
+    for (len, align) in
+        [(0, 1), (1, 3), (1, 0), (usize::MAX, 1), (usize::MAX / 2, 4096), (1, 1 << (usize::BITS - 1)), (2 * MIB, 1)]
+    {
         assert_eq!(pages.alloc(len, align, Use::Large, 0, true).err(), Some(Refused::Empty), "{len} {align}");
     }
     let none = Pages::<0>::new();
@@ -863,11 +867,12 @@ fn add_table(map: &ChunkMap, given: &Given) {
     unsafe { map.add_table(given.map(run), run) }.unwrap();
 }
 
-/// Chunks side by side with lengths from 4 KiB to 4 MiB, some with gaps between them.
+/// Chunks side by side with lengths from 4 KiB to 4 MiB (1 MiB, where addresses are short), some with gaps between.
 fn neighbours(rng: &mut Rng, count: usize) -> Vec<(usize, usize)> {
-    let mut start = 0x1234 * MIB;
+    let mut start = if usize::BITS < 64 { 0x234 } else { 0x1234 } * MIB;
+    let doublings = if usize::BITS < 64 { 9 } else { 11 };
     core::iter::repeat_with(|| {
-        let len = KIB * (4 << rng.below(11)) - KIB * rng.below(3);
+        let len = KIB * (4 << rng.below(doublings)) - KIB * rng.below(3);
         start += rng.below(2) * 7 * KIB + len;
         (start - len, len)
     })

@@ -72,12 +72,12 @@ const HEAD_UNIT: usize = 8;
 pub(crate) const MAX_HOMES: usize = 1 << OWNER_BITS;
 
 /// The most blocks in a slab.
-const MAX_BLOCKS: usize = COUNT as usize;
+const MAX_BLOCKS: usize = (1 << COUNT_BITS) - 1;
 
 /// The longest slab in bytes.
 const MAX_SLAB_LEN: usize = if SPLIT { 32 } else { 256 } << 10;
 const _: () = assert!(
-    MAX_SLAB_LEN / HEAD_UNIT - 1 <= HEAD as usize && HEAD_UNIT * MAX_BLOCKS < MAX_SLAB_LEN,
+    MAX_SLAB_LEN / HEAD_UNIT <= 1 << HEAD_BITS && HEAD_UNIT * MAX_BLOCKS < MAX_SLAB_LEN,
     "an offset plus one fits, also of the last block: either has a length of two units, or is one of so many"
 );
 const _: () = assert!(MAX_SLAB_LEN >= SizeClass::LONGEST.block_len(), "a block of every class has a slab");
@@ -140,6 +140,8 @@ impl Word {
 /// that is at most a 32nd, else an eighth. At most [`MAX_BLOCKS`] blocks fit.
 pub(crate) fn slab_len(class: SizeClass, granule: usize, target: usize, most: usize) -> usize {
     let block_len = class.block_len();
+    // Half of what there is room for leaves some to add.
+    let target = if SPLIT { target.min(MAX_SLAB_LEN / 2) } else { target };
     let mut used_len = target.checked_div(block_len).unwrap_or(0).clamp(1, MAX_BLOCKS / 2) * block_len;
     for _ in 0..16 {
         let len = round_up(used_len, granule);
@@ -698,9 +700,12 @@ pub(crate) mod tests {
             for (granule, target) in [(256, 0), (1024, 4096), (4096, 16384), (4096, 65536)] {
                 for (most, share) in [(0, 8), (MAX_SLAB_LEN, if granule < 1024 { 8 } else { 32 })] {
                     let len = slab_len(class, granule, target, most);
-                    let left = len % class.block_len();
-                    assert!(len >= class.block_len() && len % granule == 0 && len <= MAX_SLAB_LEN);
-                    assert!(len / class.block_len() <= MAX_BLOCKS);
+                    let capacity = (len / class.block_len()).min(MAX_BLOCKS);
+                    let left = len - capacity * class.block_len();
+                    assert!(capacity > 0 && len % granule == 0 && len <= MAX_SLAB_LEN);
+                    assert!(SPLIT || capacity < MAX_BLOCKS);
+                    // There is no room for a longer one.
+                    let share = if SPLIT && len == MAX_SLAB_LEN { 16 } else { share };
                     assert!(left * share <= len, "{left} of {len} left over with blocks of {}", class.block_len());
                 }
             }

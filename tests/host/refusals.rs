@@ -93,7 +93,8 @@ fn absurd_requests_touch_nothing<C: CpuMode>(mode: C) {
     let kept = Filled::new(&heap, layout(200_000), 1).unwrap().unwrap();
     kept.free().unwrap();
     let before = heap.stats();
-    for len in [1 << 45, 16 << 20, isize::MAX as usize - 7, isize::MAX as usize / 2, 1 << 40] {
+    let longest = isize::MAX as usize;
+    for len in [longest >> 18, 16 << 20, longest - 7, longest / 2, longest >> 23].map(|len| len.max(16 << 20)) {
         for _ in 0..20 {
             let hooks = heap.provider().hooks.swap(0, Ordering::Relaxed);
             assert!(hooks <= 1, "{hooks} calls of the hook for {len} bytes");
@@ -387,8 +388,9 @@ impl CpuHint for Ids {
         match self {
             Self::Constant => Some(OWN_ID.get()),
             Self::Random => {
-                LAST_ID.set(last.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(OWN_ID.get() * 2 + 1));
-                Some(last >> 33)
+                let next = (last as u64).wrapping_mul(6_364_136_223_846_793_005) + OWN_ID.get() as u64 * 2 + 1;
+                LAST_ID.set((next ^ next >> 32) as usize);
+                Some(last >> (usize::BITS / 2 + 1))
             }
             Self::Changing => {
                 LAST_ID.set(last.wrapping_add(1));

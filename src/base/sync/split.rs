@@ -17,17 +17,18 @@ fn joined(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-fn low(value: u64) -> u32 {
+#[expect(clippy::cast_possible_truncation, reason = "the other half is `high`")]
+const fn low(value: u64) -> u32 {
     value as u32
 }
 
-fn high(value: u64) -> u32 {
+const fn high(value: u64) -> u32 {
     (value >> 32) as u32
 }
 
 impl SplitWord {
     pub(crate) const fn new(value: u64) -> Self {
-        Self { low: AtomicU32::new(value as u32), high: AtomicU32::new((value >> 32) as u32) }
+        Self { low: AtomicU32::new(low(value)), high: AtomicU32::new(high(value)) }
     }
 
     /// The halves one after the other: of one moment only if nobody writes the upper one meanwhile.
@@ -62,8 +63,8 @@ impl SplitWord {
         }
     }
 
-    /// Clears bits of the lower half. The upper one is not changed, whatever `mask` says of it, and is read before: with
-    /// this step others may begin to use it anew.
+    /// Clears bits of the lower half. The upper one is not changed, whatever `mask` says of it, and is read before:
+    /// with this step others may begin to use it anew.
     #[inline]
     pub(crate) fn fetch_and(&self, mask: u64, order: Ordering) -> u64 {
         let high = self.high.load(Ordering::Relaxed);
@@ -83,7 +84,7 @@ pub(crate) struct ShortCounter(AtomicU32);
 
 impl ShortCounter {
     pub(crate) const fn new(value: u64) -> Self {
-        Self(AtomicU32::new(value as u32))
+        Self(AtomicU32::new(low(value)))
     }
 
     #[inline]
@@ -168,7 +169,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(word.load(Ordering::Acquire), IDENTITY | 3 * EACH);
+        assert_eq!(word.load(Ordering::Acquire), IDENTITY + 3 * EACH);
     }
 
     #[test]
