@@ -51,11 +51,8 @@ pub(crate) enum Kind {
     LeavingAbsent = 12,
 }
 
-/// Where a slab's word has its class, of 6 bits: above its owner, and in the upper half if words are split.
-pub(crate) const CLASS_SHIFT: u32 = if SPLIT { 48 } else { 56 };
-
 /// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.
-const FIRST_WORD: u64 = if cfg!(feature = "hardened") { 0x3f << CLASS_SHIFT } else { 0 };
+const FIRST_WORD: u64 = if cfg!(feature = "hardened") { 0x3f << PageDesc::CLASS_SHIFT } else { 0 };
 
 const KIND_SHIFT: u32 = 28;
 const ZEROED: u32 = 1 << 27;
@@ -125,6 +122,9 @@ impl Tag {
 }
 
 impl PageDesc {
+    /// Where a slab's word has its class, of 6 bits: above its owner, and in the upper half if words are split.
+    pub(crate) const CLASS_SHIFT: u32 = if SPLIT { 48 } else { 56 };
+
     pub(crate) const fn new(index: u32) -> Self {
         Self {
             word: AtomicWord::new(FIRST_WORD),

@@ -45,7 +45,7 @@ use crate::contract::provider::PageRun;
 use crate::harden::KeyCell;
 
 pub(crate) use chunk::{Chunk, chunk_len_for};
-pub(crate) use desc::{CLASS_SHIFT, Kind, PageDesc};
+pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHints;
 pub(crate) use pool::PageFault;
 pub(crate) use run_cache::RunCache;

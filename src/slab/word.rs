@@ -44,7 +44,7 @@ use core::ptr::{NonNull, null_mut};
 use crate::base::size_class::SizeClass;
 use crate::base::sync::{Ordering, SPLIT};
 use crate::harden::Key;
-use crate::pages::{CLASS_SHIFT, Chunk, Kind, PageDesc};
+use crate::pages::{Chunk, Kind, PageDesc};
 use crate::slab::block::{Chain, peek};
 
 const HEAD_SHIFT: u32 = 0;
@@ -54,6 +54,7 @@ const COUNT_BITS: u32 = if SPLIT { 9 } else { 12 };
 pub(crate) const CARVED_SHIFT: u32 = COUNT_SHIFT + COUNT_BITS;
 pub(crate) const OWNER_SHIFT: u32 = if SPLIT { 32 } else { CARVED_SHIFT + COUNT_BITS };
 const OWNER_BITS: u32 = 16;
+const CLASS_SHIFT: u32 = PageDesc::CLASS_SHIFT;
 const _: () = assert!(CLASS_SHIFT == OWNER_SHIFT + OWNER_BITS);
 const CLASS_BITS: u32 = 6;
 pub(crate) const LISTED: u64 = 1 << if SPLIT { CARVED_SHIFT + COUNT_BITS } else { CLASS_SHIFT + CLASS_BITS };
