@@ -169,7 +169,20 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if is_huge::<P>(layout.size()) {
             return self.alloc_huge(layout);
         }
-        self.alloc_own(layout).or_else(|| self.alloc_run(layout, Use::Grown))
+        self.alloc_own(layout).or_else(|| self.alloc_cached(layout)).or_else(|| {
+            let grown = self.alloc_run(layout, Use::Grown)?;
+            if let (Some(run), Ok(entered)) = (self.run_of(grown.block.cast()), self.enter()) {
+                self.engine.pages.note_cut(self.engine.run_cache(entered.cache), run);
+            }
+            Some(grown)
+        })
+    }
+
+    /// The run that this CPU freed last, if it is as long.
+    fn alloc_cached(&self, layout: Layout) -> Option<LargeBlock> {
+        let entered = self.enter().ok()?;
+        let (run, _) = self.engine.pages.reuse(self.engine.run_cache(entered.cache), layout.size(), layout.align())?;
+        Some(as_block(&hand_out(run)))
     }
 
     /// A run of its own for a block that is longer than slabs serve, if the provider can move runs and has one.

@@ -665,6 +665,25 @@ fn huge_blocks_that_nobody_takes_go_back_later() {
     all_back(&heap);
 }
 
+/// A vector that outgrows the short blocks again and again takes no lock of the pages: it gets the run of the last one.
+#[test]
+fn what_outgrows_short_blocks_gets_the_cached_run() {
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
+    let grow = |start: NonNull<u8>| {
+        // SAFETY: allocated below with this Layout; nobody else uses it.
+        unsafe { heap.realloc(start, layout(4096), 8192) }.unwrap().cast::<u8>()
+    };
+    let first = || heap.alloc(layout(4096)).unwrap().cast();
+    // SAFETY: allocated by `grow` with this Layout.
+    let free = |start| unsafe { heap.free(start, layout(8192)) };
+    free(grow(first()));
+    let (start, mut grown, calls) = (first(), None, heap.provider().calls());
+    heap.engine.pages.for_each_run(&mut |_| grown = grown.or_else(|| Some(grow(start))));
+    assert!(grown.is_some() && heap.provider().calls() == calls, "with the pages' lock held");
+    grown.into_iter().for_each(free);
+    all_back(&heap);
+}
+
 /// A provider without memory until it was asked so many times.
 struct Late {
     host: Host<false>,

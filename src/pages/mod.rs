@@ -320,6 +320,13 @@ impl<const N: usize> Pages<N> {
         Some(run)
     }
 
+    /// Lets the holder of that CPU's cache keep a run that is as long as `run`, a large block's, if none is kept.
+    pub(crate) fn note_cut(&self, kept: &RunCache, run: &PageDesc) {
+        if kept.is_empty() {
+            kept.note_cut(run);
+        }
+    }
+
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
     /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] cached runs and does
