@@ -476,8 +476,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "lists that gave way are dropped",
         file: "src/heap/slow.rs",
-        shipped: "        self.return_blocks(surplus.into_lists());\n        if asked {\n            self.drain_current();\n        }\n        match block",
-        planted: "        if !@bug {\n            self.return_blocks(surplus.into_lists());\n        }\n        if asked {\n            self.drain_current();\n        }\n        match block",
+        shipped: "        self.return_blocks(surplus.into_lists());\n        drop(in_hand);\n        if asked {\n            self.drain_current();\n        }\n        match block",
+        planted: "        if !@bug {\n            self.return_blocks(surplus.into_lists());\n        }\n        drop(in_hand);\n        if asked {\n            self.drain_current();\n        }\n        match block",
         suite: Suite::Host,
         test: "memory::a_live_set_that_changes_its_class_holds_little_more",
         gap: None,
