@@ -33,7 +33,14 @@ struct Example {
     is_plain: bool,
 }
 
-const EXAMPLES: [Example; 6] = [
+const EXAMPLES: [Example; 7] = [
+    Example {
+        name: "battery_riscv32",
+        target: "riscv32imac-unknown-none-elf",
+        ending: "",
+        cpus: &[1, 4],
+        is_plain: false,
+    },
     Example { name: "paging_x86_64", target: "x86_64-unknown-none", ending: "", cpus: &[1], is_plain: true },
     Example { name: "pvh_x86_64", target: "x86_64-unknown-none", ending: "", cpus: &[1, 4], is_plain: true },
     Example { name: "multiboot2_x86_64", target: "x86_64-unknown-none", ending: "", cpus: &[1, 4], is_plain: false },
