@@ -90,6 +90,17 @@ impl Arch {
             Self::Riscv64 => &["-icount", "shift=7,sleep=off"],
         }
     }
+
+    /// With how many CPUs a kernel boots while QEMU counts instructions: QEMU 7.2's riscv64 then starts no second one.
+    pub(crate) fn max_counting_cpus(self) -> u32 {
+        match self {
+            Self::X86_64 | Self::Aarch64 => u32::MAX,
+            Self::Riscv64 => 1,
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::X86_64, Self::Aarch64, Self::Riscv64];
 }
 
 impl fmt::Display for Arch {

@@ -76,7 +76,9 @@ fn trials(show: bool) -> Result<Vec<Trial>, String> {
             }));
         }
     }
-    trials.push(Trial::test("x86_64/size", keeps_sizes));
+    for arch in Arch::ALL {
+        trials.push(Trial::test(format!("{arch}/size"), move || keeps_sizes(arch)));
+    }
     trials.extend(harness(show));
     Ok(trials)
 }
@@ -120,11 +122,11 @@ fn keeps_budgets(arch: Arch, boot: &Boot, mode: &str, cpus: u32, show: bool) -> 
 }
 
 /// Holds the heap's bytes in a release kernel against the table.
-fn keeps_sizes() -> Result<(), Failed> {
-    let toolchain = BareMetal::find(Arch::X86_64.target()).map_err(|failure| failure.to_string())?;
+fn keeps_sizes(arch: Arch) -> Result<(), Failed> {
+    let toolchain = BareMetal::find(arch.target()).map_err(|failure| failure.to_string())?;
     let mut measured = Table::new(toolchain.version());
-    measured.add_sizes(&sizes(Arch::X86_64).map_err(|failure| failure.to_string())?);
-    Ok(Table::read(Arch::X86_64)?.judge(&measured, "size", 1)?)
+    measured.add_sizes(&sizes(arch).map_err(|failure| failure.to_string())?);
+    Ok(Table::read(arch)?.judge(&measured, "size", 1)?)
 }
 
 /// A test of the harness, of that name: boots the kernel that misbehaves and looks at how that was judged.
@@ -283,11 +285,15 @@ fn every_kernel_is_in_the_table() -> Result<(), Failed> {
 
 /// A budget that no row measures holds nothing.
 fn every_budget_belongs_to_a_row() -> Result<(), Failed> {
-    let budgets = Table::read(Arch::X86_64)?;
-    let measured: BTreeSet<&str> = KERNELS.iter().filter_map(|kernel| kernel.budgets).chain(["size"]).collect();
-    let budgeted = budgets.modes();
-    if budgeted == measured {
-        return Ok(());
+    for arch in Arch::ALL {
+        let budgets = Table::read(arch)?;
+        let has_rows = |kernel: &&Kernel| kernel.rows(Rows::All).any(|(machine, _)| machine.arch() == arch);
+        let modes = KERNELS.iter().filter(has_rows).filter_map(|kernel| kernel.budgets);
+        let measured: BTreeSet<&str> = modes.chain(["size"]).collect();
+        let budgeted = budgets.modes();
+        if budgeted != measured {
+            return Err(format!("{arch}: the table has budgets for {budgeted:?}, rows measure {measured:?}").into());
+        }
     }
-    Err(format!("the table has budgets for {budgeted:?}, the rows measure {measured:?}").into())
+    Ok(())
 }

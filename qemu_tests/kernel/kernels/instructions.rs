@@ -2,7 +2,7 @@
 //! stretch.
 //!
 //! Every call is walked through in single steps, so the figures are exact, and the same each time; the driver holds
-//! them against a table of budgets (`budgets.txt`). A call is counted from its first instruction to its return, in a
+//! them against a table of budgets for each architecture (`budgets.txt` and those beside it). A call is counted from its first instruction to its return, in a
 //! kernel without checks. Under a pin that masks, the stretch in which interrupts are masked is what counts as held.
 //! Would catch: a path that became longer or took a lock unseen; a locked instruction on the pinned fast paths; a hold
 //! that grows with the heap or with the number of CPUs.
@@ -174,11 +174,14 @@ kernel! {
         }
         measure(|| heap().drain_current()).report("drain_current");
         expect_left(0);
-        for (count, name) in [
+        let holds = [
             (MANY / 16, "free of each slab's last block, 5 MiB held"),
             (MANY / 4, "free of each slab's last block, 20 MiB held"),
             (MANY, "free of each slab's last block, 80 MiB held"),
-        ] {
+        ];
+        // By breakpoints, the last one alone takes twice as long as all the others.
+        let count = if cfg!(target_arch = "x86_64") { holds.len() } else { holds.len() - 1 };
+        for (count, name) in holds.into_iter().take(count) {
             longest_hold(count).report(name);
             expect_left(0);
         }
