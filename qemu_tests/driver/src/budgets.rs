@@ -118,8 +118,8 @@ impl Table {
     #[must_use]
     pub fn text(&self, arch: Arch) -> String {
         let cpus = match arch {
-            Arch::X86_64 | Arch::Aarch64 => "the most on 1, 2, 4 and 8 CPUs",
-            Arch::Riscv64 => "on one CPU, as QEMU 7.2 starts no second one there while it counts instructions",
+            Arch::X86_64 | Arch::Aarch64 => "The most on 1, 2, 4 and 8 CPUs",
+            Arch::Riscv64 => "On one CPU: QEMU 7.2 starts no second one while it counts",
         };
         let locks = match arch {
             Arch::X86_64 => "those that lock memory",
@@ -127,8 +127,9 @@ impl Table {
             Arch::Riscv64 => "AMOs and conditional stores, each of which is or ends an atomic change of memory",
         };
         let mut text = format!(
-            "# Instructions of each operation of the heap, of these {locks},\n\
-             # and the longest stretch in which a cache is held: {cpus}.\n\
+            "# Instructions of each operation of the heap; of these \"locked\",\n\
+             # {locks};\n\
+             # and the longest stretch in which a cache is held. {cpus}.\n\
              # By kernel `instructions`. What is over its budget fails the test of that name.\n\
              # Rows of `size` are bytes of a release kernel.\n\
              # Made by `cargo run -p smp-heap-qemu --bin budgets -- --arch {arch} --write`.\n\
