@@ -1,6 +1,7 @@
 //! Figures in documents, held against what makes them: the budgets that a kernel is counted against, the constants in
 //! the sources, and the heap itself. A figure that changes in one place fails here until it is written anew.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -8,16 +9,36 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
 }
 
-/// A row of the budgets: instructions, of these the locked ones, and those with a cache held.
+/// Of each architecture, its name and the file that has its budgets.
+const BUDGETS: [(&str, &str); 3] = [
+    ("x86_64", "qemu_tests/kernel/budgets.txt"),
+    ("aarch64", "qemu_tests/kernel/budgets-aarch64.txt"),
+    ("riscv64", "qemu_tests/kernel/budgets-riscv64.txt"),
+];
+
+/// By mode and operation: instructions, of these the locked ones, and those with a cache held.
+type Budgets = BTreeMap<(String, String), [u64; 3]>;
+
+fn budgets(file: &str) -> Budgets {
+    let text = read(file);
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#') && !line.contains("compiler: "));
+    lines
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let figures = [1, 2, 3].map(|at: usize| words[at].parse().unwrap());
+            ((words[0].to_owned(), words[4..].join(" ")), figures)
+        })
+        .collect()
+}
+
+/// A row of the budgets on x86-64.
 fn budget(mode: &str, operation: &str) -> [u64; 3] {
-    let text = read("qemu_tests/kernel/budgets.txt");
-    let row = text.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        let is_mode = words.next() == Some(mode);
-        let figures = [(); 3].map(|()| words.next().and_then(|word| word.parse().ok()));
-        (is_mode && words.eq(operation.split(' '))).then_some(figures)
-    });
-    row.unwrap_or_else(|| panic!("no budget of `{mode}` for `{operation}`")).map(Option::unwrap)
+    row(&budgets(BUDGETS[0].1), mode, operation)
+}
+
+fn row(budgets: &Budgets, mode: &str, operation: &str) -> [u64; 3] {
+    let key = (mode.to_owned(), operation.to_owned());
+    *budgets.get(&key).unwrap_or_else(|| panic!("no budget of `{mode}` for `{operation}`"))
 }
 
 /// The value of a constant in a source, which is a sum of products of numbers.
@@ -54,10 +75,57 @@ fn the_cost_of_a_pair_is_the_budgets() {
     let pair = format!("take {} and {} instructions with no locked one", alloc[0], free[0]);
     says("README.md", &pair);
     for (mode, name) in [("hint", "hint"), ("masked", "interrupts masked"), ("pinned", "never preempts")] {
-        let [alloc, free] = ["alloc 64, hit", "free 64, hit"].map(|operation| budget(mode, operation));
-        let locked = if alloc[1] + free[1] == 0 { "0".to_owned() } else { format!("{} and {}", alloc[1], free[1]) };
-        says("docs/identity.md", &format!("| {name} | {} | {} | {locked} |", alloc[0], free[0]));
+        let pairs = BUDGETS.map(|(_, file)| {
+            let of_arch = budgets(file);
+            ["alloc 64, hit", "free 64, hit"].map(|operation| row(&of_arch, mode, operation))
+        });
+        let locked = pairs[0].map(|figures| figures[1]);
+        assert!(pairs.iter().all(|pair| pair.map(|figures| figures[1]) == locked), "{mode}: locked on some only");
+        let cells = pairs.map(|[alloc, free]| format!("{} and {}", alloc[0], free[0])).join(" | ");
+        let locked = if locked == [0, 0] { "0".to_owned() } else { format!("{} and {}", locked[0], locked[1]) };
+        says("docs/identity.md", &format!("| {name} | {cells} | {locked} |"));
     }
+}
+
+/// The table of the budgets, as a document has it.
+fn table_of_budgets() -> String {
+    let all = BUDGETS.map(|(_, file)| budgets(file));
+    let operations: BTreeSet<&String> =
+        all.iter().flat_map(BTreeMap::keys).filter(|(mode, _)| mode != "size").map(|(_, name)| name).collect();
+    let mut table = "| instructions, locked | x86_64 pinned | hint | aarch64 pinned | hint | riscv64 pinned | hint |\n\
+                     |---|---:|---:|---:|---:|---:|---:|\n"
+        .to_owned();
+    for operation in operations {
+        table += &format!("| {operation} |");
+        for (of_arch, mode) in all.iter().flat_map(|of_arch| ["pinned", "hint"].map(|mode| (of_arch, mode))) {
+            table += &match of_arch.get(&(mode.to_owned(), operation.clone())) {
+                Some([instructions, locked, _]) => format!(" {}, {} |", written(*instructions), written(*locked)),
+                None => " - |".to_owned(),
+            };
+        }
+        table.push('\n');
+    }
+    table
+}
+
+#[test]
+fn the_table_of_the_guest_is_the_budgets() {
+    says("docs/performance.md", &table_of_budgets());
+    let [one, four] = ["", " in each of 4 regions"]
+        .map(|more| [16, 128].map(|holes| written(budget("hint", &format!("map past {holes} holes{more}"))[0])));
+    says("docs/performance.md", &format!("with every hole too short: {} instructions past the 16 holes", one[0]));
+    says(
+        "docs/performance.md",
+        &format!("and {} past those of four regions; {} and {} past 128 holes", four[0], one[1], four[1]),
+    );
+    let [all, repeated] = ["alloc 40000", "alloc 40000, hit"].map(|operation| budget("pinned", operation)[0]);
+    says("docs/performance.md", &format!("takes {all}, or {repeated} of a length just freed"));
+    let sizes = BUDGETS.map(|(arch, file)| {
+        let of_arch = budgets(file);
+        let [code, bss] = ["code, in bytes", ".bss for 8 CPUs, in bytes"].map(|what| row(&of_arch, "size", what)[0]);
+        format!("| {arch} | {} | {} |", written(code), written(bss))
+    });
+    says("docs/performance.md", &sizes.join("\n"));
 }
 
 #[test]
@@ -90,7 +158,7 @@ fn there_are_as_many_classes_as_they_say() {
     use smp_heap::{Heap, Hint, cpu::UnknownCpu};
 
     let heap = Heap::<_, _, 1>::new(Books::default(), Hint(UnknownCpu));
-    let mut lengths = std::collections::BTreeSet::new();
+    let mut lengths = BTreeSet::new();
     for size in 1..=32 << 10 {
         let layout = layout(size, 1);
         let block = heap.alloc(layout).unwrap();
@@ -139,7 +207,7 @@ fn the_ways_through_the_code_are_there_and_as_long_as_said() {
         for (file, hop) in &hops {
             assert!(read(&format!("src/{file}")).contains(&format!("fn {hop}")), "no {hop} in {file}");
         }
-        let files: std::collections::BTreeSet<&String> = hops.iter().map(|(file, _)| file).collect();
+        let files: BTreeSet<&String> = hops.iter().map(|(file, _)| file).collect();
         let said = design.split_once(from).unwrap().1.split_once(".\n").unwrap().0;
         assert!(said.ends_with(&format!("{} functions in {} files", hops.len(), files.len())), "{from}{said}");
     }

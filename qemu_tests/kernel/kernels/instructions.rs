@@ -179,7 +179,7 @@ kernel! {
             (MANY / 4, "free of each slab's last block, 20 MiB held"),
             (MANY, "free of each slab's last block, 80 MiB held"),
         ];
-        // By breakpoints, the last one alone takes twice as long as all the others.
+        // By breakpoints, the last one alone takes twice as long as all else.
         let count = if cfg!(target_arch = "x86_64") { holds.len() } else { holds.len() - 1 };
         for (count, name) in holds.into_iter().take(count) {
             longest_hold(count).report(name);
