@@ -2,9 +2,9 @@
 //! stretch.
 //!
 //! Every call is walked through in single steps, so the figures are exact, and the same each time; the driver holds
-//! them against a table of budgets for each architecture (`budgets.txt` and those beside it). A call is counted from its
-//! first instruction to its return, in a kernel without checks. Under a pin that masks, the stretch in which interrupts
-//! are masked is what counts as held.
+//! them against a table of budgets for each architecture (`budgets.txt` and those beside it). A call is counted from
+//! its first instruction to its return, in a kernel without checks. Under a pin that masks, the stretch in which
+//! interrupts are masked is what counts as held.
 //! Would catch: a path that became longer or took a lock unseen; a locked instruction on the pinned fast paths; a hold
 //! that grows with the heap or with the number of CPUs.
 #![no_std]
