@@ -279,7 +279,7 @@ pub const KERNELS: &[Kernel] = &[
     },
     Kernel { elsewhere: &[4], ..Kernel::new("identities", &[("cpus", 1)]) },
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
-    Kernel { args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
+    Kernel { elsewhere: &[1], args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint", &[("batteries", 1)]) },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned", &[("batteries", 1)]) },
