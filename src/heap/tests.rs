@@ -182,6 +182,57 @@ fn a_nested_pinned_context_never_calls_the_provider() {
     all_back(&heap);
 }
 
+/// A provider with a lock that keeps interrupts out: whoever holds it runs on another CPU, so it may be re-entered.
+#[derive(Debug, Default)]
+struct Locking {
+    host: Host<false>,
+    lock: Mutex<()>,
+}
+
+// SAFETY: the host's.
+unsafe impl PageProvider for Locking {
+    const REENTRANT: bool = true;
+
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        let _held = self.lock.lock().unwrap();
+        self.host.map(run)
+    }
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        let _held = self.lock.lock().unwrap();
+        // SAFETY: the contract is the same.
+        unsafe { self.host.unmap(start, run) }
+    }
+}
+
+#[test]
+fn a_nested_context_waits_for_a_lock_that_masks_interrupts() {
+    let heap = Heap::<_, _, 2>::new(Locking::default(), Pinned(OneCpu));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Another CPU's calls of the provider, one after the other.
+            let run = PageRun::new(4096, 4096, Host::<false>::PAGE_LEN).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                let start = heap.provider().map(run).unwrap();
+                // SAFETY: it came from there, with this run.
+                assert!(unsafe { heap.provider().unmap(start, run) });
+            }
+        });
+        for _ in 0..200 {
+            assert_eq!(heap.stats().held_len, 0, "nothing is at hand");
+            let interrupted = heap.enter().unwrap();
+            let block = filled(&heap, 50_000).expect("the provider has memory");
+            drop(interrupted);
+            block.free().unwrap();
+            heap.drain_current();
+            heap.trim(0);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    heap.verify_all().unwrap();
+    assert_eq!(heap.provider().host.held_len(), heap.stats().held_len);
+}
+
 #[test]
 fn work_that_takes_locks_is_done_with_the_cache_held() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));

@@ -178,6 +178,6 @@ fn large_and_back(cpu: usize, turn: usize) {
     }
     blocks.into_iter().flatten().for_each(|block| block.free(heap()));
     if turn % 4 == cpu % 4 {
-        heap().trim_all();
+        heap().trim();
     }
 }

@@ -35,6 +35,13 @@ pub fn on_all(f: impl Fn(usize) + Sync) {
     BUSY.store(false, Ordering::Release);
 }
 
+/// Fails the test while CPUs work on a closure: what is to be done when they are at rest cannot be done then.
+pub fn expect_rest() {
+    if BUSY.load(Ordering::Acquire) {
+        test::fail(format_args!("the other CPUs are at work"));
+    }
+}
+
 /// What a CPU other than 0 does for ever.
 pub(crate) fn work_loop() -> ! {
     let mut done = 0;

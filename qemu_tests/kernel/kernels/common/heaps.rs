@@ -56,8 +56,8 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
     }
 
     fn verify_all(&self) -> Result<(), Violation> {
-        // SAFETY: kernels check between jobs, when the other CPUs wait for one and no interrupt handler of theirs uses
-        // the heap.
+        smp::expect_rest();
+        // SAFETY: the other CPUs wait for a job, and no interrupt handler of theirs uses the heap between jobs.
         unsafe { self.verify_at_rest() }
     }
 
@@ -75,6 +75,7 @@ impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<
     }
 
     fn trim_all(&self) {
+        smp::expect_rest();
         // SAFETY: as above.
         unsafe { self.trim_at_rest() };
     }
