@@ -428,6 +428,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         let run = self.slab_run(class, caller);
         if let Ok(run) = &run {
+            let _in_hand = self.in_hand.begin();
             return self.found_slab(run, class, most, owner).ok_or(Refused::Empty);
         }
         let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
@@ -770,7 +771,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let mut any = false;
         for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
             while bin.has_whole() {
-                let mut released = false;
+                let (mut released, _in_hand) = (false, self.in_hand.begin());
                 step(&mut |_| released = bin.take_empty().map(|slab| self.dissolve(slab)).is_some());
                 if !released {
                     break;
@@ -782,7 +783,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// Finds empty slabs among the partial ones too, a few a step, and gives all to the pages. False: some bin was
-    /// locked.
+    /// locked, or got another one meanwhile.
     pub(crate) fn release_empty(&self, step: Step<'_>) -> bool {
         let mut is_complete = true;
         for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
@@ -794,7 +795,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         self.release_reserves(step);
         self.pages.drain_deferred(step);
-        is_complete
+        is_complete && !self.classes().flat_map(|class| self.bins(class)).any(|(_, bin)| bin.has_whole())
     }
 
     /// [`release_empty`](Self::release_empty) for one bin, by its number of all [`bin_count`](Self::bin_count): looks

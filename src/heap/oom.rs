@@ -12,6 +12,7 @@ use core::ptr::NonNull;
 
 use crate::base::size_class::SizeClass;
 use crate::base::sync::{SPIN_LIMIT, spin_loop};
+use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
@@ -91,6 +92,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
 
     fn has_more(&self) -> bool {
         self.heap.engine.is_joining(self.class)
+    }
+
+    fn is_held_up(&self) -> bool {
+        let engine = &self.heap.engine;
+        let is_cache_held = !C::PINNED && engine.caches().any(CpuCache::is_busy);
+        is_cache_held || engine.bins(self.class).any(|(_, bin)| bin.looks_busy())
     }
 
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Block> {
@@ -229,7 +236,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             search.watch();
             // Give whoever it is a moment; who stays is not waited for lock by lock.
             let is_free = (0..SPIN_LIMIT).any(|_| {
-                let busy = self.is_memory_in_hand(wait) || self.engine.pages.is_busy();
+                let busy = self.is_memory_in_hand(wait) || self.engine.pages.is_busy() || seek.is_held_up();
                 if busy {
                     spin_loop();
                 }

@@ -28,6 +28,11 @@ pub(crate) trait Seek {
         false
     }
 
+    /// Whether somebody holds a lock that an attempt takes, beside those of the pages. A guess.
+    fn is_held_up(&self) -> bool {
+        false
+    }
+
     /// Makes a run, wanted like this and owned, what is searched for.
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Self::Found>;
 

@@ -716,6 +716,61 @@ fn huge_blocks_that_nobody_takes_go_back_later() {
     all_back(&heap);
 }
 
+std::thread_local! {
+    static CPU: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// Each thread is the CPU that it says.
+struct ThreadCpu;
+
+impl CpuHint for ThreadCpu {
+    fn current_cpu(&self) -> Option<usize> {
+        Some(CPU.get())
+    }
+}
+
+/// The only free blocks are in a cache that somebody holds for a while: found when it is let go, not refused. The wait
+/// has a bound, which a holder that gets no processor may outlast; so most times, not every time.
+#[test]
+#[cfg_attr(miri, ignore = "times are not those of a machine")]
+fn blocks_in_a_cache_that_is_held_are_waited_for() {
+    const ROUNDS: usize = 20;
+    let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(ThreadCpu));
+    heap.provider().limit_len.store(1 << 20, Ordering::Relaxed);
+    filled(&heap, 1000).unwrap().free().unwrap();
+    CPU.set(1);
+    filled(&heap, 1000).unwrap().free().unwrap();
+    CPU.set(0);
+    assert!(heap.engine.cpus.has(1));
+    let mut blocks = fill(&heap, 1000);
+    let (turn, mut found) = (std::sync::Barrier::new(2), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..ROUNDS {
+            let free = blocks.split_off(blocks.len() - 2);
+            scope.spawn(|| {
+                CPU.set(1);
+                free.into_iter().for_each(|block| block.free().unwrap());
+                let held = heap.enter().ok();
+                assert!(held.as_ref().is_some_and(|held| held.index == 1));
+                turn.wait();
+                std::thread::sleep(core::time::Duration::from_millis(8));
+                drop(held);
+            });
+            turn.wait();
+            let more = fill(&heap, 1000);
+            found += usize::from(more.len() == 2);
+            blocks.extend(more);
+            while blocks.len() < 4 {
+                blocks.extend(filled(&heap, 1000));
+            }
+        }
+    });
+    assert!(found >= ROUNDS * 3 / 4, "{found} of {ROUNDS} times");
+    blocks.into_iter().for_each(|block| block.free().unwrap());
+    heap.drain();
+    heap.verify_all().unwrap();
+}
+
 /// A vector that outgrows the short blocks again and again takes no lock of the pages: it gets the run of the last one.
 #[test]
 fn what_outgrows_short_blocks_gets_the_cached_run() {
