@@ -428,7 +428,6 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         let run = self.slab_run(class, caller);
         if let Ok(run) = &run {
-            let _in_hand = self.in_hand.begin();
             return self.found_slab(run, class, most, owner).ok_or(Refused::Empty);
         }
         let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
