@@ -9,40 +9,38 @@
 core::arch::global_asm!(
     r#"
     .option push
-    .option arch, +m, +c, +d
+    .option arch, +m, +a, +c, +d
     .section .bss.boot, "aw", @nobits
     .balign 16
     .skip 64 * 1024
+    .global boot_stack
 boot_stack:
 
+    # Where every hart comes: the one that the firmware chose, and those that it is asked to start. The firmware may let
+    # one go before it has noted where and with what (OpenSBI 1.1 does, rarely), so `CpuStart` says who it is: it
+    # has a stack for one hart. While it has no page tables, that is the first one.
     .section .text.boot, "ax"
     .global boot_entry
-boot_entry:                   # a0: this hart, a1: device tree
+boot_entry:                   # a0: this hart, a1: device tree, of the first one
     csrw sie, zero
     csrci sstatus, 2
     li t0, 1 << 13            # floating-point registers on
     csrs sstatus, t0
-    la sp, boot_stack
     la tp, {unknown}
     mv s0, zero
+    la t0, {start}
+    amoswap.d.aqrl sp, zero, (t0)
+    beqz sp, 2f
+    ld t1, 8(t0)
+    bnez t1, 1f
     tail rust_entry
-
-    # Where the firmware starts another hart; a1: what it needs, see `CpuStart`.
-    .global cpu_entry
-cpu_entry:
-    csrw sie, zero
-    csrci sstatus, 2
-    li t0, 1 << 13
-    csrs sstatus, t0
-    ld t0, 0(a1)
-    ld sp, 8(a1)
-    ld a0, 16(a1)
-    la tp, {unknown}
+1:  ld a0, 16(t0)
     sfence.vma
-    csrw satp, t0
+    csrw satp, t1
     sfence.vma
-    mv s0, zero
     tail cpu_main
+2:  wfi                       # nobody asked for it
+    j 2b
 
     # void run_on(stack, void (*go)(void))
     .global run_on
@@ -273,6 +271,7 @@ catch_resume:
     .option pop
 "#,
     unknown = sym super::cpu::UNKNOWN,
+    start = sym super::START,
     saved_t0 = const super::cpu::SAVED_T0,
     saved_sp = const super::cpu::SAVED_SP,
     fault_stack_low = const super::cpu::FAULT_STACK_LOW,

@@ -6,7 +6,7 @@ mod entry;
 pub mod interrupts;
 
 use core::ptr::with_exposed_provenance_mut;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 
 use riscv::register::{satp, stval, time};
 
@@ -33,24 +33,31 @@ static SERIAL: AtomicUsize = AtomicUsize::new(0x1000_0000);
 /// The device that ends a run.
 static FINISHER: AtomicUsize = AtomicUsize::new(0x10_0000);
 
-/// What a hart that starts has to know.
+/// What a hart that comes to `boot_entry` has to know.
 #[repr(C)]
 struct CpuStart {
+    /// The end of the stack for the next one, which takes it.
+    stack: AtomicPtr<u8>,
+    /// The page tables, 0 before there are any.
     tables: AtomicUsize,
-    stack: AtomicUsize,
     index: AtomicUsize,
 }
 
-static START: CpuStart =
-    CpuStart { tables: AtomicUsize::new(0), stack: AtomicUsize::new(0), index: AtomicUsize::new(0) };
+static START: CpuStart = CpuStart {
+    stack: AtomicPtr::new((&raw const boot_stack).cast_mut()),
+    tables: AtomicUsize::new(0),
+    index: AtomicUsize::new(0),
+};
 
 unsafe extern "C" {
+    /// The end of the image's stack.
+    static boot_stack: u8;
+    fn boot_entry();
     fn run_on(stack: usize, go: extern "C" fn() -> !) -> !;
-    fn cpu_entry();
     fn yield_to_threads();
 }
 
-/// The hart that the firmware chose, which is CPU 0 from now on, comes here from `boot_entry`, on a stack of the image.
+/// The hart that came first, which is CPU 0 from now on, comes here from `boot_entry`, on a stack of the image.
 #[unsafe(no_mangle)]
 extern "C" fn rust_entry(hart: usize, device_tree: usize) -> ! {
     interrupts::load();
@@ -87,18 +94,18 @@ extern "C" fn start_all() -> ! {
 }
 
 fn start_cpu(index: usize) {
-    START.stack.store(start::stacks().main(index), Relaxed);
     START.index.store(index, Relaxed);
-    let entry = cpu_entry as unsafe extern "C" fn() as usize;
-    // The call of the firmware orders what was written before what the other hart reads.
-    let result = sbi_rt::hart_start(hart(index), entry, (&raw const START).addr());
+    // The last store, which orders the others before what the hart reads that takes the stack.
+    START.stack.store(with_exposed_provenance_mut(start::stacks().main(index)), Release);
+    let hart = hart(index);
+    let result = sbi_rt::hart_start(hart, boot_entry as unsafe extern "C" fn() as usize, 0);
     if result.is_err() {
-        test::fail(format_args!("CPU {index} does not start: {result:?}"));
+        test::fail(format_args!("CPU {index}, hart {hart}, does not start: {result:?}"));
     }
     crate::time::wait_for("a CPU to start", 3 * crate::time::SOON, || start::is_online(index));
 }
 
-/// The other harts come here from `cpu_entry`, on their own stacks and the final page tables.
+/// The other harts come here from `boot_entry`, on their own stacks and the final page tables.
 #[unsafe(no_mangle)]
 extern "C" fn cpu_main(index: usize) -> ! {
     interrupts::load();
