@@ -1,12 +1,13 @@
-# `start`: a0 is this hart's number, a1 the device tree. Calls `main(hart, tree)`. The first 64 bytes are the header of
-# Linux's images, by which U-Boot's `booti` knows a kernel.
-# `start_other`: a0 is this hart's number, a1 the end of its stack. Calls `other_main(hart)`.
+# `start`: a0 is this hart's number. A hart that has a stack in `STACKS`, at the place of its number, calls
+# `other_main(hart)`. The first one has none, and the device tree in a1: it calls `main(hart, tree)`.
+# A hart is not told by its entry or by a1 that it is another one: OpenSBI 1.1 may let it go before it has noted these.
+# The first 64 bytes are the header of Linux's images, by which U-Boot's `booti` knows a kernel.
 
     .section .text.start, "ax"
     .option norvc
-    .global start, start_other
+    .global start
 start:
-    j start_first
+    j enter
     .word 0
     .quad 0x200000                      # offset from the start of RAM
     .quad image_end - image_start
@@ -16,13 +17,20 @@ start:
     .ascii "RISCV\0\0\0"
     .ascii "RSC\x05"
     .word 0
-start_first:
+enter:
+    mv tp, a0
+    li t0, 8                            # as many as `STACKS` has
+    bgeu a0, t0, first
+    la t0, STACKS
+    slli t1, a0, 3
+    add t0, t0, t1
+    ld sp, (t0)
+    fence r, rw
+    bnez sp, other
+first:
     la sp, first_stack_end
-    mv tp, a0
     call main
-start_other:
-    mv sp, a1
-    mv tp, a0
+other:
     call other_main
 halt:
     wfi

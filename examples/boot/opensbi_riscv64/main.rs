@@ -14,8 +14,8 @@ use core::fmt::Write;
 use core::num::NonZero;
 use core::ops::Range;
 use core::panic::PanicInfo;
-use core::ptr::{NonNull, with_exposed_provenance};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::ptr::{NonNull, null_mut, with_exposed_provenance};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use fdt::Fdt;
 use qemu_exit::{QEMUExit, RISCV64};
@@ -31,13 +31,16 @@ global_asm!(include_str!("boot.s"));
 unsafe extern "C" {
     static image_start: u8;
     static image_end: u8;
-    fn start_other();
+    fn start();
 }
 
 /// Up to 8 ranges of memory, 4 harts with caches of their own; `tp` has the hart's number.
 #[global_allocator]
 static HEAP: Heap<RegionProvider<8>, Hint<TpNumber>, 4> = Heap::new(RegionProvider::new(), Hint(TpNumber));
 
+/// The ends of the other harts' stacks, by the harts' numbers.
+#[unsafe(no_mangle)]
+static STACKS: [AtomicPtr<u128>; 8] = [const { AtomicPtr::new(null_mut()) }; 8];
 /// Harts that are done.
 static DONE: AtomicUsize = AtomicUsize::new(0);
 /// What one hart leaves for the next to free.
@@ -67,9 +70,10 @@ extern "C" fn main(hart: usize, tree_at: usize) -> ! {
     say!("heap: {} MiB in {} regions, {} bytes left out", added.bytes >> 20, added.regions, added.left);
 
     for other in (0..cpus).filter(|other| *other != hart) {
-        let stack = vec![0_u128; 8192].leak();
-        let entry = start_other as unsafe extern "C" fn() as *const ();
-        let started = sbi_rt::hart_start(other, entry.addr(), stack.as_mut_ptr_range().end.addr());
+        let stack = vec![0_u128; 8192].leak().as_mut_ptr_range().end;
+        STACKS[other].store(stack, Ordering::Release);
+        let entry = start as unsafe extern "C" fn() as *const ();
+        let started = sbi_rt::hart_start(other, entry.addr(), 0);
         assert!(started.is_ok(), "hart {other}: {started:?}");
     }
     work(hart);
