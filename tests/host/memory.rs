@@ -466,12 +466,12 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
 fn free_neighbours_serve_a_longer_class_and_return_as_they_were() {
     play_cpu(0);
     let heap: Tested = Heap::new(Books::with_limit(MIB), Pinned(ThreadCpu));
-    let mut short: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 32)).collect();
+    let short: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 32)).collect();
     let (count, full) = (short.len(), heap.stats());
     // Every tenth stays, in each slab; so there is no page for another class.
-    let mut number = 0;
-    let kept: Vec<_> = short.extract_if(.., |_| (number % 10 == 0, number += 1).0).collect();
-    short.into_iter().for_each(|piece| piece.free(&heap));
+    let (kept, freed): (Vec<_>, Vec<_>) = short.into_iter().enumerate().partition(|(number, _)| number % 10 == 0);
+    let kept: Vec<_> = kept.into_iter().map(|(_, piece)| piece).collect();
+    freed.into_iter().for_each(|(_, piece)| piece.free(&heap));
     heap.drain_current();
     let long: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 128)).collect();
     heap.verify_all().unwrap();

@@ -55,7 +55,12 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     })
 }
 
-fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
+/// What the plant's file is compiled with.
+fn flags(plant: &Plant) -> &'static str {
+    if plant.file.ends_with("sync/split.rs") { "--cfg loom --cfg split_words" } else { "--cfg loom" }
+}
+
+fn cargo(tree: &Path, flags: &str, arguments: &[&str]) -> Result<(bool, String), Failed> {
     let output = Command::new(env!("CARGO"))
         .args(["test", "--quiet", "--package", "smp-heap", "--test", "models"])
         // Compiling takes longer than finding.
@@ -69,7 +74,7 @@ fn cargo(tree: &Path, arguments: &[&str]) -> Result<(bool, String), Failed> {
         .arg(target().join("build"))
         .args(arguments)
         .current_dir(tree)
-        .env("RUSTFLAGS", "--cfg loom")
+        .env("RUSTFLAGS", flags)
         .env("RUST_BACKTRACE", "0")
         .env("MODEL_SECONDS", "100")
         .stdin(Stdio::null())
@@ -106,11 +111,11 @@ fn plant(plant: &Plant) -> Result<(), Failed> {
     }
     let text = shipped(plant)?;
     fs::write(tree.join("src").join(plant.file), text.replacen(plant.shipped, plant.planted, 1))?;
-    let (compiled, errors) = cargo(&tree, &["--no-run"])?;
+    let (compiled, errors) = cargo(&tree, flags(plant), &["--no-run"])?;
     if !compiled {
         return Err(format!("does not compile:\n{errors}").into());
     }
-    let (passed, output) = cargo(&tree, &["--", "--exact", plant.model])?;
+    let (passed, output) = cargo(&tree, flags(plant), &["--", "--exact", plant.model])?;
     if passed {
         return Err(format!("{} did not notice:\n{output}", plant.model).into());
     }

@@ -89,6 +89,21 @@ pub(crate) const PLANTS: &[Plant] = &[
         planted: "slab.desc().kind() == Kind::SlabPartial && most < u32::MAX;",
         model: "slab::a_chain_is_pushed_while_blocks_are_taken",
     },
+    // The same word in two halves.
+    Plant {
+        name: "upper_half_looked_at_after_the_push",
+        file: "base/sync/split.rs",
+        shipped: "Ok(_) => Ok(old),",
+        planted: "Ok(_) => Ok(joined(low(old), self.high.load(Ordering::Relaxed))),",
+        model: "slab::a_slab_is_unlinked_against_pushes_in_flight",
+    },
+    Plant {
+        name: "upper_half_looked_at_after_the_claim_is_settled",
+        file: "base/sync/split.rs",
+        shipped: "        joined(self.low.fetch_and(low(mask), order), high)",
+        planted: "        let _ = high;\n        joined(self.low.fetch_and(low(mask), order), self.high.load(Ordering::Relaxed))",
+        model: "slab::a_claim_against_a_taker_and_a_trimmer",
+    },
     // Inbox.
     Plant {
         name: "enlisted_relaxed",

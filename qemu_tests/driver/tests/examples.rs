@@ -33,7 +33,7 @@ struct Example {
     is_plain: bool,
 }
 
-const EXAMPLES: [Example; 7] = [
+const EXAMPLES: [Example; 8] = [
     Example {
         name: "battery_riscv32",
         target: "riscv32imac-unknown-none-elf",
@@ -51,7 +51,14 @@ const EXAMPLES: [Example; 7] = [
         target: "riscv64gc-unknown-none-elf",
         ending: "",
         cpus: &[1, 4],
-        is_plain: false,
+        is_plain: true,
+    },
+    Example {
+        name: "virt_aarch64",
+        target: "aarch64-unknown-none-softfloat",
+        ending: "",
+        cpus: &[1, 4],
+        is_plain: true,
     },
 ];
 
