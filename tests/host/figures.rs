@@ -128,6 +128,37 @@ fn the_table_of_the_guest_is_the_budgets() {
     says("docs/performance.md", &sizes.join("\n"));
 }
 
+/// What words in two halves cost, by operations whose figures are the same on any number of CPUs.
+fn table_of_halves() -> String {
+    let all = [BUDGETS[0], BUDGETS[1]].map(|(_, file)| budgets(file));
+    let operations = [
+        "alloc 64, hit",
+        "free 64, hit",
+        "alloc 24, longest",
+        "free 24, longest",
+        "free 24 of another CPU, shortest",
+        "alloc 40000",
+        "free of each slab's last block, 20 MiB held",
+    ];
+    let mut table = "| instructions, locked | x86_64 whole | in halves | aarch64 whole | in halves |\n\
+                     |---|---:|---:|---:|---:|\n"
+        .to_owned();
+    for operation in operations {
+        table += &format!("| {operation} |");
+        for (of_arch, mode) in all.iter().flat_map(|of_arch| ["pinned", "halves"].map(|mode| (of_arch, mode))) {
+            let [instructions, locked, _] = row(of_arch, mode, operation);
+            table += &format!(" {}, {} |", written(instructions), written(locked));
+        }
+        table.push('\n');
+    }
+    table
+}
+
+#[test]
+fn the_price_of_halves_is_the_budgets() {
+    says("docs/performance.md", &table_of_halves());
+}
+
 #[test]
 fn the_longest_holds_are_the_budgets() {
     let held = [5, 20, 80].map(|mib| {

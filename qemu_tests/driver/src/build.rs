@@ -22,20 +22,22 @@ pub enum Profile {
     Traced,
     /// As [`Fast`](Self::Fast), with one allocation in many on pages of its own.
     Guarded,
+    /// As [`Fast`](Self::Fast), with words in two halves, as processors without atomics of 64 bits have them.
+    Halves,
 }
 
 impl Profile {
     fn name(self) -> &'static str {
         match self {
             Self::Checked => "kernel-checked",
-            Self::Fast | Self::Traced | Self::Guarded => "kernel-fast",
+            Self::Fast | Self::Traced | Self::Guarded | Self::Halves => "kernel-fast",
         }
     }
 
     /// The kernels' feature that it takes, beside none.
     fn feature(self) -> Option<&'static str> {
         match self {
-            Self::Checked | Self::Fast => None,
+            Self::Checked | Self::Fast | Self::Halves => None,
             Self::Traced => Some("trace"),
             Self::Guarded => Some("guard-pages"),
         }
@@ -44,7 +46,7 @@ impl Profile {
     fn config(self) -> &'static [&'static str] {
         match self {
             Self::Checked => &["inherits='dev'", "opt-level=2", "debug=1"],
-            Self::Fast | Self::Traced | Self::Guarded => {
+            Self::Fast | Self::Traced | Self::Guarded | Self::Halves => {
                 &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"]
             }
         }
@@ -65,7 +67,7 @@ pub fn kernel_elf(kernel: &str, arch: Arch, profile: Profile) -> Result<PathBuf,
     static DONE: Mutex<BTreeMap<(Arch, Profile, String), Built>> = Mutex::new(BTreeMap::new());
     let only = match profile {
         Profile::Checked => "",
-        Profile::Fast | Profile::Traced | Profile::Guarded => kernel,
+        Profile::Fast | Profile::Traced | Profile::Guarded | Profile::Halves => kernel,
     };
     // Held while building: whoever comes meanwhile needs the same kernels.
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,6 +95,9 @@ fn build(arch: Arch, profile: Profile, only: &str) -> Result<BTreeMap<String, Pa
         .arg(manifest);
     for setting in profile.config() {
         cargo.arg("--config").arg(format!("profile.{}.{setting}", profile.name()));
+    }
+    if profile == Profile::Halves {
+        cargo.arg("--config").arg(format!("target.{}.rustflags=['--cfg', 'split_words']", arch.target()));
     }
     // Kernels over page tables of their own are behind a feature, as there are none for other architectures.
     if arch.has(Needs::PageTables) {

@@ -281,6 +281,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { elsewhere: &[1], args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
+    Kernel {
+        cpus: &[2], profile: Profile::Halves, args: &["mode=pinned"],
+        ..Kernel::measuring("instructions+halves", "halves")
+    },
     Kernel { memory_mib: 512, args: &["mode=hint"], ..Kernel::new("layouts+hint", &[("batteries", 1)]) },
     Kernel { memory_mib: 512, args: &["mode=pinned"], ..Kernel::new("layouts+pinned", &[("batteries", 1)]) },
     Kernel { elsewhere: &[4], ..Kernel::new("lying_ids", &[("blocks", 28_000), ("interrupts", 50)]) },
