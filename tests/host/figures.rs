@@ -87,6 +87,16 @@ fn the_cost_of_a_pair_is_the_budgets() {
     }
 }
 
+#[test]
+fn the_time_of_masking_in_an_emulator_is_the_kernels() {
+    let [least, most] =
+        ["LEAST", "MOST"].map(|name| constant("qemu_tests/kernel/kernels/pin_times.rs", name) as f64 / 100.0);
+    says(
+        "docs/identity.md",
+        &format!("and fails if masking takes less than {least} times the hint's time, or more than {most}"),
+    );
+}
+
 /// The table of the budgets, as a document has it.
 fn table_of_budgets() -> String {
     let all = BUDGETS.map(|(_, file)| budgets(file));

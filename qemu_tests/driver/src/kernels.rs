@@ -315,6 +315,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { needs: NmiPastPin, cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", STORM) },
     Kernel { needs: PageTables, seconds: 180, args: &["mode=hint"], ..Kernel::new("paging+hint", PAGING) },
     Kernel { needs: PageTables, seconds: 180, args: &["mode=pinned"], ..Kernel::new("paging+pinned", PAGING) },
+    Kernel {
+        elsewhere: &[1, 4], cpus: &[1, 4], profile: Profile::Fast,
+        ..Kernel::new("pin_times", &[("stretches", 300)])
+    },
     Kernel { args: &["mode=hint"], ..Kernel::new("provider_calls_heap+hint", CALLS) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("provider_calls_heap+pinned", CALLS) },
     Kernel { args: &["mode=masked"], ..Kernel::new("provider_calls_heap+masked", CALLS) },
