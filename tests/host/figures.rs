@@ -212,6 +212,26 @@ fn there_are_as_many_classes_as_they_say() {
     says("src/lib.rs", &format!("{} classes, four to a doubling", lengths.len()));
 }
 
+/// How long a heap is, before it has memory and without what it takes of that for each CPU later.
+#[cfg(all(target_pointer_width = "64", not(any(feature = "hardened", feature = "trace"))))]
+#[test]
+fn a_heap_is_as_long_as_they_say() {
+    use smp_heap::{Heap, Hint, RegionProvider, cpu::UnknownCpu};
+
+    type Of<const CPUS: usize> = Heap<RegionProvider<4>, Hint<UnknownCpu>, CPUS>;
+    let lens = [size_of::<Of<1>>(), size_of::<Of<2>>(), size_of::<Of<8>>(), size_of::<Of<16>>()];
+    let cells = lens.map(|len| written(len as u64)).join(" | ");
+    says(
+        "docs/performance.md",
+        &format!("| CPUs | 1 | 2 | 8 | 16 |\n|---|---:|---:|---:|---:|\n| bytes | {cells} |\n"),
+    );
+    let mut codes = BUDGETS.map(|(_, file)| row(&budgets(file), "size", "code, in bytes")[0] / 1000);
+    codes.sort_unstable();
+    let [least, _, most] = codes;
+    let len = lens[3] / 1000;
+    says("README.md", &format!("A heap has {len} KB of `.bss`, and {least} to {most} KB of code"));
+}
+
 #[test]
 fn the_declared_rust_version_is_the_same_everywhere() {
     let version = env!("CARGO_PKG_RUST_VERSION");

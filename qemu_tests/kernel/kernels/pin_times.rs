@@ -61,7 +61,8 @@ kernel! {
             test::did(STRETCHES, "stretches");
         });
         let shortest = SHORTEST.each_ref().map(|shortest| shortest.load(Relaxed));
-        let [hint, pinned, masked] = shortest.map(|cycles| 1_000_000 * cycles / PAIRS as u64 / time::cycles_per_micro());
+        let scale = PAIRS as u64 * time::cycles_per_micro();
+        let [hint, pinned, masked] = shortest.map(|cycles| 1_000_000 * cycles / scale);
         println!("picoseconds of a pair: hint {hint}, never preempts {pinned}, interrupts masked {masked}");
         let (pinned, masked) = (100 * pinned / hint, 100 * masked / hint);
         println!("in hundredths of the hint's time: never preempts {pinned}, interrupts masked {masked}");
