@@ -35,10 +35,12 @@ static REPORTS: Mutex<Vec<Report>> = Mutex::new(Vec::new());
 fn a_report_tells_who_allocated_and_who_freed_and_how_long_ago() {
     let heap = heap();
     heap.set_report_hook(|report| REPORTS.lock().unwrap().push(*report));
+    let others = |count| {
+        (0..count).for_each(|_| Filled::new(&heap, layout(24), 1).unwrap().unwrap().free().unwrap());
+    };
+    others(3);
     let (block, allocated) = (heap.alloc(layout(100)).unwrap().cast::<u8>(), line!());
-    for _ in 0..10 {
-        Filled::new(&heap, layout(24), 1).unwrap().unwrap().free().unwrap();
-    }
+    others(10);
     let freed = line!() + 2;
     // SAFETY: allocated above.
     unsafe { heap.free(block, layout(100)) };

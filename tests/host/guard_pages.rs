@@ -59,6 +59,7 @@ fn a_fault_is_explained_by_the_block_it_is_at() {
     assert_eq!((usable_len, heap.stats().classes.iter().map(|class| class.live_count).sum()), (block.len(), 1));
     let kind = |addr| heap.explain_fault(addr).map(|Fault { kind, .. }| kind);
     let behind = (addr + 100).next_multiple_of(4096);
+    assert_eq!((addr + 100).next_multiple_of(8), behind, "it ends where its pages end, but for its alignment");
     assert_eq!(
         [kind(behind), kind(addr & !4095), kind((addr & !4095) - 1)],
         [Some(FaultKind::Behind), None, Some(FaultKind::InFront)]

@@ -24,7 +24,7 @@ use table::{BUGS, Bug, Suite};
 const VARIABLE: &str = "SMP_HEAP_SABOTAGE";
 
 /// What a test that runs too long is ended after, in seconds of processor time: see `tests/watchdog`.
-const SECONDS: &str = "60";
+const SECONDS: &str = "20";
 
 /// How a bug was noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,7 @@ fn cargo(suite: Suite, bug: usize, rest: &[&str]) -> Result<(bool, String), Fail
         .args(arguments(suite))
         // Compiling takes longer than finding.
         .args(["--config", "profile.dev.debug=0", "--config", "profile.dev.package.smp-heap.opt-level=1"])
+        .args(["--config", "profile.dev.lto='off'"])
         .arg("--target-dir")
         .arg(tree::target().join("build"))
         .args(rest)

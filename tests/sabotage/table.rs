@@ -1064,7 +1064,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "                live_len -= layout.size();",
         planted: "                live_len -= if @bug { 0 } else { layout.size() };",
         suite: Suite::Traces,
-        test: "the_peak_counts_frees_and_growth",
+        test: "recorded_work_replays_whole_twice_over_and_leaves_nothing",
         gap: None,
     },
 ];

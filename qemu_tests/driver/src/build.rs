@@ -7,7 +7,7 @@
 use core::fmt::Write as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::{Arch, BareMetal, Failure, KERNELS, Kernel, Needs, Rows};
 
@@ -45,7 +45,8 @@ impl Profile {
 
     fn config(self) -> &'static [&'static str] {
         match self {
-            Self::Checked => &["inherits='dev'", "opt-level=2", "debug=1"],
+            // Made at once, from nothing or because the heap has changed: nothing to keep, nor to inline across units.
+            Self::Checked => &["inherits='dev'", "opt-level=2", "debug=1", "incremental=false", "lto='off'"],
             Self::Fast | Self::Traced | Self::Guarded | Self::Halves => {
                 &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"]
             }
@@ -53,13 +54,13 @@ impl Profile {
     }
 }
 
-/// What one nested cargo made, or why it made nothing.
-type Built = Arc<Result<BTreeMap<String, PathBuf>, Failure>>;
+/// What one nested cargo made, or why it made nothing; whoever comes while it works waits for it.
+type Built = Arc<OnceLock<Result<BTreeMap<String, PathBuf>, Failure>>>;
 
 /// The ELF file of `kernel`, built first if this process has not done so yet.
 ///
 /// The checked profile builds at once all kernels that have rows, because a test run wants most of them; the fast one
-/// builds the asked one alone.
+/// builds the asked one alone, and kernels that are there boot meanwhile.
 ///
 /// # Errors
 /// [`Failure::Missing`] without a toolchain for the target, [`Failure::Build`] with the compiler's messages.
@@ -69,12 +70,10 @@ pub fn kernel_elf(kernel: &str, arch: Arch, profile: Profile) -> Result<PathBuf,
         Profile::Checked => "",
         Profile::Fast | Profile::Traced | Profile::Guarded | Profile::Halves => kernel,
     };
-    // Held while building: whoever comes meanwhile needs the same kernels.
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let built =
-        done.entry((arch, profile, only.to_owned())).or_insert_with(|| Arc::new(build(arch, profile, only))).clone();
+    let built = done.entry((arch, profile, only.to_owned())).or_default().clone();
     drop(done);
-    match &*built {
+    match built.get_or_init(|| build(arch, profile, only)) {
         Err(failure) => Err(failure.clone()),
         Ok(elfs) => elfs
             .get(kernel)
