@@ -92,16 +92,18 @@ pub fn size_in(start: *mut u8) -> usize {
     found >> SIZE_SHIFT
 }
 
+/// Ends the cell: there is no such block.
 #[cold]
 #[inline(never)]
-fn out_of_memory(size: usize) -> ! {
+pub fn out_of_memory(size: usize) -> ! {
     crate::cell::fail(crate::cell::Failure::OutOfMemory, &format!("no memory for {size} bytes"));
     process::abort()
 }
 
+/// Ends the cell: a block's content is not its owner's.
 #[cold]
 #[inline(never)]
-fn spoilt(start: *mut u8, size: usize) -> ! {
+pub fn spoilt(start: *mut u8, size: usize) -> ! {
     crate::cell::fail(
         crate::cell::Failure::Spoilt,
         &format!("block {start:p} of {size} bytes is not as it was written"),

@@ -77,7 +77,7 @@ fn run(peer: &Peer, name: &str, threads: usize) -> Outcome {
 
 /// What a test has time for: of the rows of growth those that grow least.
 fn is_short(workload: &Workload) -> bool {
-    workload.group != Group::Growth || matches!(workload.name, "live-1k" | "heap-1m")
+    workload.group != Group::Growth || matches!(workload.name, "live-1k" | "heap-1m" | "vec-64")
 }
 
 #[test]
