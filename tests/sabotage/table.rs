@@ -794,7 +794,7 @@ pub(crate) const BUGS: &[Bug] = &[
         shipped: "index >= carved || self.is_free(start)",
         planted: "index >= carved || !@bug && self.is_free(start)",
         suite: Suite::Level3Host,
-        test: "hardening::each_bug_is_noticed_as_the_document_says",
+        test: "corpus::every_bug_is_noticed_in_blocks_of_every_kind",
         gap: None,
     },
     Bug {
