@@ -27,7 +27,7 @@ use crate::cache::{CpuCache, Raise, Tally};
 use crate::harden::Damage;
 #[cfg(feature = "hardened")]
 use crate::harden::{Misuse, Report, Watch};
-use crate::pages::{Chunk, Kind as RunKind, Pages, Refused, Run, RunCache, Step, Use, Want};
+use crate::pages::{Chunk, Kind as RunKind, Pages, Refused, Run, RunCache, Step, Use, Want, granule_shift};
 use crate::slab::block::{Block, Chain, List};
 use crate::slab::free_blocks::Places;
 use crate::slab::list::{Bin, Busy, Shard, Sweep};
@@ -74,9 +74,7 @@ const LONG_BLOCKS: usize = 4;
 /// that are free can be looked at in one hold to join neighbours.
 const MAX_SLAB_BLOCKS: usize = Places::MOST;
 
-/// Slabs are cut in steps of 256 bytes up to the first length held, of 1 KiB up to the second, else of 4 KiB: as the
-/// granules of chunks.
-const TINY_HEAP_LEN: usize = 16 * 1024;
+/// Up to so many bytes held no slab is made longer to be tight: classes need each other's memory more.
 const SMALL_HEAP_LEN: usize = 256 * 1024;
 const MIN_SLAB_LEN: usize = 256;
 
@@ -465,12 +463,9 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// What a new slab of the class needs.
     pub(crate) fn slab_want(&self, class: SizeClass) -> Want {
         let held_len = self.pages.worked_len();
-        let granules = [(TINY_HEAP_LEN, MIN_SLAB_LEN), (SMALL_HEAP_LEN, 1024)].into_iter();
-        let granule =
-            granules.filter(|(limit, _)| held_len <= *limit).map(|(_, granule)| granule).next().unwrap_or(4096);
+        let granule = 1 << granule_shift(held_len, held_len);
         let class_len = self.slab_len(class).get();
         let target = slab_target(class, held_len).min(class_len / CLASS_SHARE).max(granule);
-        // In a small heap the classes need each other's memory more.
         let tight_len = if held_len <= SMALL_HEAP_LEN { 0 } else { class_len / TIGHT_SHARE };
         Want {
             len: slab_len(class, granule, target, tight_len),
@@ -826,6 +821,7 @@ fn share_of(held_len: usize, [small, larger]: [usize; 2]) -> usize {
 mod tests {
     use super::*;
     use crate::contract::provider::PageRun;
+    use crate::pages::Provided;
     use crate::slab::list::tests::while_locked;
     use crate::slab::word::tests::class;
     use core::time::Duration;
@@ -855,7 +851,7 @@ mod tests {
             let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed; it goes when the engine goes.
-            unsafe { engine.pages.add_chunk(memory, run, nothing, 0, false, &step) }.unwrap();
+            unsafe { engine.pages.add_chunk(memory, run, nothing, 0, Provided::UNKNOWN, &step) }.unwrap();
             // All of it was used once, or sizes would follow what is used.
             let all = engine.pages.alloc_any(engine.pages.free_len(), 1, Use::Large, &step).unwrap();
             engine.pages.free(all.desc);
@@ -951,7 +947,7 @@ mod tests {
         let alone = Alone::new(1 << 20);
         let (engine, class) = (&alone.engine, class(128));
         let block = engine.obtain_one(class, ORDINARY).unwrap();
-        let _pages = alone.fill_pages(4096);
+        let _pages = alone.fill_pages(2048);
         let other = Caller { index: 1, nested: false };
         let busy = while_locked(engine.bin(0, class), || engine.obtain_one(class, other).err());
         assert_eq!(busy, Some(Refused::Busy));
@@ -970,7 +966,7 @@ mod tests {
         while engine.slab_len(class).get() > 64 * usize::try_from(engine.out_count(class)).unwrap() {
             assert!(engine.obtain_one(class, ORDINARY).is_ok());
         }
-        let pages = alone.fill_pages(4096);
+        let pages = alone.fill_pages(2048);
         assert_eq!(engine.obtain_one(class, ORDINARY).err(), Some(Refused::Empty));
         engine.pages.free(pages[5].desc);
         assert!(engine.obtain_one(class, ORDINARY).is_ok());

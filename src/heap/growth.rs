@@ -12,7 +12,7 @@ use crate::heap::Heap;
 use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::{Asker, Away};
-use crate::pages::{AddError, Run, Step, Use, Want, chunk_len_for};
+use crate::pages::{AddError, Provided, Run, Step, Use, Want, chunk_len_for};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
@@ -155,10 +155,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         wait: bool,
     ) -> Result<Option<Run<'_>>, AddError> {
         let mut result = Err(AddError::Busy);
+        let provided = Provided { zeroed: P::ZEROED, decommits: P::DECOMMITS };
         let step: Step<'_> = &|work| self.step_if(wait, work);
         for _ in 0..GROW_TRIES {
             // SAFETY: `map` just gave us the whole run, and nobody else knows it.
-            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, P::ZEROED, step) };
+            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, provided, step) };
             match result {
                 Err(AddError::Full) if self.add_table(caller) => {}
                 Err(AddError::Busy) => {}

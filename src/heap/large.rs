@@ -27,7 +27,7 @@ use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::Away;
 use crate::heap::{Entered, Heap};
-use crate::pages::{AddError, Chunk, Kind, PageDesc, Refused, Run, Step, Use, Want, hand_out};
+use crate::pages::{AddError, Chunk, Kind, PageDesc, Provided, Refused, Run, Step, Use, Want, hand_out};
 
 /// From this length on a fresh block is a run of its own, if the provider can move runs.
 const HUGE_LEN: usize = 1024 * 1024;
@@ -429,10 +429,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         // SAFETY: by the contract of `free_large` the block is unused, and this run of it came from `map`.
         let taken = !nested && unsafe { self.unmap(start, run, caller) };
         let whole = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
+        let provided = Provided { zeroed: false, decommits: P::DECOMMITS };
         let step: Step<'_> = &|work| self.step(work);
         // SAFETY: the provider did not take the run, so it is the heap's alone again.
-        let kept =
-            !taken && unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, false, step) }.is_ok();
+        let take_in = || unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, provided, step) };
+        let kept = !taken && take_in().is_ok();
         self.engine.pages.huge_gone(start, run);
         if taken {
             self.source.recent.note_returned(run.len());

@@ -149,6 +149,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
         let want = seek.want();
         let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
+        if want.least_len > self.engine.pages.held_len() && !self.source.could_give(need) {
+            return self.retry_after_relief(seek, need, false, caller, self.mode.may_wait());
+        }
         let search = self.searches.begin(caller.index);
         if self.interrupts(&search, caller) {
             let found = self.search_at_once(seek, caller);

@@ -2,7 +2,8 @@
 //!
 //! A slab's block serves a shorter class as one that was borrowed does: it returns to its slab by its address. Blocks
 //! of the shorter class may have a larger alignment, so the content moves up within the block if it has to. A page run
-//! that becomes a short block stays a run, and is freed as one when it returns to its slab.
+//! that becomes a short block stays a run, without the granules in front of where the content is then, and is freed as
+//! one when it returns to its slab.
 //!
 //! Price: where the next multiple of the alignment lies too far up (a class of five times a power of two, cut down to
 //! four times), the block stays as long as it is. With `hardened`, where a block is told by its slab's class and its
@@ -16,7 +17,7 @@ use crate::base::sync::Ordering;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-use crate::heap::depot::{Engine, Group};
+use crate::heap::depot::{Caller, Engine, Group};
 use crate::slab::block::Block;
 use crate::slab::free_blocks::{cut, touched};
 use crate::slab::word::Slab;
@@ -66,7 +67,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the contract is the same.
             Some(slab) => unsafe { self.shrink_in_slab(slab, start, SizeClass::of(old)?, class, new.size()) },
             None if class.block_len() > SHORT_LEN => self.run_of(start).and_then(|_| self.keep_long(start, new)),
-            None => self.shrink_run(start, old, class),
+            // SAFETY: the contract is the same.
+            None => unsafe { self.shrink_run(start, old, class, new.size()) },
         }
     }
 
@@ -112,17 +114,37 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// A page run that becomes a short block.
-    fn shrink_run(&self, start: NonNull<u8>, old: Layout, class: SizeClass) -> Option<NonNull<[u8]>> {
+    ///
+    /// # Safety
+    /// As for [`shrink_in_place`](Self::shrink_in_place).
+    unsafe fn shrink_run(
+        &self,
+        start: NonNull<u8>,
+        old: Layout,
+        class: SizeClass,
+        size: usize,
+    ) -> Option<NonNull<[u8]>> {
         let desc = self.run_of(start)?;
-        if cfg!(feature = "hardened") || start.addr().get() % class.block_align() != 0 {
+        let slide = start.addr().get().wrapping_neg() & (class.block_align() - 1);
+        if cfg!(feature = "hardened") || slide + class.block_len() > self.engine.pages.usable_len(desc) {
             return None;
         }
+        // SAFETY: inside the run (above).
+        let place = unsafe { start.add(slide) };
+        let may_wait = |caller: Caller| !(C::PINNED && caller.nested);
+        let desc = if slide > 0 {
+            // SAFETY: both ranges lie in the run, which is the caller's.
+            let slide_up = || unsafe { start.copy_to(place, size) };
+            self.held(|caller| self.engine.pages.cut_front(desc, slide, may_wait(caller), slide_up))?
+        } else {
+            desc
+        };
         // Where the lock is busy it stays as long as it is.
-        let _ = self.held(|caller| self.engine.pages.resize(desc, class.block_len(), !(C::PINNED && caller.nested)));
+        let _ = self.held(|caller| self.engine.pages.resize(desc, class.block_len(), may_wait(caller)));
         if let Some(old) = SizeClass::of(old).filter(|old| old.block_len() <= SHORT_LEN) {
             self.engine.fallback(old).fetch_sub(1, Ordering::Relaxed);
         }
         self.engine.fallback(class).fetch_add(1, Ordering::Relaxed);
-        Some(NonNull::slice_from_raw_parts(start, class.block_len()))
+        Some(NonNull::slice_from_raw_parts(place, class.block_len()))
     }
 }

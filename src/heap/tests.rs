@@ -161,12 +161,15 @@ fn all_back<const MOVES: bool, C: CpuMode, const N: usize>(heap: &Heap<Host<MOVE
 fn a_nested_pinned_context_never_calls_the_provider() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Pinned(OneCpu));
     let small: Vec<_> = (0..100).map(|_| filled(&heap, 200).unwrap()).collect();
+    // Their slabs are in the first chunk then.
+    let sizes = [8, 64, 200, 3000, 9000, 50_000];
+    sizes.into_iter().for_each(|size| filled(&heap, size).unwrap().free().unwrap());
     // Chunks of their own, all of which are empty once these are free.
     let large: Vec<_> = (0..4).map(|index| filled(&heap, 1_500_000 << index).unwrap()).collect();
     filled(&heap, 300_000).unwrap().free().unwrap();
     let before = (heap.provider().calls(), heap.provider().held_len());
     let interrupted = heap.enter().unwrap();
-    for size in [8, 64, 200, 3000, 9000, 50_000] {
+    for size in sizes {
         filled(&heap, size).unwrap().free().unwrap();
     }
     assert!(filled(&heap, 100 << 20).is_none(), "not at hand");

@@ -7,7 +7,7 @@ use super::{Ground, Kept, Place, explore, memory, spawn};
 use crate::base::sync::model::{bury, revive, together, write};
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::contract::provider::PageRun;
-use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Run, Use, Want, hand_out};
+use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Provided, Run, Use, Want, hand_out};
 
 models! {
     runs_are_freed_while_the_pool_is_busy
@@ -189,7 +189,7 @@ fn enter_shorter(pages: &'static Pages<1>, start: NonNull<u8>, use_: Use) -> Run
     revive(start.addr().get()..start.addr().get() + run.len());
     let want = Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_ };
     // SAFETY: the memory is out of the page heap, and was given back.
-    unsafe { pages.add_chunk(start, run, want, 0, false, &|work| work(true)) }.unwrap().unwrap()
+    unsafe { pages.add_chunk(start, run, want, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap().unwrap()
 }
 
 /// The provider has a chunk's memory back and gives it to another context before the first one has said so: what is

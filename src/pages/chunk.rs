@@ -9,10 +9,10 @@
 //! - *Header and descriptors stand at the end*, so that the chunk's start keeps the alignment that the provider
 //!   gave: a block of 2 MiB at a multiple of 2 MiB wastes no second 2 MiB. Price: a chunk is a little longer than
 //!   the power of two it may have been asked for; [`chunk_len_for`] does that sum.
-//! - *The granule is 256 bytes in chunks up to 16 KiB, 1 KiB up to 256 KiB, else 4 KiB.* With it a first chunk of 4 KiB
-//!   has 14 granules, one of 100 KiB gives 96 KiB, and the descriptors of a large chunk stay below 1 % of it. Price:
-//!   run lengths of different chunks compare only in bytes (or units of 256), so every descriptor's length is shifted
-//!   by its chunk's.
+//! - *The granule is 256 bytes in chunks up to 16 KiB, 1 KiB up to 512 KiB, else 4 KiB, or 2 KiB while the heap holds
+//!   no more than 2 MiB.* With it a first chunk of 4 KiB has 14 granules, one of 100 KiB gives 96 KiB, one of 1 MiB can
+//!   be had in one piece but for 1.6 %, and the descriptors of a large heap stay below 1 % of it. Price: run lengths of
+//!   different chunks compare only in bytes (or units of 256), so every descriptor's length is shifted by its chunk's.
 //! - *A descriptor leads back to its chunk by its index*, not by a pointer: 4 bytes instead of 8, and a descriptor
 //!   stays half a cache line. Price: that step leaves the reference's provenance, so the chunk's pointer is
 //!   exposed once, when it is created; [`Chunk::of`] and, the other way, [`Chunk::table`] are the only places that pick
@@ -27,9 +27,11 @@ use crate::harden::{Key, KeyCell};
 
 /// The finest granule, as a shift: the unit that lengths are compared in.
 pub(crate) const UNIT_SHIFT: u32 = 8;
-/// The longest chunk, in bytes, with each granule but the coarsest, and that granule as a shift.
-const GRANULES: [(usize, u32); 2] = [(16 << 10, UNIT_SHIFT), (256 << 10, 10)];
-/// Granule of all longer chunks, as a shift.
+/// The longest chunk, in bytes, with each of the finest granules, and that granule as a shift.
+const GRANULES: [(usize, u32); 2] = [(16 << 10, UNIT_SHIFT), (512 << 10, 10)];
+/// The granule of longer chunks, as a shift, while the heap holds no more than so many bytes.
+const SMALL_HEAP: (usize, u32) = (2 << 20, 11);
+/// Granule of all other chunks, as a shift.
 pub(crate) const COARSE_SHIFT: u32 = 12;
 
 /// Granules that the mark of what was used moves by at least.
@@ -134,15 +136,20 @@ impl<'a> Descs<'a> {
 }
 
 impl Chunk {
-    /// Writes the header at the end of a run, and one run of kind `Leaving` over all granules: nobody
-    /// knows it yet. `None` if there is no room for one granule. Takes the same time at any length, but with
-    /// `hardened`; nothing is locked.
+    /// Writes the header at the end of a run, and one run of kind `Leaving` over all granules, which are as long as
+    /// [`granule_shift`] said for a run of that length: nobody knows it yet. `None` if there is no room for one. Takes
+    /// the same time at any length, but with `hardened`; nothing is locked.
     ///
     /// # Safety
     /// `base` is the start of `run` as the provider gave it, used by nobody else, and if `zeroed` all zeros; it
     /// stays so for all of `'a`.
-    pub(crate) unsafe fn create<'a>(base: NonNull<u8>, run: PageRun, pool: u16, zeroed: bool) -> Option<&'a Chunk> {
-        let shift = granule_shift(run.len());
+    pub(crate) unsafe fn create<'a>(
+        base: NonNull<u8>,
+        run: PageRun,
+        shift: u32,
+        pool: u16,
+        zeroed: bool,
+    ) -> Option<&'a Chunk> {
         let granule = 1usize << shift;
         let skip = base.as_ptr().expose_provenance().wrapping_neg() & (granule - 1);
         let room = run.len().checked_sub(skip + HEADER_LEN)?;
@@ -361,8 +368,9 @@ impl Chunk {
     }
 }
 
+/// The granule of a chunk of `run_len` bytes in a heap that holds `held_len` with it, as a shift.
 #[expect(clippy::indexing_slicing, reason = "the loop ends at the table's length")]
-const fn granule_shift(run_len: usize) -> u32 {
+pub(crate) const fn granule_shift(run_len: usize, held_len: usize) -> u32 {
     let mut level = 0;
     while level < GRANULES.len() {
         let (limit, shift) = GRANULES[level];
@@ -371,7 +379,7 @@ const fn granule_shift(run_len: usize) -> u32 {
         }
         level += 1;
     }
-    COARSE_SHIFT
+    if held_len <= SMALL_HEAP.0 { SMALL_HEAP.1 } else { COARSE_SHIFT }
 }
 
 /// The run to ask the provider for, so that its chunk certainly has room for a run of `len` bytes at a multiple
@@ -386,13 +394,22 @@ pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> 
     let (mut level, mut at_least) = (0, 0);
     while level < GRANULES.len() {
         let (limit, shift) = GRANULES[level];
-        match chunk_run(len, align, page_len, shift, at_least) {
+        let run = if len <= limit { chunk_run(len, align, page_len, shift, at_least) } else { None };
+        match run {
             Some(run) if run.len() <= limit => return Some(run),
             _ => at_least = limit + 1,
         }
         level += 1;
     }
-    chunk_run(len, align, page_len, COARSE_SHIFT, at_least)
+    let coarse = chunk_run(len, align, page_len, COARSE_SHIFT, at_least);
+    if len > SMALL_HEAP.0 {
+        return coarse;
+    }
+    // Whichever of the two granules it gets.
+    match (chunk_run(len, align, page_len, SMALL_HEAP.1, at_least), coarse) {
+        (Some(fine), Some(coarse)) if fine.len() <= SMALL_HEAP.0 && fine.len() > coarse.len() => Some(fine),
+        _ => coarse,
+    }
 }
 
 /// `at_least`: a run short enough for the fine granule would be given it, and have longer tables.

@@ -156,7 +156,7 @@ impl ChunkHints {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Pages, Use, Want};
+    use super::super::{Pages, Provided, Use, Want};
     use super::*;
     use crate::contract::provider::PageRun;
     use std::vec::Vec;
@@ -171,7 +171,7 @@ mod tests {
         let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         // SAFETY: just allocated, not zeroed; freed when the chunk has left.
-        unsafe { pages.add_chunk(memory, run, nothing, 0, false, &|work| work(true)) }.unwrap();
+        unsafe { pages.add_chunk(memory, run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
         let hints = ChunkHints::new();
         let chunk = pages.lookup(memory).unwrap();
         // SAFETY: inside the run, or just behind the granules.
@@ -215,7 +215,7 @@ mod tests {
             let run = PageRun::new(LEN, 4096, 4096).unwrap();
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed, apart from all others.
-            unsafe { pages.add_chunk(start, run, nothing, 0, false, &|work| work(true)) }.unwrap();
+            unsafe { pages.add_chunk(start, run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
             start
         };
         (0..count).map(chunk).collect()
@@ -263,7 +263,7 @@ mod tests {
         let run = PageRun::new(MIN_STRETCH_LEN, 4096, 4096).unwrap();
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         // SAFETY: all of what the two chunks lay in, which have left.
-        unsafe { pages.add_chunk(chunks[0], run, nothing, 0, false, &|work| work(true)) }.unwrap();
+        unsafe { pages.add_chunk(chunks[0], run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
         for place in chunks {
             assert!(pages.desc(&hints, place).is_some() && pages.desc_near(&hints, place).is_some());
         }

@@ -44,12 +44,12 @@ use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Level, Ordering, Ord
 use crate::contract::provider::PageRun;
 use crate::harden::KeyCell;
 
-pub(crate) use chunk::{Chunk, chunk_len_for};
+pub(crate) use chunk::{Chunk, chunk_len_for, granule_shift};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHints;
 pub(crate) use pool::PageFault;
 pub(crate) use run_cache::RunCache;
-pub(crate) use want::{AddError, Refused, Use, Want};
+pub(crate) use want::{AddError, Provided, Refused, Use, Want};
 
 use bins::MAX_RUN_LEN;
 use chunk::Descs;
@@ -621,6 +621,21 @@ impl<const N: usize> Pages<N> {
         false
     }
 
+    /// Frees the first `skip` bytes of a large block's run, whole granules of it but not all: `before` is called once
+    /// that is certain; gives the run that is left. `None`: unchanged, as for [`resize`](Self::resize).
+    pub(crate) fn cut_front<'a>(
+        &'a self,
+        desc: &'a PageDesc,
+        skip: usize,
+        wait: bool,
+        before: impl FnOnce(),
+    ) -> Option<&'a PageDesc> {
+        let descs = Descs::around(desc);
+        let open = self.open(self.pool_of(descs.chunk())?, wait)?;
+        before();
+        open.cut_front(descs, desc, skip >> descs.shift())
+    }
+
     /// Frees a run if some CPU keeps it.
     #[cold]
     fn release_cached_run(&self, run: &PageDesc) -> bool {
@@ -688,7 +703,7 @@ impl<const N: usize> Pages<N> {
     /// of granules, outside of all locks; then it is entered, in one step of the caller's.
     ///
     /// # Safety
-    /// `start` and `run` are what the provider gave, unused, and if `zeroed` all zeros. Unless this fails they belong
+    /// `start` and `run` are what the provider gave, unused, and as `provided` says. Unless this fails they belong
     /// to the page heap until [`take_empty`](Self::take_empty) gives them out.
     pub(crate) unsafe fn add_chunk(
         &self,
@@ -696,7 +711,7 @@ impl<const N: usize> Pages<N> {
         run: PageRun,
         want: Want,
         shard: usize,
-        zeroed: bool,
+        provided: Provided,
         step: Step<'_>,
     ) -> Result<Option<Run<'_>>, AddError> {
         let active = active_for(self.held_len() + run.len(), N).min(self.chunk_count.load(Relaxed) + 1);
@@ -707,8 +722,9 @@ impl<const N: usize> Pages<N> {
         let is_busy = |kind: usize| self.pools().nth(2 * shard + kind).is_some_and(Pool::is_busy);
         let kind = if is_busy(kind) && !is_busy(LARGE - kind) { LARGE - kind } else { kind };
         let Ok(pool) = u16::try_from(2 * shard + kind) else { return Err(AddError::TooSmall) };
+        let held_len = if provided.decommits { usize::MAX } else { self.held_len().saturating_add(run.len()) };
         // SAFETY: passed on to the caller.
-        let chunk = unsafe { Chunk::create(start, run, pool, zeroed) };
+        let chunk = unsafe { Chunk::create(start, run, granule_shift(run.len(), held_len), pool, provided.zeroed) };
         let Some(chunk) = chunk else { return Err(AddError::TooSmall) };
         #[cfg(feature = "hardened")]
         if !crate::harden::is_linkable(chunk.addr()) || !crate::harden::is_linkable(chunk.addr() + chunk.len()) {

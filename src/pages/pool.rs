@@ -657,6 +657,15 @@ impl<'a> Open<'a> {
         true
     }
 
+    /// Frees the first `skip` granules of a used run, of which there are more; gives what is left.
+    pub(crate) fn cut_front(&self, descs: Descs<'a>, run: &'a PageDesc, skip: usize) -> Option<&'a PageDesc> {
+        let (old, rest) = (run.len(), descs.begin(run.index() + skip)?);
+        mark_used(descs, rest, Kind::Large, old - skip, false);
+        mark_used(descs, run, Kind::Large, skip, false);
+        self.release(descs, run, run.tag());
+        Some(rest)
+    }
+
     /// Takes an empty chunk of at most `spare` bytes out of the pool: preferably not the one that became empty
     /// last. Its run is of kind `Leaving`.
     pub(crate) fn take_empty(&self, spare: usize) -> Option<&'a Chunk> {

@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use std::thread;
 use std::vec::Vec;
 
+/// Single pages may be given back, so granules are no shorter.
+const COARSE: Provided = Provided { zeroed: false, decommits: true };
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
@@ -46,10 +48,22 @@ impl Given {
     }
 
     fn chunk<const N: usize>(&self, pages: &Pages<N>, len: usize, align: usize, use_: Use, shard: usize) {
+        self.chunk_of(COARSE, pages, len, align, use_, shard);
+    }
+
+    fn chunk_of<const N: usize>(
+        &self,
+        provided: Provided,
+        pages: &Pages<N>,
+        len: usize,
+        align: usize,
+        use_: Use,
+        shard: usize,
+    ) {
         let run = PageRun::new(len, align, KIB).unwrap();
         let start = self.map(run);
         // SAFETY: just given, not zeroed. `Busy` when a thread was preempted in the map's lock.
-        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, false, WAITING) } {
+        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, provided, WAITING) } {
             match refused {
                 AddError::Full => {
                     let run = PageRun::new(pages.next_table_len(), 4096, 4096).unwrap();
@@ -501,13 +515,14 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
         (16, 56, 58),
         (17, 64, 64),
         (100, 384, 388),
-        (256, 992, 1000),
-        (257, 1008, 1008),
-        (1024, 4064, 4064),
+        (512, 1984, 2000),
+        (513, 2016, 2024),
+        (1024, 4032, 4048),
+        (2049, 8128, 8144),
     ] {
         let usable = if usize::BITS < 64 { usable_32 } else { usable };
         let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
-        given.chunk(&pages, len * KIB, 4 * KIB, Use::Large, 0);
+        given.chunk_of(Provided::UNKNOWN, &pages, len * KIB, 4 * KIB, Use::Large, 0);
         assert_eq!(pages.free_len(), usable * 256, "chunk of {len} KiB");
         assert_eq!(pages.largest_free(), usable * 256);
         let block = get(&pages, usable * 256, 1, Use::Large, 0, 1).unwrap();
@@ -516,7 +531,7 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
     }
     let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(256, KIB, 256).unwrap());
     // SAFETY: just given.
-    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, false, WAITING) };
+    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, Provided::UNKNOWN, WAITING) };
     assert_eq!(refused.err(), Some(AddError::TooSmall));
 }
 
@@ -545,7 +560,7 @@ fn whoever_asked_for_a_chunk_is_served_before_it_is_entered() {
         let run = chunk_len_for(len, 8, 4 * KIB).unwrap();
         let want = Want { len, least_len: len, align: 8, use_: Use::Large };
         // SAFETY: just given, not zeroed.
-        let served = unsafe { pages.add_chunk(given.map(run), run, want, 0, false, WAITING) }.unwrap();
+        let served = unsafe { pages.add_chunk(given.map(run), run, want, 0, Provided::UNKNOWN, WAITING) }.unwrap();
         assert!(served.is_some_and(|served| served.len >= len), "{len} bytes of a chunk of {}", run.len());
     }
 }
@@ -557,7 +572,8 @@ fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     let start = NonNull::new(unsafe { alloc_zeroed(run.layout()) }).unwrap();
     let pages = Box::new(Pages::<1>::new());
     // SAFETY: just allocated, zeroed.
-    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, true, WAITING) }.unwrap();
+    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, Provided { zeroed: true, ..COARSE }, WAITING) }
+        .unwrap();
     let take = |len| {
         let run = pages.alloc(len, 8192, Use::Large, 0, true).unwrap();
         if run.zeroed {
@@ -590,7 +606,9 @@ fn a_run_handed_out_first_may_be_freed_before_its_chunk_arrives() {
     {
         let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
         // SAFETY: just allocated, zeroed.
-        let first = unsafe { pages.add_chunk(start, run, want, 0, true, WAITING) }.unwrap().unwrap();
+        let first = unsafe { pages.add_chunk(start, run, want, 0, Provided { zeroed: true, ..COARSE }, WAITING) }
+            .unwrap()
+            .unwrap();
         assert!(first.zeroed && first.len == 100 * KIB && first.start == start);
         give(&pages, Block::new(&first, Use::Large, 1));
     }

@@ -32,6 +32,21 @@ pub(crate) struct Want {
     pub(crate) use_: Use,
 }
 
+/// What is known of the provider's pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Provided {
+    /// They come as zeros.
+    pub(crate) zeroed: bool,
+    /// Single ones may be given back meanwhile, so that granules are at least as long as they.
+    pub(crate) decommits: bool,
+}
+
+#[cfg(any(test, loom))]
+impl Provided {
+    /// Nothing is known.
+    pub(crate) const UNKNOWN: Self = Self { zeroed: false, decommits: false };
+}
+
 /// Why there is no run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {

@@ -485,7 +485,7 @@ impl<'a> Slab<'a> {
 pub(crate) mod tests {
     use super::*;
     use crate::contract::provider::PageRun;
-    use crate::pages::{Pages, Use, Want};
+    use crate::pages::{Pages, Provided, Use, Want};
     use core::alloc::Layout;
     use std::boxed::Box;
     use std::vec::Vec;
@@ -512,7 +512,7 @@ pub(crate) mod tests {
             let memory = NonNull::new(unsafe { std::alloc::alloc(Self::run().layout()) }).unwrap();
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed; it goes when the page heap goes.
-            unsafe { pages.add_chunk(memory, Self::run(), nothing, 0, false, &|work| work(true)) }.unwrap();
+            unsafe { pages.add_chunk(memory, Self::run(), nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
             Self { pages, memory }
         }
 

@@ -119,25 +119,26 @@ const fn row(name: &'static str, len: usize, top: usize, shift: usize, least: [f
 const ROWS: [Row; 6] = [
     row("skewed, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 8, [91.0, 88.0]),
     row("skewed, 1 MiB, to 4 KiB", MIB, 4 * KIB, 8, [86.0, 75.0]),
-    row("skewed, 1 MiB, to 60 KB", MIB, 60_000, 11, [73.0, 60.0]),
+    row("skewed, 1 MiB, to 60 KB", MIB, 60_000, 11, [82.0, 66.0]),
     row("uniform, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 0, [91.0, 89.0]),
-    row("uniform, 1 MiB, to 4 KiB", MIB, 4 * KIB, 0, [84.0, 77.0]),
-    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [87.0, 76.0]),
+    row("uniform, 1 MiB, to 4 KiB", MIB, 4 * KIB, 0, [86.0, 78.0]),
+    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [89.0, 79.0]),
 ];
 
 // Free neighbours are not joined there.
 #[cfg(feature = "hardened")]
 const ROWS: [Row; 6] = [
-    row("skewed, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 8, [91.0, 85.0]),
-    row("skewed, 1 MiB, to 4 KiB", MIB, 4 * KIB, 8, [77.0, 70.0]),
-    row("skewed, 1 MiB, to 60 KB", MIB, 60_000, 11, [73.0, 60.0]),
+    row("skewed, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 8, [90.0, 85.0]),
+    row("skewed, 1 MiB, to 4 KiB", MIB, 4 * KIB, 8, [81.0, 73.0]),
+    row("skewed, 1 MiB, to 60 KB", MIB, 60_000, 11, [82.0, 65.0]),
     row("uniform, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 0, [91.0, 87.0]),
-    row("uniform, 1 MiB, to 4 KiB", MIB, 4 * KIB, 0, [78.0, 73.0]),
-    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [87.0, 76.0]),
+    row("uniform, 1 MiB, to 4 KiB", MIB, 4 * KIB, 0, [82.0, 76.0]),
+    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [89.0, 79.0]),
 ];
 
-/// Of eight CPUs: skewed, uniform; the aim is 80.
-const LEAST_OF_EIGHT: [f64; 2] = if cfg!(feature = "hardened") { [15.0, 24.0] } else { [80.0, 71.0] };
+/// Of eight CPUs in turn, and at once: skewed, uniform; the aim is 80.
+const LEAST_IN_TURN: [f64; 2] = if cfg!(feature = "hardened") { [64.0, 69.0] } else { [80.0, 76.0] };
+const LEAST_AT_ONCE: [f64; 2] = if cfg!(feature = "hardened") { [70.0, 72.0] } else { [80.0, 80.0] };
 
 /// Prints a row; gives what it misses.
 fn check(name: &str, reached: [f64; 2], least: [f64; 2]) -> Option<String> {
@@ -164,7 +165,7 @@ fn one_cpu_fills_a_region() {
 #[test]
 fn eight_cpus_in_turn_fill_a_region() {
     let mut missed = Vec::new();
-    for ((name, shift), least) in [("skewed", 8), ("uniform", 0)].into_iter().zip(LEAST_OF_EIGHT) {
+    for ((name, shift), least) in [("skewed", 8), ("uniform", 0)].into_iter().zip(LEAST_IN_TURN) {
         let sizes = Sizes { top: 2000, shift };
         let hinted = medians(|seed| Fill::<_, 8>::new(Hint(ThreadCpu), MIB, seed).run(sizes));
         let pinned = medians(|seed| Fill::<_, 8>::new(Pinned(ThreadCpu), MIB, seed).run(sizes));
@@ -201,7 +202,7 @@ fn eight_threads_at_once_fill_a_region() {
         live_len.into_inner() as f64 * 100.0 / MIB as f64
     }
     let mut missed = Vec::new();
-    for ((name, shift), least) in [("skewed", 8), ("uniform", 0)].into_iter().zip(LEAST_OF_EIGHT) {
+    for ((name, shift), least) in [("skewed", 8), ("uniform", 0)].into_iter().zip(LEAST_AT_ONCE) {
         let sizes = Sizes { top: 2000, shift };
         let hinted = medians(|seed| [first_null(Hint(ThreadCpu), sizes, seed), 0.0]);
         let pinned = medians(|seed| [first_null(Pinned(ThreadCpu), sizes, seed), 0.0]);

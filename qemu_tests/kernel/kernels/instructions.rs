@@ -166,6 +166,7 @@ kernel! {
             figures.iter().zip(names).for_each(|(figures, name)| figures.report(name));
         }
         large();
+        absurd();
         if boot.arg("mode") == Some("hint") {
             holes();
         }
@@ -278,6 +279,19 @@ fn large() {
         pairs[1].add(free(start, 40_000));
     }
     pairs.iter().zip(["alloc 40000, hit", "free 40000, hit"]).for_each(|(range, name)| range.shortest.report(name));
+}
+
+/// More than the provider could ever give, from the second time on.
+fn absurd() {
+    let (layout, heap) = (layout(1 << 45), heap());
+    let mut refused = Figures::default();
+    for _ in 0..2 {
+        let mut start = null_mut();
+        // SAFETY: the size is not 0.
+        refused = measure(|| start = unsafe { heap.alloc(layout) });
+        assert!(start.is_null(), "more than the address space of the kernel");
+    }
+    refused.report("alloc 1 << 45, refused");
 }
 
 /// The region provider's search, past every hole of one region and of one four times as long, all of them too short: a
