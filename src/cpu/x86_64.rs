@@ -16,6 +16,8 @@ use super::pin::PinnedIndex;
 use crate::base::sync::{AtomicU32, Ordering};
 #[cfg(feature = "x86_64")]
 use crate::contract::unwind::never_unwinding;
+#[cfg(feature = "x86_64")]
+use ::x86_64::registers::rflags::{self, RFlags};
 
 /// The number at `gs:[OFFSET]`, where the kernel keeps it in the per-CPU data that GS points to; a `usize`, or what the
 /// second parameter says.
@@ -214,14 +216,15 @@ impl<I: CpuHint> InterruptsMasked<I> {
 #[derive(Debug)]
 pub struct MaskGuard {
     index: PinnedIndex,
-    unmask: bool,
+    /// RFLAGS before.
+    flags: u64,
 }
 
 #[cfg(feature = "x86_64")]
 impl Drop for MaskGuard {
     #[inline]
     fn drop(&mut self) {
-        if self.unmask {
+        if self.flags & RFlags::INTERRUPT_FLAG.bits() != 0 {
             ::x86_64::instructions::interrupts::enable();
         }
     }
@@ -229,7 +232,7 @@ impl Drop for MaskGuard {
 
 // SAFETY: With interrupts masked, only NMIs and exceptions interrupt this code; they finish before it goes on and
 // switch no task, as `new`'s caller promises, so the CPU is kept until the guard's drop unmasks. (An interrupt between
-// the look at the flag and the masking returns with the same flag, perhaps on another CPU, before anything is read.)
+// the look at the flags and the masking returns with the same flag, perhaps on another CPU, before anything is read.)
 // The number is read masked, cannot change in the guard, and `id` gives no other CPU the same one.
 #[cfg(feature = "x86_64")]
 unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
@@ -237,11 +240,10 @@ unsafe impl<I: CpuHint> CpuPin for InterruptsMasked<I> {
 
     #[inline]
     fn pin(&self) -> MaskGuard {
-        let unmask = ::x86_64::instructions::interrupts::are_enabled();
-        if unmask {
-            ::x86_64::instructions::interrupts::disable();
-        }
-        MaskGuard { index: PinnedIndex::read(&self.id), unmask }
+        // Masking what is masked costs less than to ask, and the flag is tested once, at the end.
+        let flags = rflags::read_raw();
+        ::x86_64::instructions::interrupts::disable();
+        MaskGuard { index: PinnedIndex::read(&self.id), flags }
     }
 
     #[inline]

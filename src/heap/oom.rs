@@ -148,10 +148,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(never)]
     pub(crate) fn search<S: Seek>(&self, seek: &S, refused: Refused, caller: Caller) -> Option<S::Found> {
         let want = seek.want();
-        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
-        if want.least_len > self.engine.pages.held_len() && !self.source.could_give(need) {
-            return self.retry_after_relief(seek, need, false, caller, self.mode.may_wait());
+        let least = PageRun::new(want.least_len, want.align, P::PAGE_LEN)?;
+        if want.least_len > self.engine.pages.held_len() && !self.source.could_give(least) {
+            return self.retry_after_relief(seek, least, false, caller, self.mode.may_wait());
         }
+        let need = chunk_len_for(want.least_len, want.align, P::PAGE_LEN)?;
         let search = self.searches.begin(caller.index);
         if self.interrupts(&search, caller) {
             let found = self.search_at_once(seek, caller);
@@ -168,7 +169,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             (false, false) => self.searches.patience(LAST_TRIES),
             (false, true) => 0,
         };
-        let fits = PageRun::new(want.least_len, want.align, P::PAGE_LEN).is_some_and(|run| self.is_within_reach(run));
+        let fits = self.is_within_reach(least);
         // Chunks that the provider has again may come back as one; for a page they are long enough as they are.
         let may_join = want.least_len > P::PAGE_LEN;
         let closed = Cell::new(false);
