@@ -82,28 +82,7 @@
 //! | null or false | [`AllocError`], `None`, false; never a panic |
 //!
 //! # Words
-//! One meaning each, in names as in comments.
-//!
-//! | word | meaning |
-//! |---|---|
-//! | block | what callers get |
-//! | size class | the sizes that blocks of one length serve |
-//! | slab | a page run cut into blocks of one class |
-//! | chunk | a page run that the provider gave |
-//! | granule | what a chunk is counted in: 256 B, 1 KiB or 4 KiB |
-//! | free list | free blocks, linked through themselves |
-//! | cache | one CPU's free lists |
-//! | partial slab | a slab with blocks to give, in the list of a bin |
-//! | empty | of a slab: no block of it is out |
-//! | bin, shard | the partial slabs of one class of one owner; one CPU's bins |
-//! | fresh | never handed out yet |
-//! | large | a block that is a page run; *huge*: one that is a chunk's equal, straight from the provider |
-//! | hint, pin | a guess at the CPU; a promise to stay on it |
-//! | lap | one bounded pass over the caches |
-//! | refill, flush | a batch of blocks down from slabs into a cache; back from a cache to slabs |
-//! | drain, trim | to empty caches; to give empty memory back to the provider |
-//! | resize, remap | never moves; may move but never copies |
-//! | nested | of a context: it interrupted the heap on its own CPU |
+//! Each has one meaning, in names as in comments: `docs/words.md`.
 //!
 //! # Contexts
 //! [`alloc`](Heap::alloc), [`resize`](Heap::resize), [`remap`](Heap::remap), [`realloc`](Heap::realloc) and

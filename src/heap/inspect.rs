@@ -13,7 +13,8 @@
 //! of all addresses at which a block of this heap starts. So no list is walked and no lock taken, and it does not
 //! matter where the block waits: in this cache, another CPU's, a slab, or a slab that has become empty and all fresh
 //! since. The obvious way, a walk over the lists, cannot look into another CPU's pinned cache. Price: a block that is
-//! freed, *written to*, and freed again is not recognised.
+//! freed, its first word *written*, and freed again passes here, and is reported as a write to a free block when the
+//! list comes to a link that is broken.
 //!
 //! *Every free is looked at, not only batches on their way back to slabs.* A pointer into the middle of a block that
 //! reached a list would be the next block handed out. What that costs is in `docs/hardening.md`.
