@@ -623,6 +623,7 @@ impl<const N: usize> Pages<N> {
 
     /// Frees the first `skip` bytes of a large block's run, whole granules of it but not all: `before` is called once
     /// that is certain; gives the run that is left. `None`: unchanged, as for [`resize`](Self::resize).
+    #[cfg(not(feature = "debug-heap"))]
     pub(crate) fn cut_front<'a>(
         &'a self,
         desc: &'a PageDesc,

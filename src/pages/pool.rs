@@ -658,6 +658,7 @@ impl<'a> Open<'a> {
     }
 
     /// Frees the first `skip` granules of a used run, of which there are more; gives what is left.
+    #[cfg(not(feature = "debug-heap"))]
     pub(crate) fn cut_front(&self, descs: Descs<'a>, run: &'a PageDesc, skip: usize) -> Option<&'a PageDesc> {
         let (old, rest) = (run.len(), descs.begin(run.index() + skip)?);
         mark_used(descs, rest, Kind::Large, old - skip, false);
