@@ -20,6 +20,9 @@
 //! another CPU has it, or the same; that cannot be told, so the caller tries the other caches once around (a *lap*,
 //! starting where the last one succeeded) and takes on no duties; it may still ask the provider, whose gate excludes
 //! what must be excluded.
+//!
+//! **What a hit costs**, in instructions on x86-64 where a pin takes none, stands at the fast paths. With the class, 8,
+//! and the return it is 27 for `alloc`, and 35 for `free`, which also asks whether there is a block.
 
 pub(crate) mod coalesce;
 pub(crate) mod depot;
@@ -187,6 +190,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         self.alloc_unsampled(class)
     }
 
+    /// A hit: 11 to enter, 6 to pop, 1 when the cache is given up.
     #[inline]
     pub(crate) fn alloc_unsampled(&self, class: SizeClass) -> Option<NonNull<u8>> {
         match self.enter() {
@@ -198,6 +202,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// A hit: 11 to enter, 2 to see that the block is not tiny (9 if it is), 8 to push, 1 when the cache is given up.
     #[inline]
     pub(crate) fn free_small(&self, block: Block, class: SizeClass) {
         match self.enter() {

@@ -128,7 +128,7 @@ fn a_cpu_retired_twice_counts_once() {
 fn long_blocks_have_the_alignment_that_was_asked_for() {
     use smp_heap::{RegionProvider, cpu::UnknownCpu};
 
-    for (len, granule) in [(240 << 10, 1 << 10), (4 << 20, 4 << 10)] {
+    for (len, granule) in [(240 << 10, 1 << 10), (1 << 20, 2 << 10), (4 << 20, 4 << 10)] {
         let heap: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
         let memory = vec![0_u8; len + 4096].leak();
         let start = memory.as_mut_ptr().wrapping_byte_add(memory.as_ptr().align_offset(4096));
