@@ -402,12 +402,12 @@ pub(crate) const fn chunk_len_for(len: usize, align: usize, page_len: usize) -> 
         level += 1;
     }
     let coarse = chunk_run(len, align, page_len, COARSE_SHIFT, at_least);
-    if len > SMALL_HEAP.0 {
-        return coarse;
-    }
-    // Whichever of the two granules it gets.
-    match (chunk_run(len, align, page_len, SMALL_HEAP.1, at_least), coarse) {
-        (Some(fine), Some(coarse)) if fine.len() <= SMALL_HEAP.0 && fine.len() > coarse.len() => Some(fine),
+    match coarse {
+        // Whichever of the two granules it gets.
+        Some(run) if run.len() <= SMALL_HEAP.0 => match chunk_run(len, align, page_len, SMALL_HEAP.1, at_least) {
+            Some(fine) if fine.len() > run.len() => Some(fine),
+            _ => coarse,
+        },
         _ => coarse,
     }
 }

@@ -537,12 +537,18 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
 
 #[test]
 fn the_run_computed_for_a_length_fits_it() {
+    // Also where one granule's descriptors still fit into the length up to which granules are shorter, and the other's
+    // do not.
     let lens = (0..64).map(|i| 1 + i * 1021).chain((236..264).map(|kib| kib * KIB - 5)).chain([MIB, 3 * MIB + 1]);
+    let lens = lens.chain((488..516).chain(2000..2048).map(|kib| kib * KIB - 5));
     for (at, len) in lens.enumerate() {
-        for (align, page_len) in [(1, KIB), (64, 4 * KIB), (4 * KIB, 16 * KIB), (256 * KIB, 4 * KIB)] {
+        let pages = [(1, KIB), (64, 4 * KIB), (4 * KIB, 16 * KIB), (256 * KIB, 4 * KIB)];
+        for ((align, page_len), provided) in
+            pages.into_iter().flat_map(|page| [(page, Provided::UNKNOWN), (page, COARSE)])
+        {
             let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
             let run = chunk_len_for(len, align, page_len).unwrap();
-            given.chunk(&pages, run.len(), run.align(), Use::Large, 0);
+            given.chunk_of(provided, &pages, run.len(), run.align(), Use::Large, 0);
             give(&pages, get(&pages, len, align, Use::Large, 0, at as u64).unwrap());
         }
     }
