@@ -56,7 +56,7 @@
 //! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans,
 //!            huge_cache, gate, searches, panic_reserve            fast paths, slow paths, out of memory, the provider
 //! cache      table, mod, owned_pages                              one CPU's bounded lists; what each CPU has
-//! slab       list, free_blocks, word, ring, block                 a run cut into blocks: its word, its lists
+//! slab       list, free_blocks, word, missed, ring, block         a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address
 //! harden     how a free block's link is written; what misuse is, and who is told
 //! provider   the page providers that come with the crate

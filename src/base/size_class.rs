@@ -30,6 +30,9 @@ const LINEAR_COUNT: usize = LINEAR_LEN / STEP;
 pub(crate) const SHORT_LEN: usize = 4096;
 const LONG_STEP: usize = 256;
 
+/// Classes of blocks shorter than a cache line of 64 bytes.
+const TINY_COUNT: usize = 64 / STEP - 1;
+
 /// Bytes of a class's entry in the tables that the fast paths index: a class is kept as its entry's offset.
 pub(crate) const ENTRY_LEN: usize = 16;
 
@@ -204,6 +207,12 @@ impl SizeClass {
     #[expect(clippy::indexing_slicing, reason = "an index is below CLASS_COUNT, the table's length")]
     pub const fn block_len(self) -> usize {
         LENS[self.index()].get() as usize
+    }
+
+    /// Whether blocks are shorter than a cache line: they stay with the CPU that owns their slab.
+    #[inline]
+    pub(crate) const fn is_tiny(self) -> bool {
+        self.index() < TINY_COUNT
     }
 
     /// Whether an offset below 2^32 is a multiple of the block length, without a division (Lemire, Kaser and Kurz

@@ -17,6 +17,7 @@
 //! prefers the spare shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own
 //! shard's lock is held, and takes on no duty that needs a lock.
 
+use core::ops::RangeInclusive;
 use core::ptr::NonNull;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
@@ -81,6 +82,13 @@ const MIN_SLAB_LEN: usize = 256;
 /// Reserves of empty slabs: all bins of a class together keep this share of the bytes held.
 const RESERVE_SHARE: usize = 128;
 
+/// With those that were missed, all bins of a class within this share, and each within this length: about as much as a
+/// batch has that a cache has no room for. They are found again in constant time, without the pages' lock, and are
+/// everybody's when memory is short; beyond, a class that was busy once would keep too much, and scatter what is in
+/// use over it.
+const MISSED_SHARE: usize = 4;
+const MAX_MISSED_LEN: usize = 1 << 20;
+
 /// The most blocks that one flush returns: each is looked up.
 const RETURN_BATCH: u32 = 64;
 /// CPUs' states that are looked beside for room for another one.
@@ -89,15 +97,11 @@ const PLACES_LOOK: usize = 16;
 /// be empty and go to the pages, which takes as long as thirty look-ups.
 const RETURN_SLABS: u32 = 6;
 
+/// Slabs of one bin's reserve that one call of `maintain` gives to the pages.
+const RELEASED_SLABS: u32 = 16;
+
 /// Slabs that one flush gathers blocks for at a time.
 const GROUPS: usize = 8;
-
-/// Classes of blocks shorter than a cache line: their slabs' blocks stay with the CPU that owns the slab.
-pub(crate) const TINY_COUNT: usize = 7;
-const _: () = assert!(
-    matches!(SizeClass::from_index(TINY_COUNT), Some(class) if class.block_len() == 64),
-    "a cache line's length is the first class that is not tiny"
-);
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -426,6 +430,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
         let run = self.slab_run(class, caller);
         if let Ok(run) = &run {
+            own.missed.found();
             return self.found_slab(run, class, most, owner).ok_or(Refused::Empty);
         }
         let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
@@ -634,10 +639,8 @@ impl<const CPUS: usize> Engine<CPUS> {
             bin.enlist(slab);
         }
         if duty.settle {
-            let keep = self.reserve_count(slab);
-            if let Some(surplus) = bin.settle(slab, keep) {
-                self.dissolve(surplus);
-            }
+            let surplus = bin.settle(slab, &self.reserve_counts(slab));
+            surplus.into_iter().flatten().for_each(|slab| self.dissolve(slab));
         }
     }
 
@@ -651,13 +654,16 @@ impl<const CPUS: usize> Engine<CPUS> {
         self.pages.free(slab.desc());
     }
 
-    /// How many empty slabs a bin keeps. Counted by the length that new ones have: shorter ones fill what is left over
-    /// in chunks, and if as many of them were kept as have the same length together, they would keep a chunk each.
+    /// How many empty slabs a bin keeps, least and most. Counted by the length that new ones have: shorter ones fill
+    /// what is left over in chunks, and if as many of them were kept as have the same length together, they would keep
+    /// a chunk each.
     #[expect(clippy::cast_possible_truncation, reason = "a share of the bytes held over at least 1 KiB")]
-    fn reserve_count(&self, slab: Slab<'_>) -> u32 {
+    fn reserve_counts(&self, slab: Slab<'_>) -> RangeInclusive<u32> {
         let worked_len = self.pages.worked_len();
-        let slab_len = slab_target(slab.class(), worked_len).max(Chunk::run_len(slab.desc()));
-        (worked_len / RESERVE_SHARE / self.used_count() / slab_len.max(1)).max(1) as u32
+        let slab_len = slab_target(slab.class(), worked_len).max(Chunk::run_len(slab.desc())).max(1);
+        let own_len = worked_len / self.used_count();
+        let places = |len: usize| (len / slab_len).max(1) as u32;
+        places(own_len / RESERVE_SHARE)..=places((own_len / MISSED_SHARE).min(MAX_MISSED_LEN))
     }
 
     /// Counts a free of what this heap never gave; nothing else happens to it.
@@ -742,7 +748,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         let budget = if key.is_some() { self.budget() } else { 0 };
         cache.set_key(key);
         let raise = cache.raise_limit(class, budget);
-        cache.heat(class);
+        cache.warm(class);
         let is_over = cache.is_over(budget);
         if raise == Raise::Spent || is_over {
             surplus.gave_way = cache.lower_limit(class, is_over);
@@ -764,6 +770,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     pub(crate) fn release_reserves(&self, step: Step<'_>) -> bool {
         let mut any = false;
         for bin in self.classes().flat_map(|class| self.bins(class)).map(|(_, bin)| bin) {
+            bin.missed.forget();
             while bin.has_whole() {
                 let (mut released, _in_hand) = (false, self.in_hand.begin());
                 step(&mut |_| released = bin.take_empty().map(|slab| self.dissolve(slab)).is_some());
@@ -800,8 +807,15 @@ impl<const CPUS: usize> Engine<CPUS> {
         if bin.looks_empty() {
             return;
         }
+        bin.missed.forget();
         step(&mut |_| _ = bin.sweep(&mut { u32::MAX }));
-        step(&mut |_| _ = bin.take_surplus(1).map(|slab| self.dissolve(slab)));
+        for _ in 0..RELEASED_SLABS {
+            let mut released = false;
+            step(&mut |_| released = bin.take_surplus(1).map(|slab| self.dissolve(slab)).is_some());
+            if !released {
+                break;
+            }
+        }
     }
 }
 
@@ -818,269 +832,4 @@ fn share_of(held_len: usize, [small, larger]: [usize; 2]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::contract::provider::PageRun;
-    use crate::pages::Provided;
-    use crate::slab::list::tests::while_locked;
-    use crate::slab::word::tests::class;
-    use core::time::Duration;
-    use std::boxed::Box;
-    use std::time::Instant;
-    use std::vec::Vec;
-
-    const ORDINARY: Caller = Caller { index: 0, nested: false };
-    const NESTED: Caller = Caller { index: 0, nested: true };
-
-    /// Nothing to hold.
-    fn step(work: &mut dyn FnMut(bool)) {
-        work(true);
-    }
-
-    /// An engine over one chunk, with no provider to ask for more.
-    struct Alone {
-        engine: Box<Engine<2>>,
-        memory: NonNull<u8>,
-        run: PageRun,
-    }
-
-    impl Alone {
-        fn new(len: usize) -> Self {
-            let (engine, run) = (Box::new(Engine::new()), PageRun::new(len, 4096, 4096).unwrap());
-            // SAFETY: the run's length is not 0.
-            let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
-            let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
-            // SAFETY: just allocated, not zeroed; it goes when the engine goes.
-            unsafe { engine.pages.add_chunk(memory, run, nothing, 0, Provided::UNKNOWN, &step) }.unwrap();
-            // All of it was used once, or sizes would follow what is used.
-            let all = engine.pages.alloc_any(engine.pages.free_len(), 1, Use::Large, &step).unwrap();
-            engine.pages.free(all.desc);
-            Self { engine, memory, run }
-        }
-
-        fn fill_pages(&self, len: usize) -> Vec<Run<'_>> {
-            // What was set aside, too.
-            self.engine.pages.drain_deferred(&step);
-            core::iter::from_fn(|| self.engine.pages.alloc_any(len, 1, Use::Large, &step).ok()).collect()
-        }
-    }
-
-    impl Drop for Alone {
-        fn drop(&mut self) {
-            // SAFETY: allocated in `new` with this layout; nothing of the engine touches it when dropped.
-            unsafe { std::alloc::dealloc(self.memory.as_ptr(), self.run.layout()) };
-        }
-    }
-
-    /// Tunes, and returns what gave way.
-    fn tune(engine: &Engine<2>, cache: &CpuCache, class: SizeClass, caller: Caller) {
-        let mut surplus = Surplus::default();
-        engine.tune(cache, class, &mut surplus);
-        for (class, mut list) in surplus.into_lists() {
-            while list.count() > 0 {
-                engine.flush(class, &mut list, Some(cache), caller);
-            }
-        }
-    }
-
-    /// The shortest of a few times.
-    fn shortest(mut work: impl FnMut()) -> Duration {
-        let time = |_| {
-            let start = Instant::now();
-            work();
-            start.elapsed()
-        };
-        (0..20).map(time).min().unwrap()
-    }
-
-    #[test]
-    fn a_flush_brings_every_block_to_its_own_slab() {
-        let alone = Alone::new(1 << 20);
-        let engine = &alone.engine;
-        let class = class(128);
-        let mut blocks: Vec<_> = (0..1600).map(|_| engine.obtain_one(class, ORDINARY).unwrap()).collect();
-        let mut list = List::new();
-        // Neighbours in the list are of different slabs, and of more slabs than are gathered at a time.
-        for start in 0..97 {
-            let rest = core::mem::take(&mut blocks).into_iter().enumerate();
-            let (now, later): (Vec<_>, Vec<_>) = rest.partition(|(index, _)| index % (97 - start) == 0);
-            now.into_iter().for_each(|(_, block)| list.prepend(Chain::new(block)));
-            blocks = later.into_iter().map(|(_, block)| block).collect();
-        }
-        assert_eq!(list.count(), 1600);
-        while list.count() > 0 {
-            let before = list.count();
-            engine.flush(class, &mut list, None, ORDINARY);
-            assert!((1..=RETURN_BATCH).contains(&(before - list.count())), "blocks in one hold");
-        }
-        assert!(SizeClass::all().all(|class| engine.out_count(class) == 0));
-        assert!(engine.release_empty(&step));
-        assert!(SizeClass::all().all(|class| engine.slab_len(class).get() == 0));
-        assert_eq!((engine.pages.verify(), engine.stray_count()), (Ok(()), 0));
-    }
-
-    /// Hole 12: with its own shard locked underneath it, a nested caller has others.
-    #[test]
-    fn a_nested_caller_whose_shard_is_locked_works_with_a_spare_one() {
-        let alone = Alone::new(1 << 20);
-        let (engine, class) = (&alone.engine, class(128));
-        let kept = engine.obtain_one(class, ORDINARY).unwrap();
-        while_locked(engine.bin(0, class), || {
-            assert_eq!(engine.owner_for(class, ORDINARY), 0);
-            assert_eq!(engine.owner_for(class, NESTED), 2);
-            while_locked(engine.bin(2, class), || assert_eq!(engine.owner_for(class, NESTED), 3));
-            // Many nested allocations share slabs, instead of a new one for each.
-            let blocks: Vec<_> = (0..4).map(|_| engine.obtain_one(class, NESTED).unwrap()).collect();
-            let lens = engine.slab_len(class).get();
-            assert!(lens <= 2 * engine.slab_want(class).len, "{lens} bytes in slabs");
-            blocks.into_iter().for_each(|block| engine.give_back(class, block, None, NESTED));
-        });
-        engine.give_back(class, kept, None, ORDINARY);
-        assert!(engine.release_empty(&step));
-        assert_eq!(engine.slab_len(class).get(), 0);
-        assert_eq!(engine.owner_for(class, Caller { index: 9, nested: false }), 2, "a CPU without a shard");
-    }
-
-    /// Hole 9: memory that is hidden behind a lock is not yet gone.
-    #[test]
-    fn a_locked_bin_is_reported_as_busy_not_as_empty() {
-        let alone = Alone::new(1 << 20);
-        let (engine, class) = (&alone.engine, class(128));
-        let block = engine.obtain_one(class, ORDINARY).unwrap();
-        let _pages = alone.fill_pages(2048);
-        let other = Caller { index: 1, nested: false };
-        let busy = while_locked(engine.bin(0, class), || engine.obtain_one(class, other).err());
-        assert_eq!(busy, Some(Refused::Busy));
-        let more = engine.obtain_one(class, other).unwrap();
-        engine.give_back(class, more, None, other);
-        engine.give_back(class, block, None, other);
-    }
-
-    #[test]
-    fn one_page_left_is_enough_for_a_small_block() {
-        let alone = Alone::new(2 << 20);
-        let (engine, class) = (&alone.engine, class(64));
-        while engine.slab_want(class).len <= 4096 {
-            assert!(engine.obtain_one(class, ORDINARY).is_ok());
-        }
-        while engine.slab_len(class).get() > 64 * usize::try_from(engine.out_count(class)).unwrap() {
-            assert!(engine.obtain_one(class, ORDINARY).is_ok());
-        }
-        let pages = alone.fill_pages(2048);
-        assert_eq!(engine.obtain_one(class, ORDINARY).err(), Some(Refused::Empty));
-        engine.pages.free(pages[5].desc);
-        assert!(engine.obtain_one(class, ORDINARY).is_ok());
-    }
-
-    #[test]
-    fn a_fallback_block_is_as_much_aligned_as_was_asked_for() {
-        let alone = Alone::new(64 << 10);
-        let engine = &alone.engine;
-        let held: Vec<_> = (0..5).map(|_| engine.obtain_one(class(24), ORDINARY).unwrap()).collect();
-        assert!(engine.borrow(class(16)).is_none(), "blocks of 24 bytes are aligned to 8 only");
-        let shorter = engine.borrow(class(8)).unwrap();
-        let more = engine.obtain_one(class(48), ORDINARY).unwrap();
-        let borrowed = engine.borrow(class(16)).unwrap();
-        assert_eq!(borrowed.start().addr().get() % 16, 0);
-        assert_eq!((engine.out_count(class(48)), engine.out_count(class(16))), (2, 0), "counted where it came from");
-        let served =
-            [(8, shorter), (48, more), (16, borrowed)].into_iter().chain(held.into_iter().map(|held| (24, held)));
-        for (size, block) in served {
-            engine.give_back(class(size), block, None, ORDINARY);
-        }
-        assert!([8, 16, 24, 48].into_iter().all(|size| engine.served_count(class(size)) == 0));
-        assert_eq!((engine.out_count(class(48)), engine.out_count(class(24))), (0, 0));
-    }
-
-    #[test]
-    fn two_caches_share_the_budget_of_one() {
-        let alone = Alone::new(8 << 20);
-        let engine = &alone.engine;
-        assert!(engine.add_cpu(1));
-        for (index, cache, _) in engine.cpus.iter() {
-            let caller = Caller { index, nested: false };
-            for _ in 0..50 {
-                SizeClass::all().for_each(|class| tune(engine, cache, class, caller));
-            }
-        }
-        assert_eq!(engine.used_caches.load(Ordering::Relaxed), 2);
-        let budget = engine.budget();
-        assert_eq!(budget, (8 << 20) / 8 / 2);
-        // The first one filled its share while it was alone; its next slow paths bring it down.
-        assert!(engine.cache(0).unwrap().is_over(budget));
-        for _ in 0..100 {
-            tune(engine, engine.cache(0).unwrap(), class(64), ORDINARY);
-        }
-        assert!(engine.caches().all(|cache| !cache.is_over(budget) && cache.verify()));
-    }
-
-    #[test]
-    fn a_class_that_becomes_busy_gets_room_from_the_others() {
-        let alone = Alone::new(1 << 20);
-        let (engine, cache) = (&alone.engine, alone.engine.cache(0).unwrap());
-        for _ in 0..50 {
-            (20..40).filter_map(SizeClass::from_index).for_each(|class| tune(engine, cache, class, ORDINARY));
-        }
-        let late = SizeClass::from_index(41).unwrap();
-        assert_eq!(cache.limit(late), 0);
-        (0..60).for_each(|_| tune(engine, cache, late, ORDINARY));
-        assert!(cache.limit(late) > 0);
-        assert!(cache.verify() && !cache.is_over(engine.budget()));
-    }
-
-    #[test]
-    fn a_bin_keeps_a_share_of_what_is_held_and_no_more() {
-        let alone = Alone::new(4 << 20);
-        let (engine, class) = (&alone.engine, class(1024));
-        let blocks: Vec<_> = (0..2000).map(|_| engine.obtain_one(class, ORDINARY).unwrap()).collect();
-        let most = engine.slab_len(class).get();
-        blocks.into_iter().for_each(|block| engine.give_back(class, block, None, ORDINARY));
-        let kept = engine.slab_len(class).get();
-        assert!(most > 1 << 20 && kept > 0 && kept <= (4 << 20) / RESERVE_SHARE, "{kept} of {most} kept");
-        assert!(engine.release_reserves(&step) && !engine.release_reserves(&step));
-        assert_eq!(engine.slab_len(class).get(), 0);
-    }
-
-    /// Promise 1: who may have interrupted a lock's holder does not look at it a second time.
-    #[test]
-    #[cfg_attr(miri, ignore = "times are not those of a machine")]
-    fn a_nested_caller_does_not_wait_where_others_do() {
-        let alone = Alone::new(1 << 20);
-        let (engine, class) = (&alone.engine, class(128));
-        let _out = engine.obtain_one(class, ORDINARY).unwrap();
-        let nested = while_locked(engine.bin(0, class), || engine.obtain_one(class, NESTED).unwrap());
-        engine.give_back(class, nested, None, NESTED);
-        let time = |caller| shortest(|| assert!(engine.obtain_one(class, caller).is_err()));
-        let compare = |what| {
-            let (ordinary, nested) = (time(ORDINARY), time(NESTED));
-            assert!(nested * 4 < ordinary, "{what}: a nested caller took {nested:?}, another one {ordinary:?}");
-        };
-        // Every bin that has something is locked, those that a nested caller turns to among them.
-        let all = |work: &dyn Fn()| {
-            while_locked(engine.bin(0, class), || {
-                while_locked(engine.bin(2, class), || {
-                    while_locked(engine.bin(3, class), || while_locked(engine.bin(4, class), work));
-                });
-            });
-        };
-        // Nothing is set aside.
-        engine.pages.drain_deferred(&step);
-        let mut once = false;
-        engine.pages.for_each_run(&mut |_| {
-            if !core::mem::replace(&mut once, true) {
-                all(&|| compare("bins and pages"));
-            }
-        });
-        let _pages = alone.fill_pages(4096);
-        all(&|| compare("bins"));
-        let empty = SizeClass::from_index(30).unwrap();
-        let mut once = false;
-        let time = |caller| shortest(|| assert!(engine.obtain_one(empty, caller).is_err()));
-        engine.pages.for_each_run(&mut |_| {
-            if !core::mem::replace(&mut once, true) {
-                let (ordinary, nested) = (time(ORDINARY), time(NESTED));
-                assert!(nested * 4 < ordinary, "pages: a nested caller took {nested:?}, another one {ordinary:?}");
-            }
-        });
-    }
-}
+mod tests;

@@ -166,9 +166,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 _ => break,
             }
         }
-        if result.is_err() {
+        match &result {
+            Ok(_) if wait => self.held(|caller| self.engine.pages.set_all_aside(caller.index)),
+            Ok(_) => {}
             // SAFETY: the run came from `map` and was not used.
-            unsafe { self.give_back(start, run, caller) };
+            Err(_) => unsafe { self.give_back(start, run, caller) },
         }
         result
     }

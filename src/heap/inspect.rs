@@ -26,7 +26,7 @@ use core::sync::atomic::Ordering;
 use crate::base::size_class::SizeClass;
 use crate::cache::CpuCache;
 use crate::harden::Misuse;
-use crate::heap::depot::{Engine, TINY_COUNT};
+use crate::heap::depot::Engine;
 use crate::pages::{Chunk, ChunkHints, Kind, PageDesc};
 use crate::slab::word::{Slab, class_index_at, owner_at};
 
@@ -40,7 +40,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     #[inline]
     pub(crate) unsafe fn is_plain(&self, cache: &CpuCache, index: usize, start: NonNull<u8>, class: SizeClass) -> bool {
         let Some((desc, offset)) = self.pages.place_near(&cache.chunk_hints, start) else { return false };
-        let is_own = class_index_at(desc) == class.index() && (class.index() >= TINY_COUNT || owner_at(desc) == index);
+        let is_own = class_index_at(desc) == class.index() && (!class.is_tiny() || owner_at(desc) == index);
         // SAFETY: the address is in a chunk of this heap, and in a slab if it has the class.
         is_own && class.divides(offset) && !unsafe { cache.key().suspects(start) }
     }

@@ -36,6 +36,10 @@ const NESTED_TRIES: u32 = 4;
 /// time slice. Each look waits within the spin limit.
 const LAST_TRIES: u32 = 4096;
 
+/// One part in so many of these looks goes to a holder of the pages' lock alone, before anything is drained: it may be
+/// a preempted task, and those that wait for it meanwhile would give away what handlers live on.
+const HOLDER_SHARE: u32 = 2;
+
 /// So many looks in a row without a lock in sight end the search: during a single one somebody may have come and gone
 /// unseen.
 const QUIET_LOOKS: u32 = 2;
@@ -184,7 +188,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             })
         };
         when(fits && busy, || (0..looks.clamp(NESTED_TRIES, BUSY_TRIES)).find_map(|_| quick()))
-            .or_else(|| when(fits && self.release_reserves(wait), quick))
+            .or_else(|| when(fits && busy && wait, || self.wait_for_pages(seek, looks / HOLDER_SHARE)))
+            .or_else(|| when(fits && (wait || !self.engine.pages.is_busy()) && self.release_reserves(wait), quick))
             .or_else(|| (0..JOIN_TRIES).take_while(|_| seek.has_more()).find_map(|_| quick()))
             .or_else(|| grow(busy))
             .or_else(|| when(fits, || self.look(seek, wait, wait, &quiet)))
@@ -194,6 +199,17 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 when(fits && open() && looks > 0, || self.retry_while_contended(seek, &search, caller, looks, &quiet))
             })
             .or_else(|| when(fits, || seek.last_resort(false)))
+    }
+
+    /// Looks again as long as a lock of the pages is held, and nothing else is the matter.
+    fn wait_for_pages<S: Seek>(&self, seek: &S, looks: u32) -> Option<S::Found> {
+        (0..looks)
+            .map_while(|_| match seek.attempt(Depth::Quick) {
+                Err(Refused::Busy) if self.engine.pages.is_busy() => Some(None),
+                Err(_) => None,
+                Ok(found) => Some(Some(found)),
+            })
+            .find_map(|found| found)
     }
 
     /// [`search`](Self::search) by a context that interrupted the heap on its own CPU: one look everywhere, and no
@@ -259,6 +275,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// [`reclaim`](Self::reclaim), which counts looks in a row that saw everything.
     fn look<S: Seek>(&self, seek: &S, waits: bool, may_wait: bool, quiet: &Cell<u32>) -> Option<S::Found> {
+        if !may_wait && self.engine.pages.is_busy() {
+            // What would be given back now would wait for the holder too, and others live on it.
+            quiet.set(0);
+            return seek.attempt(Depth::Thorough { wait: false }).ok();
+        }
         let before = self.is_memory_in_hand(may_wait);
         match self.reclaim(seek, waits) {
             Ok(found) => return Some(found),

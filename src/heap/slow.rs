@@ -14,8 +14,6 @@ use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
-#[cfg(feature = "hardened")]
-use crate::heap::depot::TINY_COUNT;
 use crate::heap::depot::{Caller, Surplus};
 use crate::heap::{Entered, Heap};
 use crate::slab::block::{Block, List};
@@ -48,6 +46,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cold]
     #[inline(never)]
     pub(crate) fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+        #[cfg(not(feature = "hardened"))]
+        if entered.cache.begins_to_check(class) {
+            return self.free_other(entered, class, block);
+        }
         #[cfg(not(feature = "hardened"))]
         entered.cache.owned_pages.forget(block.start());
         let caller = entered.caller();
@@ -104,7 +106,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         match self.engine.inspect(Some(entered.cache), block.start(), class) {
             Ok(slab) => {
-                let is_near = class.index() >= TINY_COUNT || slab.owner() == entered.index;
+                let is_near = !class.is_tiny() || slab.owner() == entered.index;
                 if !is_near || slab.class() != class {
                     return self.free_away(entered, class, block);
                 }

@@ -96,7 +96,7 @@ pub(super) fn give(bin: &'static Bin, slab: Found, blocks: Vec<Block>, nested: b
         bin.enlist(slab);
     }
     if duty.settle {
-        if let Some(surplus) = bin.settle(slab, keep) {
+        for surplus in bin.settle(slab, &(keep..=keep)).into_iter().flatten() {
             retire(surplus, retired);
         }
     }

@@ -57,7 +57,7 @@ fn a_slab_and_its_chunk_go_while_the_last_block_returns() {
                     bin.enlist(slab);
                 }
                 if duty.settle {
-                    bin.settle(slab, 0).into_iter().for_each(|surplus| pages.free(surplus.desc()));
+                    bin.settle(slab, &(0..=0)).into_iter().flatten().for_each(|surplus| pages.free(surplus.desc()));
                 }
             }),
             spawn({

@@ -68,10 +68,17 @@ const FIRST_LEN: usize = 1 << 20;
 /// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
 /// With 64, a fit behind 500 shorter runs of its bin is found.
 const ROUND_LIMIT: usize = 64;
-/// Lengths of runs that are set aside for contexts which find every lock held; each only in a heap that used
-/// [`SPARE_SHARE`] times as much.
-const SPARE_LENS: [usize; 4] = [4 << 10, 4 << 10, 16 << 10, 48 << 10];
+/// Lengths of runs that are set aside for contexts which find every lock held, as handlers do for as long as a holder
+/// is preempted, or its virtual CPU stopped: each in a heap that used [`SPARE_SHARE`] times as much.
+const SPARE_LENS: [usize; 13] = {
+    const KIB: usize = 1 << 10;
+    let (page, slab) = (4 * KIB, 16 * KIB);
+    [page, page, page, page, page, page, page, page, slab, slab, slab, slab, 48 * KIB]
+};
 const SPARE_SHARE: usize = 128;
+/// One of so many in any heap; the others only in one of one chunk, as a region is, while as much of that was never
+/// used: elsewhere each might keep a chunk, and later classes have slabs.
+const SPARE_STEP: usize = 4;
 /// Below it, nothing is set aside: a small heap is filled to the brim.
 const SPARE_HEAP_LEN: usize = 2 << 20;
 /// A shard's pool for large blocks.
@@ -118,6 +125,8 @@ pub(crate) struct Pages<const N: usize> {
     /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that
     /// interrupted the holder.
     spares: [AtomicPtr<PageDesc>; SPARE_LENS.len()],
+    /// The place for one that is looked at next.
+    spare_turn: AtomicUsize,
 }
 
 /// A run handed out.
@@ -189,6 +198,7 @@ impl<const N: usize> Pages<N> {
             first_run_cache: RunCache::new(),
             kept: RunCacheList::new(),
             spares: [const { AtomicPtr::new(core::ptr::null_mut()) }; SPARE_LENS.len()],
+            spare_turn: AtomicUsize::new(0),
         }
     }
 
@@ -355,14 +365,32 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// Sets a run aside for those who find every lock held, if one is missing and memory is at hand.
+    /// Sets a run aside for those who find every lock held, if the one whose turn it is is missing and memory is at
+    /// hand.
     #[inline]
     fn set_aside(&self, shard: usize) {
-        let mut missing = self.spares.iter().zip(SPARE_LENS).filter(|(spare, _)| spare.load(Relaxed).is_null());
-        let worked_len = self.worked_len();
-        let is_worth = |len: usize| worked_len >= SPARE_HEAP_LEN && len * SPARE_SHARE <= worked_len;
-        if let Some((spare, len)) = missing.next().filter(|(_, len)| is_worth(*len)) {
-            self.set_one_aside(spare, len, shard);
+        let turn = self.spare_turn.load(Relaxed);
+        self.spare_turn.store(if turn + 1 < SPARE_LENS.len() { turn + 1 } else { 0 }, Relaxed);
+        let (Some(spare), Some(len)) = (self.spares.get(turn), SPARE_LENS.get(turn)) else { return };
+        if spare.load(Relaxed).is_null() && (len * SPARE_SHARE).max(SPARE_HEAP_LEN) <= self.basis_of(turn) {
+            self.set_one_aside(spare, *len, shard);
+        }
+    }
+
+    /// The bytes that the length of a run that is set aside is compared with.
+    fn basis_of(&self, turn: usize) -> usize {
+        match turn % SPARE_STEP == 0 {
+            true => self.worked_len(),
+            false if self.chunk_count.load(Relaxed) == 1 => self.told.untouched_len.load(Relaxed),
+            false => 0,
+        }
+    }
+
+    /// Sets aside all that is missing, if a heap's first chunk came.
+    #[cold]
+    pub(crate) fn set_all_aside(&self, shard: usize) {
+        if self.chunk_count.load(Relaxed) == 1 {
+            SPARE_LENS.iter().for_each(|_| self.set_aside(shard));
         }
     }
 

@@ -1077,32 +1077,31 @@ fn all_zero_is_the_empty_state() {
     unsafe { dealloc(pages.as_ptr().cast(), layout) };
 }
 
-/// Each lock is held, as by a context that was interrupted: runs that were set aside serve, each once, until the next
-/// ordinary caller sets others aside.
+/// Each lock is held, as by a context that was interrupted: runs that were set aside serve, each once, until ordinary
+/// callers set others aside.
 #[test]
 fn who_finds_every_lock_held_has_what_was_set_aside() {
     let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
-    given.chunk(&pages, 8 * MIB, 4 * KIB, Use::Large, 0);
-    let whole = pages.alloc(6 * MIB, 1, Use::Large, 0, true).unwrap();
-    pages.free(whole.desc);
+    given.chunk(&pages, 64 * MIB, 4 * KIB, Use::Large, 0);
+    // Some of it was used.
+    let used = pages.alloc(16 * MIB, 1, Use::Large, 0, true).unwrap();
+    pages.free(used.desc);
     let slab = |id| get(&pages, 4 * KIB, 1, Use::Slab, 0, id).unwrap();
-    let mut blocks: Vec<_> = (0..8).map(slab).collect();
+    let all = SPARE_LENS.len() as u64;
+    let mut blocks: Vec<_> = (0..all).map(slab).collect();
     let free_len = pages.free_len();
     {
         let _open: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
-        for (id, (len, use_)) in
-            [(4 * KIB, Use::Slab), (40 * KIB, Use::Large), (3 * KIB, Use::Slab), (10 * KIB, Use::Large)]
-                .into_iter()
-                .enumerate()
-        {
-            let run = pages.alloc(len, 1, use_, 0, false).unwrap();
+        for (id, len) in SPARE_LENS.into_iter().enumerate().rev() {
+            let use_ = if len > 16 * KIB { Use::Large } else { Use::Slab };
+            let run = pages.alloc(len - KIB, 1, use_, 0, false).unwrap();
             blocks.push(new_block(&pages, &run, (len, 1), use_, id as u64 + 100));
         }
         assert_eq!(pages.alloc(KIB, 1, Use::Slab, 0, false).err(), Some(Refused::Busy));
         assert_eq!(pages.free_len(), free_len);
     }
     assert_eq!(pages.verify(), Ok(()));
-    blocks.extend((0..8).map(slab));
+    blocks.extend((0..all).map(slab));
     assert!(pages.drain_deferred(WAITING), "others were set aside");
     blocks.into_iter().for_each(|block| give(&pages, block));
     assert_eq!(pages.verify(), Ok(()));

@@ -19,14 +19,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// provider took.
     ///
     /// Each call looks at `budget` bins of slabs (a heap has 60 for each CPU and three CPUs more), beginning where the
-    /// last call ended, and frees empty slabs there but for one a bin; then it forgets an eighth of what was in use
-    /// once and is not now, and offers the provider those chunks that are neither in use nor were lately. From the
-    /// first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps nothing
-    /// anew; without a call, they leave a quarter of the bytes held. Caches are left alone:
+    /// last call ended, and frees up to 16 empty slabs there but for one a bin; then it forgets an eighth of what was
+    /// in use once and is not now, and offers the provider those chunks that are neither in use nor were lately. From
+    /// the first call on, frees too leave what was in use lately with the heap, so a load that comes and goes maps
+    /// nothing anew; without a call, they leave a quarter of the bytes held. Caches are left alone:
     /// [`drain_current`](Self::drain_current) is for a CPU that will sleep.
     ///
-    /// Takes two holds a bin, and one call of the provider for each chunk that goes. Callable from any context that may
-    /// call the provider.
+    /// Takes two holds a bin and one for each of these slabs, and one call of the provider for each chunk that goes.
+    /// Callable from any context that may call the provider.
     pub fn maintain(&self, budget: usize) -> usize {
         let all = self.engine.bin_count();
         let bins = budget.min(all);

@@ -3,5 +3,6 @@
 pub(crate) mod block;
 pub(crate) mod free_blocks;
 pub(crate) mod list;
+pub(crate) mod missed;
 pub(crate) mod ring;
 pub(crate) mod word;

@@ -64,8 +64,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "claim_kept_when_the_lock_is_busy",
         file: "slab/list.rs",
-        shipped: "            slab.settle();\n            return None;",
-        planted: "            return None;",
+        shipped: "            slab.settle();\n            return [None; 2];",
+        planted: "            return [None; 2];",
         model: "slab::the_last_pushes_against_a_taker",
     },
     Plant {
@@ -394,8 +394,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "slab_given_away_while_it_is_linked",
         file: "slab/list.rs",
-        shipped: "        if self.empty.count() >= keep {\n            return Some(slab);",
-        planted: "        if self.empty.count() >= keep {\n            self.link(&held, slab, Kind::SlabPartial);\n            return Some(slab);",
+        shipped: "            return [Some(slab), spare];",
+        planted: "            self.link(&held, slab, Kind::SlabPartial);\n            return [Some(slab), spare];",
         model: "trim::a_slab_and_its_chunk_go_while_the_last_block_returns",
     },
     Plant {
