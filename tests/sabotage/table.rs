@@ -440,8 +440,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "reserve of any length",
         file: "src/heap/depot.rs",
-        shipped: "(worked_len / RESERVE_SHARE",
-        planted: "(worked_len / if @bug { 1 } else { RESERVE_SHARE }",
+        shipped: "(own_len / RESERVE_SHARE",
+        planted: "(own_len / if @bug { 1 } else { RESERVE_SHARE }",
         suite: Suite::Lib,
         test: "heap::depot::tests::a_bin_keeps_a_share_of_what_is_held_and_no_more",
         gap: None,
