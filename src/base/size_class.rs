@@ -32,6 +32,7 @@ const LONG_STEP: usize = 256;
 
 /// Classes of blocks shorter than a cache line of 64 bytes.
 const TINY_COUNT: usize = 64 / STEP - 1;
+const _: () = assert!(compute_len(TINY_COUNT) == 64, "a cache line's length is the first class that is not tiny");
 
 /// Bytes of a class's entry in the tables that the fast paths index: a class is kept as its entry's offset.
 pub(crate) const ENTRY_LEN: usize = 16;
