@@ -56,16 +56,15 @@ mod wide {
     pub(crate) const SPLIT: bool = false;
 }
 
-/// A sum of counters, some of them subtracted, that is known not to be negative.
+/// A sum of counters, some of them subtracted. It is below 0, and 0 then, only where others counted while it was read.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "counters of 32 bits begin anew after 2^32 - 1")]
 pub(crate) fn summed(sum: u64) -> u64 {
-    if SPLIT { u64::from(sum as u32) } else { sum }
+    u64::try_from(signed(sum)).unwrap_or(0)
 }
 
 /// A counter that may have gone below 0.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "as in `summed`")]
+#[expect(clippy::cast_possible_truncation, reason = "counters of 32 bits begin anew after 2^32 - 1")]
 pub(crate) const fn signed(count: u64) -> i64 {
     if SPLIT { count as i32 as i64 } else { count as i64 }
 }

@@ -172,6 +172,19 @@ fn a_fallback_block_is_as_much_aligned_as_was_asked_for() {
     assert_eq!((engine.out_count(class(48)), engine.out_count(class(24))), (0, 0));
 }
 
+/// Taken and pushed blocks are read one after the other; what others push between is in the second only.
+#[test]
+fn more_pushed_than_taken_is_no_block() {
+    let alone = Alone::new(8 << 20);
+    let engine = &alone.engine;
+    let _held = engine.obtain_one(class(4096), ORDINARY).unwrap();
+    engine.loose(class(4096)).pushed_by_any(1000);
+    assert_eq!((engine.out_count(class(4096)), engine.served_count(class(4096))), (0, 0));
+    assert!(!engine.shrinks());
+    engine.fallback(class(4096)).fetch_sub(5, Ordering::Relaxed);
+    assert_eq!(engine.served_count(class(4096)), 0);
+}
+
 #[test]
 fn two_caches_share_the_budget_of_one() {
     let alone = Alone::new(8 << 20);
