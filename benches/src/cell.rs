@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::memory;
+use crate::memory::{self, Shared};
 use crate::peers::Peer;
 use crate::peers::levels::COLUMN;
 use crate::workloads::{Plan, Work, Workload};
@@ -95,13 +95,6 @@ impl Sample {
 /// How a cell ended.
 pub type Outcome = Result<Sample, Failure>;
 
-/// What parent and child share.
-#[repr(C)]
-struct Page {
-    failure: AtomicU32,
-    sample: Sample,
-}
-
 /// What one thread counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
@@ -156,36 +149,38 @@ fn run_program(program: &Path, workload: &Workload, threads: usize, span: Span) 
 }
 
 fn run_forked(peer: &Peer, workload: &Workload, threads: usize, span: Span) -> io::Result<Outcome> {
-    let page = shared_page()?;
+    let shared = Shared::<Sample>::new(1)?;
+    let patience = PATIENCE + (span.warm_up + span.counted) * 2;
+    let failure = in_process(patience, || {
+        inside(peer, workload, threads, span, |sample| {
+            // SAFETY: the mapping lasts as long as both processes run, and the parent reads it when this one has ended.
+            unsafe { shared.start().write(sample) };
+        });
+    })?;
+    // SAFETY: the child wrote it and has ended; zero bytes are a sample too.
+    let sample = unsafe { shared.start().read() };
+    Ok(match failure {
+        None => Ok(sample),
+        // It was only too slow to free everything.
+        Some(Failure::TooLong) if sample.operations > 0 => Ok(sample),
+        Some(failure) => Err(failure),
+    })
+}
+
+/// Runs `inside` in a process of its own, which is ended when it takes longer than `patience`. How it failed, if it
+/// did. The calling process has one thread.
+pub(crate) fn in_process(patience: Duration, inside: impl FnOnce()) -> io::Result<Option<Failure>> {
     // SAFETY: this process has one thread, so that the child's memory is in order.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let patience = PATIENCE + (span.warm_up + span.counted) * 2;
             // SAFETY: the default action of the signal, which is to end the process, is what is wanted.
             unsafe { libc::alarm(u32::try_from(patience.as_secs()).unwrap_or(u32::MAX)) };
-            inside(peer, workload, threads, span, |sample| {
-                // SAFETY: the page is mapped for as long as both processes run, and the parent reads it when this one
-                // has ended.
-                unsafe { (*page).sample = sample };
-            });
+            inside();
             // SAFETY: ends the process without anybody's clean-up, as a fork's child should.
             unsafe { libc::_exit(0) }
         }
-        child => {
-            let failure = wait(child);
-            // SAFETY: the child wrote it and has ended.
-            let sample = unsafe { (*page).sample };
-            let outcome = failure.map(|failure| match failure {
-                None => Ok(sample),
-                // It was only too slow to free everything.
-                Some(Failure::TooLong) if sample.operations > 0 => Ok(sample),
-                Some(failure) => Err(failure),
-            });
-            // SAFETY: mapped above and used no more.
-            unsafe { libc::munmap(page.cast(), mem::size_of::<Page>()) };
-            outcome
-        }
+        child => wait(child),
     }
 }
 
@@ -206,13 +201,6 @@ pub fn run_here(peer: &Peer, workload: &Workload, threads: usize, rounds: u64) -
             works.into_iter().enumerate().map(|(index, work)| scope.spawn(move || run(index, work))).collect();
         workers.into_iter().map(|worker| worker.join().expect("a thread that ends")).sum()
     })
-}
-
-fn shared_page() -> io::Result<*mut Page> {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping touches nothing that exists.
-    let page = unsafe { libc::mmap(std::ptr::null_mut(), mem::size_of::<Page>(), protection, flags, -1, 0) };
-    if page == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(page.cast()) }
 }
 
 /// Waits for the child. `None`: it ended well.
@@ -379,4 +367,9 @@ fn usage() -> Usage {
         system: Duration::new(usage.ru_stime.tv_sec as u64, usage.ru_stime.tv_usec as u32 * 1000),
         faults: usage.ru_minflt as u64,
     }
+}
+
+/// Pages that this thread touched first, so far.
+pub(crate) fn thread_faults() -> u64 {
+    usage().faults
 }

@@ -9,6 +9,7 @@
 //! cell                one cell: a process of its own, its threads, the clock, what the kernel says of its memory
 //! workloads           what the threads do, modelled on the published benchmarks
 //! peers               the allocators, each behind the same three calls
+//! tails, bin/tails    how long single calls take; on x86-64
 //! block, memory       blocks that are written and checked; memory straight from the operating system
 //! ```
 //!
@@ -29,4 +30,6 @@ pub mod memory;
 pub mod peers;
 pub mod report;
 pub mod run;
+#[cfg(target_arch = "x86_64")]
+pub mod tails;
 pub mod workloads;

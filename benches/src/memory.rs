@@ -1,7 +1,8 @@
 //! Memory straight from the operating system, and what the kernel says of the memory a process has.
 
-use std::fs;
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
+use std::{fs, io, mem};
 
 /// What each heap that wants its memory at once gets: address space, filled with pages as they are touched.
 pub const REGION_LEN: usize = 2 << 30;
@@ -30,4 +31,36 @@ pub fn resident_len() -> u64 {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"));
     let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kib.unwrap_or(0) << 10
+}
+
+/// Memory that a process shares with those that it forks, zeroed at first.
+pub(crate) struct Shared<T> {
+    start: *mut T,
+    len: usize,
+    owned: PhantomData<T>,
+}
+
+impl<T> Shared<T> {
+    /// Room for `count` values.
+    pub(crate) fn new(count: usize) -> io::Result<Self> {
+        let len = count * mem::size_of::<T>();
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping touches nothing that exists.
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { start: start.cast(), len, owned: PhantomData })
+    }
+
+    pub(crate) fn start(&self) -> *mut T {
+        self.start
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` and used no more.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
 }

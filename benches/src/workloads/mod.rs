@@ -164,26 +164,26 @@ fn give_all(slots: &mut [Slot], calls: &Calls) {
 const SIZE_COUNT: usize = 4096;
 
 /// Sizes drawn ahead, so that the clock does not see the drawing.
-struct Sizes {
+pub(crate) struct Sizes {
     sizes: Box<[u32]>,
     next: usize,
 }
 
 impl Sizes {
-    fn new(seed: u64, draw: impl Fn(&mut fastrand::Rng) -> usize) -> Self {
+    pub(crate) fn new(seed: u64, draw: impl Fn(&mut fastrand::Rng) -> usize) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         Self { sizes: (0..SIZE_COUNT).map(|_| draw(&mut random) as u32).collect(), next: 0 }
     }
 
     #[inline(always)]
-    fn next(&mut self) -> usize {
+    pub(crate) fn next(&mut self) -> usize {
         self.next = (self.next + 1) % SIZE_COUNT;
         self.sizes[self.next] as usize
     }
 }
 
 /// Evenly on a logarithmic scale.
-fn log_uniform(random: &mut fastrand::Rng, from: usize, to: usize) -> usize {
+pub(crate) fn log_uniform(random: &mut fastrand::Rng, from: usize, to: usize) -> usize {
     let (from, to) = ((from as f64).ln(), (to as f64).ln());
     (from + (to - from) * random.f64()).exp().round() as usize
 }
