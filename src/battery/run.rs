@@ -399,7 +399,8 @@ impl<const CPUS: usize> Seats<CPUS> {
     /// Stays pinned for a while, and looks whether the number stays, and stays the caller's alone. A hint promises
     /// neither.
     fn sit<P, C: CpuMode>(&self, heap: &Heap<P, C, CPUS>) {
-        let (guard, index) = heap.mode.enter();
+        let guard = heap.mode.pin();
+        let index = heap.mode.index(&guard);
         let Some(taken) = self.taken.get(index).filter(|_| C::PINNED) else {
             self.beyond.fetch_add(usize::from(C::PINNED), Ordering::Relaxed);
             return;
@@ -410,7 +411,7 @@ impl<const CPUS: usize> Seats<CPUS> {
             if taken.load(Ordering::Relaxed) > 1 {
                 self.shared.store(index + 1, Ordering::Relaxed);
             }
-            if heap.mode.enter().1 != index {
+            if heap.mode.index(&heap.mode.pin()) != index {
                 self.moved.store(index + 1, Ordering::Relaxed);
             }
         }

@@ -23,12 +23,13 @@
 pub(crate) mod owned_pages;
 pub(crate) mod table;
 
-use core::ptr::{NonNull, null_mut};
+use core::ptr::{NonNull, from_ref, null_mut};
 
 use crate::base::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Counter, Ordering, compiler_fence};
 #[cfg(not(feature = "hardened"))]
 use crate::cache::owned_pages::HomePages;
+use crate::contract::cpu::{CacheAddr, HELD};
 #[cfg(feature = "guard-pages")]
 use crate::harden::guard::Countdown;
 use crate::harden::{Damage, Key, KeyCell};
@@ -223,9 +224,6 @@ pub(crate) enum Raise {
     Spent,
 }
 
-/// [`CpuCache::free_for`] of a cache that is held.
-const HELD: usize = usize::MAX;
-
 /// One CPU's cache. Aligned to two cache lines, since neighbouring lines are fetched together.
 #[derive(Debug)]
 #[repr(C, align(128))]
@@ -264,6 +262,8 @@ pub(crate) struct CpuCache {
     hot: [Hot; CLASS_COUNT],
     cold: [Cold; CLASS_COUNT],
     pub(crate) counts: Counts,
+    /// Where the CPU keeps this cache's address, if it does.
+    addr: AtomicPtr<CacheAddr>,
 }
 
 impl CpuCache {
@@ -289,6 +289,7 @@ impl CpuCache {
             hot: [const { Hot::new() }; CLASS_COUNT],
             cold: [const { Cold::new() }; CLASS_COUNT],
             counts: Counts::new(),
+            addr: AtomicPtr::new(null_mut()),
         }
     }
 
@@ -298,7 +299,7 @@ impl CpuCache {
     /// The run cache stays as long as this.
     pub(crate) unsafe fn begin(&self, index: usize, run_cache: &RunCache) {
         self.free_for.store(index, Ordering::Relaxed);
-        self.run_cache.store(core::ptr::from_ref(run_cache).cast_mut(), Ordering::Relaxed);
+        self.run_cache.store(from_ref(run_cache).cast_mut(), Ordering::Relaxed);
     }
 
     /// The run cache of a CPU other than the first.
@@ -332,6 +333,42 @@ impl CpuCache {
         self.free_for.store(HELD, Ordering::Relaxed);
         compiler_fence(Ordering::Acquire);
         true
+    }
+
+    /// [`try_mark`](Self::try_mark) of the cache whose address the pinned CPU keeps, which says whose it is: the cache,
+    /// and its CPU's index. Fast.
+    ///
+    /// # Safety
+    /// The address is what [`tell_addr`](Self::tell_addr) left there, or none was ever told, and its cache stays.
+    #[inline(always)]
+    pub(crate) unsafe fn try_mark_at<'a>(addr: &CacheAddr) -> Option<(&'a Self, usize)> {
+        let cache = addr.get();
+        // SAFETY: a cache begins with this word, and so does what stands for none, which is only read, as it is `HELD`.
+        let free_for = unsafe { &*cache.cast::<AtomicUsize>() };
+        let index = free_for.load(Ordering::Relaxed);
+        if index == HELD {
+            return None;
+        }
+        // SAFETY: it is not what stands for none, so it is a cache (caller).
+        let cache = unsafe { &*cache.cast::<Self>() };
+        cache.free_for.store(HELD, Ordering::Relaxed);
+        compiler_fence(Ordering::Acquire);
+        Some((cache, index))
+    }
+
+    /// Has the CPU keep this cache's address there, as one that is pinned to it; true if it did not.
+    pub(crate) fn tell_addr(&self, addr: &CacheAddr) -> bool {
+        self.addr.store(from_ref(addr).cast_mut(), Ordering::Relaxed);
+        addr.set(NonNull::from(self).cast())
+    }
+
+    /// The CPU must not use this cache any more. Nobody else uses it.
+    pub(crate) fn forget_addr(&self) {
+        // SAFETY: null, or what a pin of this heap gave, which stays as long as the heap.
+        if let Some(addr) = unsafe { self.addr.load(Ordering::Relaxed).as_ref() } {
+            addr.clear();
+        }
+        self.addr.store(null_mut(), Ordering::Relaxed);
     }
 
     /// Ends what [`try_mark`](Self::try_mark) began with that index. Fast.

@@ -11,6 +11,9 @@
 //!
 //! A kernel names its choice in the heap's type: `Heap<P, Hint<H>, N>` or `Heap<P, Pinned<C>, N>`.
 
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
 use super::interrupts;
 
 /// A guess at the CPU that runs.
@@ -60,9 +63,73 @@ pub unsafe trait CpuPin {
     /// The index of this CPU. An index at or above the heap's CPU count is allowed, and slow: such a CPU has no cache.
     fn index(&self, guard: &Self::Guard) -> usize;
 
+    /// Where this CPU keeps the address of its cache, if it does: the fast paths then need no index and no table. The
+    /// default: nowhere.
+    ///
+    /// # Safety of an implementation
+    /// Beside the trait's contract: each CPU always gives the same place, which no other CPU gives, and gives it to one
+    /// heap only. The place stays as long as the heap, and only the heap changes it. The heap is not moved once it
+    /// was used.
+    #[inline(always)]
+    fn cache_addr<'a>(&'a self, _guard: &'a Self::Guard) -> Option<&'a CacheAddr> {
+        None
+    }
+
     /// As [`CpuHint::may_wait`]; asked while no guard lives.
     fn may_wait(&self) -> bool {
         interrupts::are_open()
+    }
+}
+
+/// What the address of a cache leads to where there is none: as a cache that is always taken begins.
+static NO_CACHE: AtomicUsize = AtomicUsize::new(HELD);
+
+/// What a cache that is taken begins with.
+pub(crate) const HELD: usize = usize::MAX;
+
+/// The address of a CPU's cache, for the CPU's own data: see [`CpuPin::cache_addr`]. One word, and not zero: a place
+/// that was only zeroed must not be used. The heap writes it on its own CPU, and empties it when that CPU is retired.
+/// Linux's SLUB keeps its `cpu_slab` so.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct CacheAddr {
+    cache: AtomicPtr<()>,
+}
+
+impl CacheAddr {
+    /// Of a CPU that has no cache yet.
+    pub const fn new() -> Self {
+        Self { cache: AtomicPtr::new(no_cache()) }
+    }
+
+    /// Where the cache is, or what looks like one that is taken.
+    #[inline(always)]
+    pub(crate) fn get(&self) -> *mut () {
+        self.cache.load(Ordering::Relaxed)
+    }
+
+    /// True if it is new.
+    pub(crate) fn set(&self, cache: NonNull<()>) -> bool {
+        let is_new = self.get() != cache.as_ptr();
+        if is_new {
+            self.cache.store(cache.as_ptr(), Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// The CPU has no cache any more.
+    pub(crate) fn clear(&self) {
+        self.cache.store(no_cache(), Ordering::Relaxed);
+    }
+}
+
+const fn no_cache() -> *mut () {
+    (&raw const NO_CACHE).cast_mut().cast()
+}
+
+impl Default for CacheAddr {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

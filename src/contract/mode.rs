@@ -1,6 +1,6 @@
 //! How a cache is taken: the one difference between hint and pin, as a sealed trait.
 
-use super::cpu::{CpuHint, CpuPin, Hint, Pinned};
+use super::cpu::{CacheAddr, CpuHint, CpuPin, Hint, Pinned};
 use super::unwind::never_unwinding;
 
 mod sealed {
@@ -19,8 +19,14 @@ pub trait CpuMode: sealed::Sealed {
     /// What keeps the CPU while an operation runs.
     type Guard;
 
-    /// Reads the CPU's index: once on the fast path of an operation, again for each slow step.
-    fn enter(&self) -> (Self::Guard, usize);
+    /// Keeps the CPU.
+    fn pin(&self) -> Self::Guard;
+
+    /// Reads the CPU's index: once on the fast path of an operation that asks for it, again for each slow step.
+    fn index(&self, guard: &Self::Guard) -> usize;
+
+    /// Where the CPU keeps its cache's address.
+    fn cache_addr<'a>(&'a self, guard: &'a Self::Guard) -> Option<&'a CacheAddr>;
 
     /// Whether the caller may wait for others; asked with nothing held.
     fn may_wait(&self) -> bool;
@@ -31,8 +37,16 @@ impl<H: CpuHint> CpuMode for Hint<H> {
     type Guard = ();
 
     #[inline]
-    fn enter(&self) -> ((), usize) {
-        ((), never_unwinding(|| self.0.current_cpu()).unwrap_or(0))
+    fn pin(&self) {}
+
+    #[inline]
+    fn index(&self, (): &()) -> usize {
+        never_unwinding(|| self.0.current_cpu()).unwrap_or(0)
+    }
+
+    #[inline]
+    fn cache_addr(&self, (): &()) -> Option<&CacheAddr> {
+        None
     }
 
     fn may_wait(&self) -> bool {
@@ -45,10 +59,18 @@ impl<P: CpuPin> CpuMode for Pinned<P> {
     type Guard = P::Guard;
 
     #[inline]
-    fn enter(&self) -> (P::Guard, usize) {
-        let guard = self.0.pin();
-        let index = self.0.index(&guard);
-        (guard, index)
+    fn pin(&self) -> P::Guard {
+        self.0.pin()
+    }
+
+    #[inline]
+    fn index(&self, guard: &P::Guard) -> usize {
+        self.0.index(guard)
+    }
+
+    #[inline]
+    fn cache_addr<'a>(&'a self, guard: &'a P::Guard) -> Option<&'a CacheAddr> {
+        self.0.cache_addr(guard)
     }
 
     fn may_wait(&self) -> bool {

@@ -19,9 +19,10 @@ pub mod riscv64;
 pub mod x86_64;
 
 pub use crate::contract::CpuMode;
-pub use crate::contract::cpu::{CpuHint, CpuPin, Hint, OnlyCpu, Pinned, UnknownCpu};
+pub use crate::contract::cpu::{CacheAddr, CpuHint, CpuPin, Hint, OnlyCpu, Pinned, UnknownCpu};
 #[cfg(any(target_arch = "aarch64", target_arch = "riscv64", target_arch = "x86_64"))]
 pub use number::Number;
 pub use pin::{
-    Armed, FromOne, NO_INDEX, NeverPreempts, PinnedIndex, PreemptionCounter, PreemptionGuard, PreemptionPin,
+    Armed, ByAddr, CpuArea, FromOne, NO_INDEX, NeverPreempts, PinnedIndex, PreemptionCounter, PreemptionGuard,
+    PreemptionPin,
 };

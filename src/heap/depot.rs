@@ -252,6 +252,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             return;
         }
         for (_, cache, _) in self.cpus.iter().skip(1) {
+            cache.forget_addr();
             for class in SizeClass::all() {
                 self.loose(class).add(cache.tally(class));
             }
@@ -758,6 +759,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// Notes that the CPU of this cache, which is empty, has gone; until it uses the heap again, what is owned there
     /// serves every other one first.
     pub(crate) fn retire(&self, cache: &CpuCache) {
+        cache.forget_addr();
         if cache.goes() {
             self.gone_caches.fetch_add(1, Ordering::Relaxed);
             self.used_caches.fetch_sub(1, Ordering::Relaxed);

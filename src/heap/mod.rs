@@ -244,14 +244,30 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// The CPU that runs, for as long as the guard lives if it is pinned.
     #[inline]
     fn cpu(&self) -> (C::Guard, usize) {
-        let (guard, index) = self.mode.enter();
-        (guard, if C::PINNED || index < CPUS { index } else { index % CPUS })
+        let guard = self.mode.pin();
+        let index = self.index(&guard);
+        (guard, index)
+    }
+
+    #[inline]
+    fn index(&self, guard: &C::Guard) -> usize {
+        let index = self.mode.index(guard);
+        if C::PINNED || index < CPUS { index } else { index % CPUS }
     }
 
     /// Takes this CPU's cache. `Err`: it is busy, or the CPU has none; [`outside`](Self::outside) tells which.
     #[inline]
     pub(crate) fn enter(&self) -> Result<Entered<'_, C>, Caller> {
-        let (guard, index) = self.cpu();
+        let guard = self.mode.pin();
+        if let Some(addr) = self.mode.cache_addr(&guard) {
+            // SAFETY: the pin is this heap's, which alone writes the address, and takes it back before the cache goes.
+            let taken = unsafe { CpuCache::try_mark_at(addr) };
+            return match taken {
+                Some((cache, index)) => Ok(Entered { cache, index, _guard: guard }),
+                None => Err(self.without_cache(&guard)),
+            };
+        }
+        let index = self.index(&guard);
         let Some(cache) = self.engine.cpus.cache_to_try(index, C::PINNED) else {
             return Err(Caller { index, nested: false });
         };
@@ -260,6 +276,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return Err(Caller { index, nested: true });
         }
         Ok(Entered { cache, index, _guard: guard })
+    }
+
+    /// Who found no free cache at its CPU's address.
+    #[inline]
+    fn without_cache(&self, guard: &C::Guard) -> Caller {
+        let index = self.index(guard);
+        Caller { index, nested: index < CPUS }
     }
 
     /// Who could not [`enter`](Self::enter): nested, or of a CPU without a cache. Not asked on fast paths, which keep

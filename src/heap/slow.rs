@@ -175,13 +175,24 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
-    /// Gives the CPU a cache if it has none, and the heap is long enough for it; true if it got one.
+    /// Gives the CPU a cache if it has none and the heap is long enough for it, and its pin the address of the one that
+    /// it has; true if one of them is new.
     pub(crate) fn add_cpu(&self, caller: Caller) -> bool {
-        let is_new = caller.index < CPUS && !self.engine.cpus.has(caller.index) && !self.emergency.is_on();
-        is_new && {
-            let outside = self.mark(caller);
-            !outside.caller.nested && self.engine.add_cpu(outside.caller.index)
+        if caller.index >= CPUS || self.emergency.is_on() {
+            return false;
         }
+        if self.engine.cpus.has(caller.index) {
+            return self.tell_addr();
+        }
+        let outside = self.mark(caller);
+        !outside.caller.nested && self.engine.add_cpu(outside.caller.index)
+    }
+
+    /// Tells the pin of the running CPU where its cache is; true if it did not know.
+    fn tell_addr(&self) -> bool {
+        let guard = self.mode.pin();
+        let Some(addr) = self.mode.cache_addr(&guard) else { return false };
+        self.engine.cache(self.mode.index(&guard)).is_some_and(|cache| cache.tell_addr(addr))
     }
 
     #[cold]

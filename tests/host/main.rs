@@ -15,6 +15,7 @@ mod battery;
 mod borders;
 #[cfg(target_os = "linux")]
 mod c_heap;
+mod cache_addr;
 mod caches;
 mod common;
 #[cfg(all(feature = "hardened", target_os = "linux"))]

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 
+use smp_heap::cpu::{ByAddr, CacheAddr, CpuArea};
 use smp_heap::{CpuHint, CpuPin, Heap, Hint, Pinned, RegionProvider};
 
 use super::provider::SystemPages;
@@ -13,7 +14,12 @@ use crate::memory::{REGION_LEN, region};
 
 thread_local! {
     static CPU: Cell<usize> = const { Cell::new(usize::MAX) };
+    static ADDR: Cell<&'static CacheAddr> = const { Cell::new(&NO_THREADS) };
 }
+
+/// Of who is no CPU.
+static NO_THREADS: CacheAddr = CacheAddr::new();
+static ADDRS: [CacheAddr; MAX_THREADS] = [const { CacheAddr::new() }; MAX_THREADS];
 
 #[derive(Clone, Copy, Debug)]
 struct ThreadCpu;
@@ -39,13 +45,31 @@ unsafe impl CpuPin for ThreadCpu {
     }
 }
 
+struct ThreadArea;
+
+// SAFETY: `enter` gives each thread of a process a number and a place of its own, once; one static heap uses them.
+unsafe impl CpuArea for ThreadArea {
+    #[inline]
+    fn cache_addr() -> &'static CacheAddr {
+        ADDR.get()
+    }
+
+    #[inline]
+    fn index() -> usize {
+        CPU.get()
+    }
+}
+
 fn enter(thread: usize) {
     CPU.set(thread);
+    ADDR.set(ADDRS.get(thread).unwrap_or(&NO_THREADS));
 }
 
 type Region = RegionProvider<4>;
 
 static PINNED: Heap<Region, Pinned<ThreadCpu>, MAX_THREADS> = Heap::new(Region::new(), Pinned(ThreadCpu));
+static BY_ADDR: Heap<Region, Pinned<ByAddr<ThreadCpu, ThreadArea>>, MAX_THREADS> =
+    Heap::new(Region::new(), Pinned(ByAddr::new(ThreadCpu)));
 static HINTED: Heap<Region, Hint<ThreadCpu>, MAX_THREADS> = Heap::new(Region::new(), Hint(ThreadCpu));
 static PINNED_PAGES: Heap<SystemPages, Pinned<ThreadCpu>, MAX_THREADS> =
     Heap::new(SystemPages::new(), Pinned(ThreadCpu));
@@ -57,7 +81,7 @@ fn add_region(provider: &Region) {
     unsafe { provider.add_region(start, REGION_LEN) }.expect("a region that makes sense");
 }
 
-pub(super) const PEERS: [Peer; 4] = [
+pub(super) const PEERS: [Peer; 5] = [
     Peer {
         name: "pin",
         about: "smp-heap, pinned, one region",
@@ -67,6 +91,17 @@ pub(super) const PEERS: [Peer; 4] = [
         enter,
         provider_cost: None,
         describe: Some(|| PINNED.stats().to_string()),
+        program: None,
+    },
+    Peer {
+        name: "pin-addr",
+        about: "smp-heap, pinned, each CPU keeps its cache's address, one region",
+        kind: Kind::Ours,
+        calls: calls_of!(BY_ADDR),
+        open: || add_region(BY_ADDR.provider()),
+        enter,
+        provider_cost: None,
+        describe: Some(|| BY_ADDR.stats().to_string()),
         program: None,
     },
     Peer {

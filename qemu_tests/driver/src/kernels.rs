@@ -214,8 +214,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { elsewhere: &[4], ..Kernel::new("collections", &[("shared_texts", 12), ("interrupts", 10)]) },
     Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cpus_that_go+hint", GONE) },
     Kernel { cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cpus_that_go+pinned", GONE) },
+    Kernel { cpus: &[4], args: &["mode=addr"], ..Kernel::new("cpus_that_go+addr", GONE) },
     Kernel { cpus: &[2, 4, 8], args: &["mode=hint"], ..Kernel::new("cross_free+hint", ELSEWHERE) },
     Kernel { elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("cross_free+pinned", ELSEWHERE) },
+    Kernel { cpus: &[4], args: &["mode=addr"], ..Kernel::new("early_boot+addr", EARLY) },
     Kernel { args: &["mode=unsure"], ..Kernel::new("early_boot+unsure", EARLY) },
     Kernel { args: &["mode=pinned"], ..Kernel::new("early_boot+pinned", EARLY) },
     Kernel { elsewhere: &[4], args: &["mode=area"], ..Kernel::new("early_boot+area", EARLY) },
@@ -235,6 +237,10 @@ pub const KERNELS: &[Kernel] = &[
     },
     Kernel { args: &["mode=pinned", "raise=panic"], ..Kernel::counting("every_instruction+pinned_panic", PANICS) },
     Kernel {
+        args: &["mode=addr", "raise=interrupt"],
+        ..Kernel::counting("every_instruction+addr_interrupt", RAISED)
+    },
+    Kernel {
         args: &["mode=masked", "raise=interrupt"],
         ..Kernel::counting("every_instruction+masked_interrupt", RAISED)
     },
@@ -250,6 +256,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel {
         elsewhere: &[4], cpus: &[2, 4, 8], args: &["mode=counted"],
         ..Kernel::new("every_storm+counted", EVERY_STORM)
+    },
+    Kernel {
+        cpus: &[4], args: &["mode=counted_addr"],
+        ..Kernel::new("every_storm+counted_addr", EVERY_STORM)
     },
     Kernel { cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("every_storm+masked", EVERY_STORM) },
     Kernel { args: &["mode=hint"], ..Kernel::new("exhaustion+hint", FULL) },

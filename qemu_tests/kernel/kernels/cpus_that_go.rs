@@ -14,9 +14,9 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use common::block::Block;
 use common::heaps::{Regions, expect_left, give, heap};
-use common::modes::{Index, heaps};
+use common::modes::{Index, Places, heaps};
 use common::slots::Slots;
-use smp_heap::cpu::NeverPreempts;
+use smp_heap::cpu::{ByAddr, NeverPreempts, UnknownCpu};
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, Region, kernel, println, smp, test};
 
@@ -24,6 +24,7 @@ heaps! {
     over Regions = Regions::new();
     Hint<Index>,
     Pinned<NeverPreempts<Index>>,
+    Pinned<ByAddr<NeverPreempts<UnknownCpu>, Places>>,
 }
 
 const LEN: usize = 16 << 20;

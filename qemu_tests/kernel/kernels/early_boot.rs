@@ -16,11 +16,11 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use common::area::{Area, source};
 use common::block::Block;
 use common::heaps::{CPUS, Regions, expect_left, give, heap};
-use common::modes::{Index, Mode, heaps};
+use common::modes::{Index, Mode, Places, heaps};
 use common::sizes::random_size;
 use common::slots::Slots;
 use smp_heap::battery::Random;
-use smp_heap::cpu::NeverPreempts;
+use smp_heap::cpu::{ByAddr, NeverPreempts, UnknownCpu};
 use smp_heap::{CpuHint, Hint, Pinned};
 use smp_heap_kernel::{Boot, Hooks, Region, cpu, interrupts, kernel, println, smp, test};
 
@@ -61,6 +61,7 @@ heaps! {
     over Regions = Regions::new();
     Hint<Unsure>,
     Pinned<NeverPreempts<Index>>,
+    Pinned<ByAddr<NeverPreempts<UnknownCpu>, Places>>,
     Pinned<NeverPreempts<Area<u32>>>,
 }
 

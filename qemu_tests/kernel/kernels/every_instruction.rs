@@ -35,10 +35,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use common::block::Block;
 use common::heaps::{Regions, expect_left, heap};
-use common::modes::{Index, InterruptsMasked, heaps};
+use common::modes::{Index, InterruptsMasked, Places, heaps};
 use common::renew::Counts;
 use common::slots::Slots;
-use smp_heap::cpu::NeverPreempts;
+use smp_heap::cpu::{ByAddr, NeverPreempts, UnknownCpu};
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::step::{self, Next};
 use smp_heap_kernel::sync::Once;
@@ -49,6 +49,7 @@ heaps! {
     renewable 2 within REGION_LIMIT over Regions = Regions::new();
     Hint<Index>,
     Pinned<NeverPreempts<Index>>,
+    Pinned<ByAddr<NeverPreempts<UnknownCpu>, Places>>,
     Pinned<InterruptsMasked<Index>>,
 }
 

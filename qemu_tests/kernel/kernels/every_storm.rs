@@ -14,8 +14,8 @@ mod common;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use common::heaps::{Regions, expect_left, give};
-use common::modes::{Index, InterruptsMasked, Pins, heaps};
-use smp_heap::cpu::PreemptionPin;
+use common::modes::{Index, InterruptsMasked, Pins, Places, heaps};
+use smp_heap::cpu::{ByAddr, PreemptionPin, UnknownCpu};
 use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::arch::vector;
 use smp_heap_kernel::{Boot, interrupts, ipi, kernel, nmi, println, sched, test, timer};
@@ -24,6 +24,7 @@ heaps! {
     over Regions = Regions::new();
     Hint<Index>,
     Pinned<PreemptionPin<Pins, Index>>,
+    Pinned<ByAddr<PreemptionPin<Pins, UnknownCpu>, Places>>,
     Pinned<InterruptsMasked<Index>>,
 }
 

@@ -6,9 +6,11 @@ pub(crate) use smp_heap::cpu::aarch64::InterruptsMasked;
 pub(crate) use smp_heap::cpu::riscv64::InterruptsMasked;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use smp_heap::cpu::x86_64::InterruptsMasked;
-use smp_heap::cpu::{CpuMode, NeverPreempts, PreemptionCounter, PreemptionPin};
+use smp_heap::cpu::{ByAddr, CacheAddr, CpuArea, CpuMode, NeverPreempts, PreemptionCounter, PreemptionPin, UnknownCpu};
 use smp_heap::{CpuHint, Hint, Pinned};
 use smp_heap_kernel::{cpu, interrupts};
+
+use super::heaps::CPUS;
 
 /// The index in the CPU's own area: right from the moment it is set up, and above any CPU count before.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,29 @@ unsafe impl PreemptionCounter for Pins {
     }
 }
 
+/// A place for each CPU's cache address, chosen by the index in the CPU's own area.
+#[derive(Debug)]
+pub(crate) enum Places {}
+
+/// The last one is that of all CPUs without an index.
+static PLACES: [CacheAddr; CPUS + 1] = [const { CacheAddr::new() }; CPUS + 1];
+
+// SAFETY: areas have their own indices; the place of those that have none stays empty, since their index is above the
+// heap's CPU count. A kernel uses one of its heaps, each of which is a static.
+unsafe impl CpuArea for Places {
+    fn cache_addr() -> &'static CacheAddr {
+        &PLACES[cpu::index().min(CPUS)]
+    }
+
+    fn index() -> usize {
+        cpu::index()
+    }
+
+    fn may_wait() -> bool {
+        interrupts::are_enabled()
+    }
+}
+
 /// One of the ways to know a CPU.
 pub(crate) trait Mode: CpuMode + Sync {
     /// What the command line calls it: `mode=hint`.
@@ -65,6 +90,19 @@ impl Mode for Pinned<PreemptionPin<Pins, Index>> {
     const NAME: &'static str = "counted";
     // SAFETY: areas have their own indices, and before there is one the index is above the heap's CPU count.
     const NEW: Self = Pinned(unsafe { PreemptionPin::new(Index) });
+}
+
+/// Only for kernels that start no threads.
+impl Mode for Pinned<ByAddr<NeverPreempts<UnknownCpu>, Places>> {
+    const NAME: &'static str = "addr";
+    // SAFETY: as for `NeverPreempts<Index>`.
+    const NEW: Self = Pinned(ByAddr::new(unsafe { NeverPreempts::new(UnknownCpu) }));
+}
+
+impl Mode for Pinned<ByAddr<PreemptionPin<Pins, UnknownCpu>, Places>> {
+    const NAME: &'static str = "counted_addr";
+    // SAFETY: it gives no CPU a number.
+    const NEW: Self = Pinned(ByAddr::new(unsafe { PreemptionPin::new(UnknownCpu) }));
 }
 
 impl Mode for Pinned<InterruptsMasked<Index>> {
