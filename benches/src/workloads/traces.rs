@@ -1,4 +1,4 @@
-//! What a kernel did: the traces that the demonstration recorded, event by event.
+//! What kernels did, event by event: traces that the demonstration recorded, and Linux.
 //!
 //! Each thread replays all of a trace, whichever CPU recorded it, in the order of time, and begins again at its end.
 
@@ -110,7 +110,7 @@ macro_rules! row {
     ($work:literal, $about:literal) => {
         Workload {
             name: concat!("trace-", $work),
-            about: concat!("recorded in the test kernel: ", $about, "; per event"),
+            about: concat!("recorded in ", $about, "; per event"),
             group: Group::Traces,
             plan: |threads| {
                 let packed = include_bytes!(concat!("../../../tools/viewer/traces/", $work, ".events.gz"));
@@ -122,9 +122,11 @@ macro_rules! row {
     };
 }
 
-pub(super) const WORKLOADS: [Workload; 4] = [
-    row!("json", "documents parsed and written"),
-    row!("index", "an index of words"),
-    row!("search", "expressions compiled and searched for"),
-    row!("wasm", "a WebAssembly program interpreted"),
+pub(super) const WORKLOADS: [Workload; 6] = [
+    row!("json", "the test kernel: documents parsed and written"),
+    row!("index", "the test kernel: an index of words"),
+    row!("search", "the test kernel: expressions compiled and searched for"),
+    row!("wasm", "the test kernel: a WebAssembly program interpreted"),
+    row!("linux-processes", "Linux: programs started, pipes"),
+    row!("linux-files", "Linux: files, TCP"),
 ];
