@@ -185,7 +185,8 @@ impl Kernel {
 
 const RAISED: Least = &[("places", 2_000), ("nested_requests", 20_000)];
 const PANICS: Least = &[("places", 4_000), ("panics", 4_000)];
-const STORM: Least = &[("interrupts", 50), ("interrupts_inside", 3), ("nested_requests", 150)];
+const NMIS: Least = &[("interrupts", 150), ("interrupts_inside", 8), ("nested_requests", 450)];
+const TICKS: Least = &[("interrupts", 250), ("interrupts_inside", 12), ("nested_requests", 750)];
 const EVERY_STORM: Least = &[("operations", 100_000), ("migrations", 500), ("interrupts", 200)];
 const GONE: Least = &[("retired", 3), ("served", 15_000)];
 const ELSEWHERE: Least = &[("freed_elsewhere", 8_000)];
@@ -319,10 +320,10 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("migration+masked", MIGRATION) },
     Kernel {
         elsewhere: &[4], needs: Nmi, cpus: &[2, 4, 8], args: &["mode=hint"],
-        ..Kernel::new("nmi_storm+hint", STORM)
+        ..Kernel::new("nmi_storm+hint", NMIS)
     },
-    Kernel { needs: Nmi, cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned", STORM) },
-    Kernel { needs: NmiPastPin, cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", STORM) },
+    Kernel { needs: Nmi, cpus: &[2, 4, 8], args: &["mode=pinned"], ..Kernel::new("nmi_storm+pinned", NMIS) },
+    Kernel { needs: NmiPastPin, cpus: &[2, 4, 8], args: &["mode=masked"], ..Kernel::new("nmi_storm+masked", NMIS) },
     Kernel { needs: PageTables, seconds: 180, args: &["mode=hint"], ..Kernel::new("paging+hint", PAGING) },
     Kernel { needs: PageTables, seconds: 180, args: &["mode=pinned"], ..Kernel::new("paging+pinned", PAGING) },
     Kernel {
@@ -345,11 +346,11 @@ pub const KERNELS: &[Kernel] = &[
         elsewhere: &[1], cpus: &[1], memory_mib: 512, args: &["mode=pinned"],
         ..Kernel::counting("steady+pinned", &[("replacements", 150_000)])
     },
-    Kernel { elsewhere: &[4], args: &["mode=hint"], ..Kernel::new("timer_storm+hint", STORM) },
-    Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", STORM) },
-    Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", STORM) },
-    Kernel { elsewhere: &[1], cpus: &[1], args: &["mode=only"], ..Kernel::new("timer_storm+only", STORM) },
-    Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("timer_storm+masked", STORM) },
+    Kernel { elsewhere: &[4], args: &["mode=hint"], ..Kernel::new("timer_storm+hint", TICKS) },
+    Kernel { elsewhere: &[4], args: &["mode=pinned"], ..Kernel::new("timer_storm+pinned", TICKS) },
+    Kernel { args: &["mode=counted"], ..Kernel::new("timer_storm+counted", TICKS) },
+    Kernel { elsewhere: &[1], cpus: &[1], args: &["mode=only"], ..Kernel::new("timer_storm+only", TICKS) },
+    Kernel { elsewhere: &[4], args: &["mode=masked"], ..Kernel::new("timer_storm+masked", TICKS) },
     // So much that some of it lies above 4 GiB. The host has to back only what is written to.
     Kernel { needs: PageTables, memory_mib: 3584, ..Kernel::new("zones", &[("blocks", 300)]) },
 ];

@@ -75,7 +75,7 @@ kernel! {
         };
         smp::on_all(|_| take_all());
         take_all();
-        let stride = boot.number("stride", 97);
+        let stride = boot.number("stride", 197);
         let (mut longest, mut calls, mut steps) = (0, 0, 0);
         for round in 0..boot.rounds(2) {
             // In the second round there is one block, which handlers free and take in turns.

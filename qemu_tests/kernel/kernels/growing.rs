@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 
 use common::paging::{Provider, free_frames, shootdowns};
 use smp_heap::{CpuHint, Heap, Hint, MAX_SMALL_LEN};
+use smp_heap_kernel::arch::cpu_count;
 use smp_heap_kernel::{Boot, cpu, interrupts, kernel, println, smp, test};
 
 #[derive(Debug)]
@@ -42,8 +43,8 @@ kernel! {
         common::paging::open(HEAP.provider(), 0, 16 << 30);
         let all = free_frames();
         for (what, len, grow) in [
-            ("pushes", 64 << 20, push as fn(usize) -> Vec<u8>),
-            ("doubling", 64 << 20, double),
+            ("pushes", 24 << 20, push as fn(usize) -> Vec<u8>),
+            ("doubling", 24 << 20, double),
             ("room for each piece", 8 << 20, exact),
         ] {
             let before = shootdowns();
@@ -59,7 +60,8 @@ kernel! {
         let before = shootdowns();
         smp::on_all(|_| {
             smp::barrier();
-            for _ in 0..boot.rounds(3) {
+            // As many vectors on few CPUs as on many.
+            for _ in 0..boot.rounds(3_usize.div_ceil(cpu_count())) {
                 for grow in [push, double, exact] {
                     check(&grow(3 << 20), 3 << 20);
                     test::did(1, "vectors");

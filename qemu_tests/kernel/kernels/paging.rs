@@ -178,7 +178,7 @@ fn batch<C: CpuMode + Sync>(heap: &Paged<C>, count: usize, size: usize) {
 fn load<C: CpuMode + Sync>(boot: &Boot, heap: &Paged<C>) {
     timer::set_handler(|_| interrupt());
     ON.store(true, Relaxed);
-    for round in 0..boot.rounds(2) {
+    for round in 0..boot.rounds(if cpu_count() > 2 { 1 } else { 2 }) {
         smp::on_all(|cpu| {
             let mut random = Random::new((round * CPUS + cpu) as u64);
             timer::start(2000);

@@ -36,9 +36,10 @@ kernel! {
         choose(boot);
         assert!(boot.arg("mode") != Some("only") || boot.cpu_count() == 1, "one CPU was promised");
         give(boot.largest_region());
-        let ticks = boot.number("ticks", 100) as u64;
+        // As much altogether on many CPUs as on two.
+        let ticks = boot.number("ticks", (200 / boot.cpu_count()).min(100)) as u64;
         timer::set_handler(|_| common::storm::strike());
-        for _ in 0..boot.rounds(8) {
+        for _ in 0..boot.rounds(3) {
             common::storm::begin();
             smp::on_all(|cpu| {
                 let enough = timer::ticks(cpu) + ticks;

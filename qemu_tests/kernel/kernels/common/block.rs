@@ -134,7 +134,7 @@ impl Block {
 }
 
 /// The indices of the words behind the first that are written in a block of `size` bytes.
-fn each_word(size: usize, mut visit: impl FnMut(usize)) {
+pub(crate) fn each_word(size: usize, mut visit: impl FnMut(usize)) {
     let count = size / WORD;
     let step = if size <= FULL_LEN { 1 } else { 32 };
     (1..count).step_by(step).for_each(&mut visit);

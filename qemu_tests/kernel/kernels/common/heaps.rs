@@ -138,9 +138,14 @@ pub(crate) fn verify() {
 /// with 0, that its provider has every page.
 pub(crate) fn expect_left(len: usize) {
     verify();
+    expect_back(len);
+    verify();
+}
+
+/// Has the chosen heap give its memory back, and checks that at most `len` bytes are left.
+pub(crate) fn expect_back(len: usize) {
     smp::on_all(|_| heap().drain_current());
     heap().trim_all();
-    verify();
     let held_len = heap().regions().held_len();
     if held_len > len {
         test::fail(format_args!("{held_len} bytes did not come back\n{}", Shown));
