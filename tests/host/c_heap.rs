@@ -197,7 +197,7 @@ fn a_c_program_allocates_from_the_heap() {
         let features = ["c-heap"].iter().chain(level).map(|feature| format!("--cfg=feature=\"{feature}\""));
         let rustc = || {
             let mut command = Command::new(&rustc);
-            command.args(["--edition=2024", "-Copt-level=2", "-Cpanic=abort", "--cap-lints=allow", "--out-dir"]);
+            command.args(["--edition=2024", "-Copt-level=1", "-Cpanic=abort", "--cap-lints=allow", "--out-dir"]);
             command.arg(&folder);
             command
         };

@@ -76,7 +76,7 @@ fn a_reserve_that_cannot_be_filled_says_so() {
 /// Several fill, several take, all the time: no block is in two hands, none is lost.
 #[test]
 fn a_reserve_is_filled_and_emptied_by_many_at_once() {
-    const TAKES: usize = 20_000;
+    const TAKES: usize = 500_000;
     let heap: Heap<Books, Hint<ThreadCpu>, CPUS> = Heap::new(Books::default(), Hint(ThreadCpu));
     let reserve: Reserve<'_, _, 4> = Reserve::new(&heap, layout(48));
     let (taken, over) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -88,9 +88,14 @@ fn a_reserve_is_filled_and_emptied_by_many_at_once() {
                 while !over.load(Ordering::Relaxed) {
                     if cpu < CPUS / 2 {
                         reserve.fill().unwrap();
+                        std::thread::yield_now();
                         continue;
                     }
-                    let Some(block) = reserve.take() else { continue };
+                    let Some(block) = reserve.take() else {
+                        // Others fill it; on few processors they would have to wait for this thread's time to be over.
+                        std::thread::yield_now();
+                        continue;
+                    };
                     let word: NonNull<usize> = block.cast();
                     // SAFETY: the block is this thread's alone, and longer than a word.
                     unsafe { word.write(cpu) };
