@@ -169,6 +169,35 @@ fn the_price_of_halves_is_the_budgets() {
     says("docs/performance.md", &table_of_halves());
 }
 
+/// What a hit takes under each pin.
+fn table_of_pins() -> String {
+    let all = BUDGETS.map(|(_, file)| budgets(file));
+    let pins = [
+        ("none", "bare"),
+        ("never preempts", "pinned"),
+        ("preemption counter", "counted"),
+        ("interrupts masked", "masked"),
+        ("hint", "hint"),
+    ];
+    let mut table = "| instructions, locked | x86_64 alloc | free | aarch64 alloc | free | riscv64 alloc | free |\n\
+                     |---|---:|---:|---:|---:|---:|---:|\n"
+        .to_owned();
+    for (pin, mode) in pins {
+        table += &format!("| {pin} |");
+        for (of_arch, call) in all.iter().flat_map(|of_arch| ["alloc", "free"].map(|call| (of_arch, call))) {
+            let [instructions, locked, _] = row(of_arch, mode, &format!("{call} 64, hit"));
+            table += &format!(" {instructions}, {locked} |");
+        }
+        table.push('\n');
+    }
+    table
+}
+
+#[test]
+fn the_price_of_each_pin_is_the_budgets() {
+    says("docs/performance.md", &table_of_pins());
+}
+
 #[test]
 fn the_longest_holds_are_the_budgets() {
     let held = [5, 20, 80].map(|mib| {

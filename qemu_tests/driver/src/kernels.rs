@@ -292,6 +292,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { args: &["mode=hint"], ..Kernel::measuring("instructions+hint", "hint") },
     Kernel { elsewhere: &[1], args: &["mode=pinned"], ..Kernel::measuring("instructions+pinned", "pinned") },
     Kernel { args: &["mode=masked"], ..Kernel::measuring("instructions+masked", "masked") },
+    Kernel { cpus: &[1], args: &["mode=bare"], ..Kernel::measuring("instructions+bare", "bare") },
+    Kernel { cpus: &[1], args: &["mode=counted"], ..Kernel::measuring("instructions+counted", "counted") },
     Kernel {
         cpus: &[2], profile: Profile::Halves, args: &["mode=pinned"],
         ..Kernel::measuring("instructions+halves", "halves")

@@ -4,7 +4,8 @@
 //! Every call is walked through in single steps, so the figures are exact, and the same each time; the driver holds
 //! them against a table of budgets for each architecture (`budgets.txt` and those beside it). A call is counted from
 //! its first instruction to its return, in a kernel without checks. Under a pin that masks, the stretch in which
-//! interrupts are masked is what counts as held.
+//! interrupts are masked is what counts as held. Mode `bare` is a heap whose pin is nothing but the CPU's index: what
+//! other pins take more than that is theirs.
 //! Would catch: a path that became longer or took a lock unseen; a locked instruction on the pinned fast paths; a hold
 //! that grows with the heap or with the number of CPUs.
 #![no_std]
@@ -18,12 +19,12 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use common::block::Block;
 use common::heaps::{Regions, expect_left, heap};
-use common::modes::{Index, InterruptsMasked, heaps};
+use common::modes::{Index, InterruptsMasked, Mode, heaps};
 use common::slots::Slots;
-use smp_heap::cpu::NeverPreempts;
-use smp_heap::{Hint, PageProvider, PageRun, Pinned};
+use smp_heap::cpu::{CpuPin, NeverPreempts, PreemptionCounter, PreemptionPin};
+use smp_heap::{CpuHint, Hint, PageProvider, PageRun, Pinned};
 use smp_heap_kernel::step::{self, Next};
-use smp_heap_kernel::{Boot, kernel, println, smp, test};
+use smp_heap_kernel::{Boot, cpu, kernel, println, smp, test};
 
 /// All there is.
 const REGION_LIMIT: usize = 1 << 40;
@@ -31,8 +32,63 @@ const REGION_LIMIT: usize = 1 << 40;
 heaps! {
     renewable 8 within REGION_LIMIT over Regions = Regions::new();
     Hint<Index>,
+    Pinned<Bare>,
     Pinned<NeverPreempts<Index>>,
+    Pinned<PreemptionPin<Counter, Index>>,
     Pinned<InterruptsMasked<Index>>,
+}
+
+/// No pin at all.
+#[derive(Clone, Copy, Debug)]
+struct Bare;
+
+// SAFETY: this kernel has no threads, so a CPU runs one task and what interrupts it and returns; areas have their own
+// indices, and before there is one the index is above the heap's CPU count.
+unsafe impl CpuPin for Bare {
+    type Guard = ();
+
+    fn pin(&self) {}
+
+    fn index(&self, (): &()) -> usize {
+        cpu::index()
+    }
+
+    fn may_wait(&self) -> bool {
+        Index.may_wait()
+    }
+}
+
+impl Mode for Pinned<Bare> {
+    const NAME: &'static str = "bare";
+    const NEW: Self = Pinned(Bare);
+}
+
+/// Preemption as this kernel's scheduler counts it, on x86-64 with the branch that Linux has behind its subtraction,
+/// there taken when a switch became due.
+#[derive(Debug)]
+enum Counter {}
+
+// SAFETY: this kernel has no threads; the count is changed by one instruction of the CPU it runs on, between compiler
+// fences.
+unsafe impl PreemptionCounter for Counter {
+    #[inline]
+    fn disable() {
+        cpu::pin();
+    }
+
+    #[inline]
+    fn enable() {
+        #[cfg(target_arch = "x86_64")]
+        cpu::unpin_or_fail();
+        #[cfg(not(target_arch = "x86_64"))]
+        cpu::unpin();
+    }
+}
+
+impl Mode for Pinned<PreemptionPin<Counter, Index>> {
+    const NAME: &'static str = "counted";
+    // SAFETY: areas have their own indices, and before there is one the index is above the heap's CPU count.
+    const NEW: Self = Pinned(unsafe { PreemptionPin::new(Index) });
 }
 
 /// No path holds a cache for more instructions than this, whatever the heap's size and however many CPUs there are: 64

@@ -49,6 +49,7 @@ fn pins() -> *mut usize {
     unsafe { &*area }.pins.get()
 }
 
+#[inline]
 fn add(change: isize) {
     // The processor cannot count in one instruction, so no thread may be switched meanwhile. Who nests in between takes
     // back what it adds.
@@ -62,11 +63,13 @@ fn add(change: isize) {
 }
 
 /// Keeps the running thread on this CPU until [`unpin`]; nests.
+#[inline]
 pub fn pin() {
     add(1);
 }
 
 /// Undoes one [`pin`]. A switch that was due meanwhile comes with the next timer interrupt.
+#[inline]
 pub fn unpin() {
     add(-1);
 }

@@ -69,6 +69,7 @@ pub fn index() -> usize {
 }
 
 /// Keeps the running thread on this CPU until [`unpin`]; nests.
+#[inline]
 pub fn pin() {
     // SAFETY: one instruction, so it counts on whichever hart it happens to run.
     unsafe { asm!("amoadd.d zero, {}, (tp)", in(reg) 1, options(nostack, preserves_flags)) };
@@ -76,6 +77,7 @@ pub fn pin() {
 }
 
 /// Undoes one [`pin`]. A switch that was due meanwhile comes with the next timer interrupt.
+#[inline]
 pub fn unpin() {
     compiler_fence(Ordering::SeqCst);
     // SAFETY: as in `pin`.

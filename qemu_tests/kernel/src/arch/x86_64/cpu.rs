@@ -67,6 +67,7 @@ pub fn index() -> usize {
 }
 
 /// Keeps the running thread on this CPU until [`unpin`]; nests.
+#[inline]
 pub fn pin() {
     // SAFETY: one instruction, so it counts on whichever CPU it happens to run.
     unsafe { core::arch::asm!("inc qword ptr gs:[16]", options(nostack)) };
@@ -74,10 +75,22 @@ pub fn pin() {
 }
 
 /// Undoes one [`pin`]. A switch that was due meanwhile comes with the next timer interrupt.
+#[inline]
 pub fn unpin() {
     core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
     // SAFETY: as in `pin`.
     unsafe { core::arch::asm!("dec qword ptr gs:[16]", options(nostack)) };
+}
+
+/// As [`unpin`], and fails the test if there was no pin, by a branch on what the subtraction left.
+#[inline]
+pub fn unpin_or_fail() {
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    // SAFETY: as in `pin`.
+    unsafe {
+        core::arch::asm!("dec qword ptr gs:[16]", "js {}",
+            label { crate::test::fail(format_args!("unpinned more often than pinned")) }, options(nostack));
+    }
 }
 
 /// Whether this CPU must not switch threads now.
