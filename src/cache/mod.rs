@@ -2,26 +2,32 @@
 //!
 //! ```text
 //! Hot  { head, room }          the list that alloc pops and free pushes
-//! Cold { limit, spare }        its limit, and a second list, swapped in and out whole: a loop at the edge of the limit
-//!                              does not go to the slabs for each block
+//! Cold { limit, spare }        its limit, and an older list: a loop at the edge of the limit does not go to the slabs
+//!                              for each block
 //! ```
 //! Everything here is owned by whoever holds the cache, by the try-lock (hint) or the plain busy flag (pinned).
 //! The fields are atomics, accessed relaxed, so that statistics may read them meanwhile. All zero is the valid empty
 //! state: no room, so the first free of a class takes the slow path, which grants a limit.
 //!
 //! **Limits follow the heap.** A class starts without a limit; each slow path doubles it, from a cache line's worth up
-//! to 256 KiB and
-//! [`MAX_BLOCKS`], as long as the cache's sum stays within its budget, a share of the bytes the heap holds. When
-//! the budget is spent, the classes in turn are asked for half of their limits, and those that were busy lately pass.
-//! So a heap of 100 KiB keeps next to nothing in caches, and a big one batches. Price: a slow path now and then hands
-//! another class's blocks back.
+//! to 256 KiB and [`MAX_BLOCKS`], as long as the cache's sum stays within its budget, a share of the bytes the heap
+//! holds. When the budget is spent, the classes in turn are asked for half of their limits, and those that were busy
+//! lately pass. So a heap of 100 KiB keeps next to nothing in caches, and a big one batches. Price: a slow path now and
+//! then hands a part of another class's blocks back.
 //!
-//! Invariants (executed by `verify`): C1 `room <= limit`, and the list from `head` has `limit - room` blocks; C2 the
-//! list from `spare` has `spare_count <= limit` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
+//! **Blocks leave in parts.** Both lists together have at most one and a half times the limit ([`most_for`]). When that
+//! is reached, the newer one becomes the older one, if there is none; a part of that returns to its slabs, those first
+//! that were freed first; and the newer one may grow by as much. So no call waits for a whole list. Price: a list is
+//! turned round when it becomes the older one, a load and a store for each block.
+//!
+//! Invariants (executed by `verify`): C1 the list from `head` has `most - spare_count - room` blocks; C2 the list from
+//! `spare` has `spare_count` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
 
 #[cfg(not(feature = "hardened"))]
 pub(crate) mod owned_pages;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 
 use core::ptr::{NonNull, from_ref, null_mut};
 
@@ -49,6 +55,12 @@ const FIRST_LIST_LEN: usize = 64;
 /// room from each other at every slow path; with more, room stays longer where it is not needed any more.
 const HEAT: u32 = 3;
 const HEAT_SHIFT: u32 = 16;
+
+/// The most blocks of a class that both lists have together, for its limit. They mostly have nearly as many, since
+/// blocks leave in parts. Budgets count twice the limit.
+const fn most_for(limit: u32) -> u32 {
+    limit + limit / 2
+}
 
 /// One class's list. 16 bytes, four to a cache line.
 #[derive(Debug)]
@@ -80,7 +92,7 @@ const _: () = assert!(size_of::<Hot>() == ENTRY_LEN, "a class is its entry's off
 struct Cold {
     spare: AtomicPtr<u8>,
     spare_count: AtomicU32,
-    /// The limit of each of the two lists; and above [`HEAT_SHIFT`], how often the class whose turn it is may pass
+    /// The limit; and above [`HEAT_SHIFT`], how often the class whose turn it is may pass
     /// before it gives up half of it, [`HEAT`] at each slow path.
     limit: AtomicU32,
     tally: Tally,
@@ -525,14 +537,26 @@ impl CpuCache {
         Ok(())
     }
 
-    /// Blocks that this cache holds of a class.
+    /// Blocks that this cache holds of a class: about so many, if it is not held.
     pub(crate) fn count(&self, class: SizeClass) -> u32 {
-        let hot = self.hot(class);
-        let listed = self.limit(class).wrapping_sub(hot.room.load(Ordering::Relaxed));
-        listed.wrapping_add(self.cold(class).spare_count.load(Ordering::Relaxed))
+        self.most(class).saturating_sub(self.hot(class).room.load(Ordering::Relaxed))
     }
 
-    /// The limit of each of the class's two lists, in blocks.
+    fn spare_count(&self, class: SizeClass) -> u32 {
+        self.cold(class).spare_count.load(Ordering::Relaxed)
+    }
+
+    fn add_room(&self, class: SizeClass, more: u32) {
+        let room = &self.hot(class).room;
+        room.store(room.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// The most blocks of the class that both lists have together.
+    fn most(&self, class: SizeClass) -> u32 {
+        most_for(self.limit(class))
+    }
+
+    /// The class's limit: the most blocks that it gets from slabs at once.
     pub(crate) fn limit(&self, class: SizeClass) -> u32 {
         self.cold(class).limit.load(Ordering::Relaxed) & ((1 << HEAT_SHIFT) - 1)
     }
@@ -565,42 +589,54 @@ impl CpuCache {
         begins
     }
 
-    /// Puts a list of at most [`limit`](Self::limit) blocks in place of the class's empty one.
+    /// Puts a list in place of the class's empty one. There is room for it.
     pub(crate) fn fill(&self, class: SizeClass, list: List) {
-        let hot = self.hot(class);
         self.key.set(list.key());
         let (head, count) = list.into_raw();
-        hot.head.store(head, Ordering::Relaxed);
-        hot.room.store(self.limit(class).wrapping_sub(count), Ordering::Relaxed);
+        self.hot(class).head.store(head, Ordering::Relaxed);
+        self.add_room(class, count.wrapping_neg());
     }
 
     /// Takes the class's list out.
     pub(crate) fn take_list(&self, class: SizeClass) -> List {
-        let hot = self.hot(class);
-        let limit = self.limit(class);
-        let head = hot.head.swap_relaxed(null_mut());
-        let count = limit.wrapping_sub(hot.room.load(Ordering::Relaxed));
-        hot.room.store(limit, Ordering::Relaxed);
+        let count = self.count(class).wrapping_sub(self.spare_count(class));
+        let head = self.hot(class).head.swap_relaxed(null_mut());
+        self.add_room(class, count);
         // SAFETY: C1: that list has `count` blocks, and it is out of the cache now.
         unsafe { List::from_raw(head, count, self.key.get()) }
     }
 
     /// Takes the class's previous magazine out.
     pub(crate) fn take_spare(&self, class: SizeClass) -> List {
-        let cold = self.cold(class);
+        let (cold, count) = (self.cold(class), self.spare_count(class));
         let head = cold.spare.swap_relaxed(null_mut());
-        let count = cold.spare_count.load(Ordering::Relaxed);
         cold.spare_count.store(0, Ordering::Relaxed);
+        self.add_room(class, count);
         // SAFETY: C2: that list has `count` blocks, and it is out of the cache now.
         unsafe { List::from_raw(head, count, self.key.get()) }
     }
 
-    /// Makes the class's list the spare one. The previous magazine was taken out before.
-    pub(crate) fn set_aside(&self, class: SizeClass) {
-        let (head, count) = self.take_list(class).into_raw();
-        let cold = self.cold(class);
+    /// Makes a list the previous magazine, of which there is none. There is room for it.
+    pub(crate) fn set_spare(&self, class: SizeClass, list: List) {
+        let (cold, (head, count)) = (self.cold(class), list.into_raw());
         cold.spare.store(head, Ordering::Relaxed);
         cold.spare_count.store(count, Ordering::Relaxed);
+        self.add_room(class, count.wrapping_neg());
+    }
+
+    /// Takes the list out whose blocks were used longest ago, these first: the previous magazine, or if there is none,
+    /// the other list.
+    pub(crate) fn take_older(&self, class: SizeClass) -> List {
+        if self.spare_count(class) > 0 {
+            return self.take_spare(class);
+        }
+        let list = self.take_list(class);
+        let count = list.count();
+        let (older, lost) = list.reversed();
+        if let Some(at) = lost {
+            self.damage.note(at, count - older.count());
+        }
+        older
     }
 
     /// Doubles the class's limit, if `budget` bytes for the whole cache allow it.
@@ -620,8 +656,9 @@ impl CpuCache {
         }
         self.limit_len.store(limit_len, Ordering::Relaxed);
         self.set_limit(class, new, self.heat(class));
-        let hot = self.hot(class);
-        hot.room.store(hot.room.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        #[cfg(not(feature = "hardened"))]
+        self.begins_to_check(class);
+        self.add_room(class, most_for(new) - most_for(limit));
         Raise::Done
     }
 
@@ -630,39 +667,43 @@ impl CpuCache {
         self.set_limit(class, self.limit(class), HEAT);
     }
 
-    /// Halves the limit of the class whose turn it is (not `but`), and gives its lists up, unless it was busy lately;
-    /// or, if `all`, in any case. Looks at every class at most once.
-    pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<(SizeClass, [List; 2])> {
+    /// Halves the limit of the class whose turn it is (not `but`), unless it was busy lately; if `all`, in any case.
+    /// Gives the class if it has blocks, which have to return to their slabs first: it is its turn again then. Looks at
+    /// every class at most once.
+    pub(crate) fn lower_limit(&self, but: SizeClass, all: bool) -> Option<SizeClass> {
         for _ in 0..CLASS_COUNT {
             let turn = self.victim.load(Ordering::Relaxed);
-            let next = if turn as usize + 1 < CLASS_COUNT { turn + 1 } else { 0 };
-            self.victim.store(next, Ordering::Relaxed);
-            let Some(class) = SizeClass::from_index(turn as usize) else {
-                continue;
-            };
-            if class == but || self.limit(class) == 0 {
-                continue;
+            let class = SizeClass::from_index(turn as usize).filter(|class| *class != but && self.limit(*class) > 0);
+            let is_cold = |class: SizeClass| all || self.heat(class) == 0;
+            if let Some(full) = class.filter(|class| is_cold(*class) && self.count(*class) > 0) {
+                return Some(full);
             }
-            let limit = self.limit(class);
-            match self.heat(class).checked_sub(1) {
-                Some(less) if !all => {
-                    self.set_limit(class, limit, less);
-                    return None;
+            self.victim.store(if turn as usize + 1 < CLASS_COUNT { turn + 1 } else { 0 }, Ordering::Relaxed);
+            if let Some(class) = class {
+                let limit = self.limit(class);
+                match self.heat(class).checked_sub(1) {
+                    Some(less) if !all => self.set_limit(class, limit, less),
+                    _ => self.shorten(class, limit / 2),
                 }
-                _ => return Some((class, self.lower(class, limit / 2))),
+                return None;
             }
         }
         None
     }
 
-    /// Lowers the class's limit and gives its lists up.
-    pub(crate) fn lower(&self, class: SizeClass, limit: u32) -> [List; 2] {
-        let lists = [self.take_list(class), self.take_spare(class)];
-        let less = self.limit(class).saturating_sub(limit);
+    /// Lowers the class's limit; it has no more blocks than the new one allows.
+    fn shorten(&self, class: SizeClass, limit: u32) {
+        let old = self.limit(class);
         self.set_limit(class, limit, self.heat(class));
-        self.hot(class).room.store(limit, Ordering::Relaxed);
-        let len = 2 * less as usize * class.block_len();
+        self.add_room(class, most_for(limit).wrapping_sub(most_for(old)));
+        let len = 2 * (old - limit) as usize * class.block_len();
         self.limit_len.store(self.limit_len.load(Ordering::Relaxed).wrapping_sub(len), Ordering::Relaxed);
+    }
+
+    /// Takes both of the class's lists out, and with them its limit.
+    pub(crate) fn empty(&self, class: SizeClass) -> [List; 2] {
+        let lists = [self.take_list(class), self.take_spare(class)];
+        self.shorten(class, 0);
         lists
     }
 
@@ -678,12 +719,10 @@ impl CpuCache {
 
     /// Checks C1 and C2 of one class. By the holder.
     pub(crate) fn verify_class(&self, class: SizeClass) -> bool {
-        let (hot, cold) = (self.hot(class), self.cold(class));
-        let (limit, room) = (self.limit(class), hot.room.load(Ordering::Relaxed));
-        let spare_count = cold.spare_count.load(Ordering::Relaxed);
-        room <= limit
-            && spare_count <= limit
-            && self.has_length(hot.head.load(Ordering::Relaxed), limit - room)
+        let (hot, cold, spare_count) = (self.hot(class), self.cold(class), self.spare_count(class));
+        let (most, room) = (self.most(class), hot.room.load(Ordering::Relaxed));
+        let listed = most.checked_sub(spare_count).and_then(|count| count.checked_sub(room));
+        listed.is_some_and(|count| self.has_length(hot.head.load(Ordering::Relaxed), count))
             && self.has_length(cold.spare.load(Ordering::Relaxed), spare_count)
     }
 
@@ -716,258 +755,5 @@ impl SwapRelaxed for AtomicPtr<u8> {
         let old = self.load(Ordering::Relaxed);
         self.store(new, Ordering::Relaxed);
         old
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::slab::block::Chain;
-    use core::alloc::Layout;
-    use std::boxed::Box;
-    use std::vec::Vec;
-
-    const BLOCKS: u32 = 64;
-
-    fn class(size: usize) -> SizeClass {
-        SizeClass::of(Layout::from_size_align(size, 1).unwrap()).unwrap()
-    }
-
-    /// Blocks of 64 bytes that belong to nobody else.
-    struct Blocks {
-        _memory: Vec<u64>,
-        list: List,
-    }
-
-    impl Blocks {
-        fn new() -> Self {
-            let mut memory = std::vec![0_u64; BLOCKS as usize * 8];
-            let start = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
-            let mut list = List::new();
-            // SAFETY: the memory is as long as that many blocks, and used through them only.
-            list.prepend(unsafe { Chain::carve(start, 64, BLOCKS, Key::NONE) });
-            Self { _memory: memory, list }
-        }
-
-        fn next(&mut self) -> Block {
-            self.list.pop().unwrap()
-        }
-    }
-
-    fn cache() -> (Box<CpuCache>, SizeClass) {
-        (Box::new(CpuCache::new()), class(64))
-    }
-
-    #[test]
-    fn only_one_context_is_inside() {
-        let (cache, _) = cache();
-        assert!(cache.try_lock(0) && !cache.try_lock(0));
-        cache.unlock(0);
-        assert!(cache.try_lock(0));
-        cache.unlock(0);
-        assert!(cache.try_mark(0) && !cache.try_mark(0));
-        cache.unmark(0);
-        assert!(cache.try_mark(0));
-        cache.unmark(0);
-        assert!(cache.try_lock(0));
-    }
-
-    #[test]
-    fn two_threads_are_never_inside_together() {
-        let (cache, class) = cache();
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    for _ in 0..20_000 {
-                        while !cache.try_lock(0) {
-                            std::thread::yield_now();
-                        }
-                        cache.count_taken(class, 1);
-                        cache.unlock(0);
-                    }
-                });
-            }
-        });
-        assert_eq!(cache.tally(class).get(), (40_000, 0));
-    }
-
-    #[test]
-    fn a_request_to_drain_stays_until_it_is_done() {
-        let (cache, _) = cache();
-        assert!(!cache.is_drain_asked());
-        cache.ask_drain();
-        assert!(cache.is_drain_asked() && cache.is_drain_asked());
-        cache.end_drain();
-        assert!(!cache.is_drain_asked());
-        assert!(!cache.is_used() && cache.is_new() && !cache.is_new() && cache.is_used());
-    }
-
-    #[test]
-    fn a_cpu_goes_once_and_comes_back_once() {
-        let (cache, _) = cache();
-        assert!(!cache.goes(), "it was never there");
-        assert!(cache.is_new() && !cache.is_gone() && !cache.comes_back());
-        assert!(cache.goes() && cache.is_gone() && !cache.is_used());
-        assert!(!cache.goes() && cache.is_gone(), "it has gone already");
-        assert!(cache.is_new() && cache.comes_back());
-        assert!(!cache.is_gone() && !cache.comes_back() && cache.is_used());
-    }
-
-    #[test]
-    fn a_list_holds_its_limit_and_gives_the_newest_first() {
-        let ((cache, class), mut blocks) = (cache(), Blocks::new());
-        assert!(cache.push(class, blocks.next()).is_err(), "no limit yet");
-        assert!(cache.pop(class).is_none());
-        while cache.limit(class) < 8 {
-            assert_eq!(cache.raise_limit(class, 1 << 20), Raise::Done);
-        }
-        let mut starts = Vec::new();
-        for count in 0..8 {
-            assert_eq!(cache.count(class), count);
-            let block = blocks.next();
-            starts.push(block.start());
-            cache.push(class, block).unwrap();
-        }
-        assert!(cache.push(class, blocks.next()).is_err());
-        assert!(cache.verify());
-        cache.set_aside(class);
-        assert_eq!(cache.count(class), 8, "in the previous magazine now");
-        assert!(cache.pop(class).is_none() && cache.verify());
-        cache.push(class, blocks.next()).unwrap();
-        assert_eq!(cache.count(class), 9);
-        let spare = cache.take_spare(class);
-        assert_eq!((spare.count(), cache.count(class)), (8, 1));
-        assert!(cache.pop(class).is_some());
-        cache.fill(class, spare);
-        assert!(cache.verify());
-        let popped: Vec<_> = core::iter::from_fn(|| cache.pop(class)).map(Block::into_start).collect();
-        starts.reverse();
-        assert_eq!((popped, cache.count(class)), (starts, 0));
-        assert!(cache.verify());
-    }
-
-    #[test]
-    fn a_list_has_a_longest_length_however_large_the_budget_is() {
-        let (cache, _) = cache();
-        for class in SizeClass::all() {
-            let mut steps = 0;
-            while cache.raise_limit(class, usize::MAX) == Raise::Done {
-                steps += 1;
-                assert!(steps < 20, "a limit that is raised without an end");
-            }
-            let limit = cache.limit(class) as usize;
-            assert!(limit >= 2 && limit <= MAX_BLOCKS as usize && limit * class.block_len() <= MAX_LIST_LEN);
-            assert!(2 * limit > MAX_BLOCKS as usize || 2 * limit * class.block_len() > MAX_LIST_LEN, "and gets there");
-        }
-        assert!(cache.verify());
-    }
-
-    #[test]
-    fn the_sum_of_all_limits_stays_within_the_budget() {
-        const BUDGET: usize = 40_000;
-        let (cache, _) = cache();
-        for _ in 0..20 {
-            for class in SizeClass::all() {
-                let before = cache.limit(class);
-                match cache.raise_limit(class, BUDGET) {
-                    Raise::Done => assert!(cache.limit(class) > before),
-                    Raise::Longest => assert_eq!(cache.limit(class), before),
-                    Raise::Spent => {
-                        assert_eq!(cache.limit(class), before);
-                        assert!(cache.lower_limit(class, false).is_some(), "others have what it would need");
-                        assert_eq!(cache.limit(class), before, "and they give it up");
-                    }
-                }
-                assert!(!cache.is_over(BUDGET) && cache.verify());
-            }
-        }
-        let sum: usize = SizeClass::all().map(|class| 2 * cache.limit(class) as usize * class.block_len()).sum();
-        assert!(sum * 2 > BUDGET, "{sum} of {BUDGET} used");
-        assert!(cache.is_over(BUDGET / 4) && cache.is_over(sum - 1) && !cache.is_over(sum));
-        for _ in 0..1000 {
-            let _ = cache.lower_limit(SizeClass::LONGEST, true);
-        }
-        assert!(cache.lower_limit(SizeClass::LONGEST, true).is_none() && cache.verify());
-    }
-
-    /// Classes that are all busy leave each other their room; one that is not gives up its own, and all do if the cache
-    /// holds too much.
-    #[test]
-    fn who_was_busy_lately_keeps_its_room() {
-        let (cache, _) = cache();
-        let [idle, busy, wants] = [3, 5, 7].map(|index| SizeClass::from_index(index).unwrap());
-        for class in [idle, busy] {
-            while cache.raise_limit(class, 1 << 20) == Raise::Done {}
-        }
-        let (idle_limit, busy_limit) = (cache.limit(idle), cache.limit(busy));
-        (0..10).for_each(|_| {
-            cache.warm(busy);
-            let _ = cache.lower_limit(wants, false);
-        });
-        assert!(cache.limit(idle) < idle_limit && cache.limit(busy) == busy_limit);
-        let turns = (0..40).take_while(|_| {
-            let _ = cache.lower_limit(wants, false);
-            cache.limit(busy) == busy_limit
-        });
-        assert!(turns.count() < 40, "lately has an end");
-        let limit = cache.limit(busy);
-        (0..4).for_each(|_| {
-            cache.warm(busy);
-            let _ = cache.lower_limit(wants, true);
-        });
-        assert!(cache.limit(busy) < limit && cache.verify());
-    }
-
-    #[test]
-    fn lowering_gives_up_both_lists() {
-        let ((cache, class), mut blocks) = (cache(), Blocks::new());
-        while cache.limit(class) < 8 {
-            let _ = cache.raise_limit(class, 1 << 20);
-        }
-        (0..5).for_each(|_| cache.push(class, blocks.next()).unwrap());
-        cache.set_aside(class);
-        (0..3).for_each(|_| cache.push(class, blocks.next()).unwrap());
-        let lists = cache.lower(class, 4);
-        assert_eq!(lists.map(|list| list.count()), [3, 5]);
-        assert_eq!((cache.count(class), cache.limit(class)), (0, 4));
-        assert!(cache.verify());
-        (0..4).for_each(|_| cache.push(class, blocks.next()).unwrap());
-        assert!(cache.push(class, blocks.next()).is_err());
-    }
-
-    /// C1 to C3, broken by hand.
-    #[test]
-    fn verify_sees_each_rule_broken() {
-        let broken = |hurt: &dyn Fn(&CpuCache, SizeClass)| {
-            let ((cache, class), mut blocks) = (cache(), Blocks::new());
-            while cache.limit(class) < 4 {
-                let _ = cache.raise_limit(class, 1 << 20);
-            }
-            (0..4).for_each(|_| cache.push(class, blocks.next()).unwrap());
-            cache.set_aside(class);
-            (0..2).for_each(|_| cache.push(class, blocks.next()).unwrap());
-            assert!(cache.verify());
-            hurt(&cache, class);
-            !cache.verify()
-        };
-        let null = |place: &AtomicPtr<u8>| place.store(null_mut(), Ordering::Relaxed);
-        let add = |count: &AtomicU32, more: u32| _ = count.fetch_add(more, Ordering::Relaxed);
-        assert!(broken(&|cache, class| add(&cache.hot(class).room, 1)), "C1: a shorter list");
-        assert!(broken(&|cache, class| add(&cache.hot(class).room, u32::MAX)), "C1: a longer list");
-        assert!(broken(&|cache, class| null(&cache.hot(class).head)), "C1: no list");
-        assert!(broken(&|cache, class| add(&cache.cold(class).spare_count, u32::MAX)), "C2: a shorter list");
-        assert!(broken(&|cache, class| null(&cache.cold(class).spare)), "C2: no list");
-        assert!(broken(&|cache, _| _ = cache.limit_len.fetch_add(64, Ordering::Relaxed)), "C3");
-        let no_room_left = |cache: &CpuCache, class| {
-            null(&cache.hot(class).head);
-            add(&cache.hot(class).room, 3);
-        };
-        assert!(broken(&no_room_left), "C1: more room than the limit");
-        let lower = |cache: &CpuCache, class| {
-            cache.set_limit(class, 3, 0);
-            add(&cache.hot(class).room, u32::MAX);
-            cache.limit_len.fetch_sub(2 * 64, Ordering::Relaxed);
-        };
-        assert!(broken(&lower), "C2: more than the limit");
     }
 }

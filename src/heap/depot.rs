@@ -2,16 +2,15 @@
 //!
 //! ```text
 //! refill ─ previous magazine │ obtain ─ own bin → new slab → any other bin
-//! spill  ─ previous magazine │ flush  ─ blocks grouped by slab, each group returned by one push
+//! spill  ─ flush a part of the previous magazine ─ blocks grouped by slab, each group returned by one push
 //! ```
 //! The order in `obtain` is "own, then new, then others": a slab that another CPU works with is left to it while there
 //! are free pages, since two CPUs that deal out one slab's blocks share its cache lines. Price: memory that others
 //! could use waits in their shards until the pages run out.
 //!
-//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel. Lists that
-//! leave a cache may have hundreds of blocks, each the last of its slab; so they are given to the caller, who sends
-//! them back to their slabs a few ([`RETURN_BATCH`], [`RETURN_SLABS`]) a hold. Price: meanwhile they are in no cache,
-//! and a caller that is preempted in between hides them.
+//! What runs here may hold a cache, and takes locks one at a time, by trying. Nothing here calls the kernel. Lists may
+//! have hundreds of blocks, each the last of its slab; so they return to their slabs a few ([`return_batch`],
+//! [`RETURN_SLABS`]) a hold: of a class that has no room left, or gives way to one, one part a call.
 //!
 //! A *nested* caller interrupted the heap on this CPU, or may have. It takes single blocks straight from the slabs,
 //! prefers the spare shards (one for each level of nesting that a CPU has: interrupt, NMI, machine check) where its own
@@ -21,7 +20,7 @@ use core::ops::RangeInclusive;
 use core::ptr::NonNull;
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
-use crate::base::sync::{AtomicUsize, Carrier, Counter, InHand, Level, Ordering, summed};
+use crate::base::sync::{AtomicUsize, Counter, InHand, Level, Ordering, summed};
 use crate::base::trace::{Event, Hook, Kind};
 use crate::cache::table::{CpuState, CpuTable};
 use crate::cache::{CpuCache, Raise, Tally};
@@ -89,8 +88,11 @@ const RESERVE_SHARE: usize = 128;
 const MISSED_SHARE: usize = 4;
 const MAX_MISSED_LEN: usize = 1 << 20;
 
-/// The most blocks that one flush returns: each is looked up.
-const RETURN_BATCH: u32 = 64;
+/// The most blocks that one flush returns: each is looked up. Of long blocks fewer, down to the least: as many as have
+/// so many bytes together, since each slab that they empty may go to the pages.
+const RETURN_BATCH: u32 = 48;
+const RETURN_LEN: usize = 16 << 10;
+const LEAST_BATCH: u32 = 8;
 /// CPUs' states that are looked beside for room for another one.
 const PLACES_LOOK: usize = 16;
 /// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then
@@ -146,27 +148,10 @@ pub(crate) struct Engine<const CPUS: usize> {
     pub(crate) watch: Watch,
 }
 
-/// Lists that were taken out of a cache, to be returned.
-#[must_use = "dropped blocks are leaked"]
-#[derive(Debug, Default)]
-pub(crate) struct Surplus {
-    /// Both lists of a class whose limit was lowered.
-    gave_way: Option<(SizeClass, [List; 2])>,
-    /// The list in whose place another one was set aside.
-    spare: Option<(SizeClass, List)>,
-}
-
-impl Surplus {
-    /// Counts the blocks in, before the cache is left that they came out of.
-    pub(crate) fn count_in<'a>(&self, all: &'a InHand) -> Option<Carrier<'a>> {
-        (self.gave_way.is_some() || self.spare.is_some()).then(|| all.begin())
-    }
-
-    /// The lists, empty ones too, each with the class that its blocks served.
-    pub(crate) fn into_lists(self) -> impl Iterator<Item = (SizeClass, List)> {
-        let gave_way = self.gave_way.into_iter().flat_map(|(class, lists)| lists.map(|list| (class, list)));
-        gave_way.chain(self.spare)
-    }
+/// The most blocks of the class that one flush returns.
+#[expect(clippy::cast_possible_truncation, reason = "at most a batch")]
+fn return_batch(class: SizeClass) -> u32 {
+    (RETURN_LEN / class.block_len()).min(RETURN_BATCH as usize).max(LEAST_BATCH as usize) as u32
 }
 
 /// Blocks of one slab on their way back to slabs.
@@ -359,22 +344,15 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Up: blocks for a caller.
 
-    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block. `surplus` gets what is
-    /// to return to their slabs afterwards.
-    pub(crate) fn refill(
-        &self,
-        cache: &CpuCache,
-        class: SizeClass,
-        caller: Caller,
-        surplus: &mut Surplus,
-    ) -> Result<Block, Refused> {
+    /// The slow path of `alloc` with the cache held: fills the class's list and gives one block.
+    pub(crate) fn refill(&self, cache: &CpuCache, class: SizeClass, caller: Caller) -> Result<Block, Refused> {
         self.report_damage(&cache.damage);
         let spare = cache.take_spare(class);
         if spare.count() > 0 {
             cache.fill(class, spare);
             return cache.pop(class).ok_or(Refused::Empty);
         }
-        self.tune(cache, class, surplus);
+        self.tune(cache, class, caller);
         let limit = cache.limit(class);
         let mut list = self.obtain(class, limit.max(1), caller, Some(cache))?;
         cache.counts.refill();
@@ -502,28 +480,25 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     // Down: blocks that return to their slabs.
 
-    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back. `surplus`
-    /// gets what is to return to their slabs afterwards.
-    pub(crate) fn spill(
-        &self,
-        cache: &CpuCache,
-        class: SizeClass,
-        block: Block,
-        caller: Caller,
-        surplus: &mut Surplus,
-    ) {
-        self.tune(cache, class, surplus);
+    /// The slow path of `free` with the cache held: makes room in the class's list, or gives the block back.
+    pub(crate) fn spill(&self, cache: &CpuCache, class: SizeClass, block: Block, caller: Caller) {
+        self.tune(cache, class, caller);
         let Err(block) = cache.push(class, block) else { return };
-        if cache.limit(class) == 0 {
-            return self.give_back(class, block, Some(cache), caller);
+        if cache.limit(class) > 0 {
+            self.flush_part(cache, class, caller);
         }
-        let mut spare = cache.take_spare(class);
-        cache.set_aside(class);
-        self.flush(class, &mut spare, Some(cache), caller);
-        surplus.spare = Some((class, spare));
         if let Err(block) = cache.push(class, block) {
             self.give_back(class, block, Some(cache), caller);
         }
+    }
+
+    /// Returns a part of the class's blocks, those used longest ago, to their slabs. What stays of them is the previous
+    /// magazine.
+    fn flush_part(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
+        let mut older = cache.take_older(class);
+        self.report_damage(&cache.damage);
+        self.flush(class, &mut older, Some(cache), caller);
+        cache.set_spare(class, older);
     }
 
     /// Gives one block that served `class` back to its slab. Callable from any context, always succeeds.
@@ -551,7 +526,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     /// as many as a hold may.
     #[expect(clippy::indexing_slicing, reason = "the slot is taken modulo the length")]
     pub(crate) fn flush<'a>(&'a self, class: SizeClass, list: &mut List, cache: Option<&'a CpuCache>, caller: Caller) {
-        let rest = list.count().saturating_sub(RETURN_BATCH);
+        let rest = list.count().saturating_sub(return_batch(class));
         if let Some(cache) = cache.filter(|_| list.count() > 0) {
             cache.counts.flush();
         }
@@ -735,9 +710,9 @@ impl<const CPUS: usize> Engine<CPUS> {
         }
     }
 
-    /// Raises the class's limit, or lowers that of one that was not busy lately, so that the next attempt succeeds.
-    /// `surplus` gets that class's blocks.
-    fn tune(&self, cache: &CpuCache, class: SizeClass, surplus: &mut Surplus) {
+    /// Raises the class's limit, or lowers that of one that was not busy lately, so that a later attempt succeeds; of
+    /// which a part of its blocks returns to their slabs, if it has too many.
+    fn tune(&self, cache: &CpuCache, class: SizeClass, caller: Caller) {
         if cache.is_new() {
             self.used_caches.fetch_add(1, Ordering::Relaxed);
             if cache.comes_back() {
@@ -752,7 +727,8 @@ impl<const CPUS: usize> Engine<CPUS> {
         cache.warm(class);
         let is_over = cache.is_over(budget);
         if raise == Raise::Spent || is_over {
-            surplus.gave_way = cache.lower_limit(class, is_over);
+            let full = cache.lower_limit(class, is_over);
+            full.into_iter().for_each(|full| self.flush_part(cache, full, caller));
         }
     }
 

@@ -23,6 +23,8 @@ use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
+#[cfg(not(feature = "debug-heap"))]
+use crate::heap::Held;
 use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::Away;
@@ -108,13 +110,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let Ok(entered) = self.enter() else { return self.alloc_far_start(layout) };
         match self.engine.pages.reuse(self.engine.run_cache(entered.cache), layout.size(), layout.align()) {
             Some((_, start)) => Some(start),
-            None => self.alloc_cut_start(entered, layout),
+            None => self.alloc_cut_start(entered.held, entered.guard, layout),
         }
     }
 
     #[cfg(not(feature = "debug-heap"))]
     #[inline(never)]
-    fn alloc_cut_start(&self, entered: Entered<'_, C>, layout: Layout) -> Option<NonNull<u8>> {
+    fn alloc_cut_start(&self, held: Held<'_, C>, guard: C::Guard, layout: Layout) -> Option<NonNull<u8>> {
+        let entered = Entered { held, guard };
         // What is longer than all that the heap holds leaves the cached run alone, and so does what has no bytes.
         let fits = layout.size().wrapping_sub(1) < self.engine.pages.held_len();
         let kept = self.engine.run_cache(entered.cache);
@@ -316,7 +319,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 let tag = desc.tag();
                 if tag.is(Kind::Large) {
                     if !self.engine.pages.keep(self.engine.run_cache(entered.cache), desc, tag) {
-                        self.free_run(entered, desc);
+                        self.free_run(entered.held, entered.guard, desc);
                     }
                     return;
                 }
@@ -329,7 +332,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Frees a run to its pool. Out of line, so that keeping it, in front of this, saves no registers.
     #[cfg(not(feature = "hardened"))]
     #[inline(never)]
-    fn free_run(&self, entered: Entered<'_, C>, desc: &PageDesc) {
+    fn free_run(&self, held: Held<'_, C>, guard: C::Guard, desc: &PageDesc) {
+        let entered = Entered { held, guard };
         let caller = entered.caller();
         self.engine.pages.free(desc);
         drop(entered);

@@ -7,7 +7,7 @@
 //!        │          └─ search (oom): reserves → provider → everything   nothing found; nothing held
 //!        └─ large: pages ─ search
 //! free  ─┬─ small: enter ─ push                                    fast, in view below
-//!        │          ├─ spill (depot) ─ return the rest, a batch a hold ─ return surplus chunks
+//!        │          ├─ spill (depot): a part of the list back ─ return surplus chunks
 //!        │          └─ elsewhere: lap │ straight to the slab       own cache busy: always succeeds
 //!        └─ large: pages (waits for no lock) ─ return surplus chunks
 //! ```
@@ -47,6 +47,8 @@ mod tests;
 
 use core::alloc::Layout;
 use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Deref;
 use core::ptr::NonNull;
 
 use crate::base::size_class::SizeClass;
@@ -96,23 +98,47 @@ impl<P: fmt::Debug, C: fmt::Debug, const CPUS: usize> fmt::Debug for Heap<P, C, 
     }
 }
 
-/// A cache that this context holds.
-pub(crate) struct Entered<'a, C: CpuMode> {
+/// A cache that this context holds, until dropped. Two words: what is out of line takes it and the guard as arguments,
+/// since an [`Entered`] would be given to it in memory.
+pub(crate) struct Held<'a, C: CpuMode> {
     pub(crate) cache: &'a CpuCache,
     pub(crate) index: usize,
-    _guard: C::Guard,
+    mode: PhantomData<C>,
 }
 
-impl<C: CpuMode> Entered<'_, C> {
+impl<C: CpuMode> Held<'_, C> {
     pub(crate) fn caller(&self) -> Caller {
         Caller { index: self.index, nested: false }
     }
 }
 
-impl<C: CpuMode> Drop for Entered<'_, C> {
+impl<C: CpuMode> Drop for Held<'_, C> {
     #[inline]
     fn drop(&mut self) {
         if C::PINNED { self.cache.unmark(self.index) } else { self.cache.unlock(self.index) }
+    }
+}
+
+/// A cache that this context holds, and what keeps it on its CPU.
+pub(crate) struct Entered<'a, C: CpuMode> {
+    // Dropped before the pin.
+    pub(crate) held: Held<'a, C>,
+    pub(crate) guard: C::Guard,
+}
+
+impl<'a, C: CpuMode> Entered<'a, C> {
+    #[inline]
+    fn new(cache: &'a CpuCache, index: usize, guard: C::Guard) -> Self {
+        Self { held: Held { cache, index, mode: PhantomData }, guard }
+    }
+}
+
+impl<'a, C: CpuMode> Deref for Entered<'a, C> {
+    type Target = Held<'a, C>;
+
+    #[inline]
+    fn deref(&self) -> &Held<'a, C> {
+        &self.held
     }
 }
 
@@ -175,7 +201,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             Ok(entered) if entered.cache.countdown.is_due() => self.alloc_sampled(entered, class, layout),
             Ok(entered) => match entered.cache.pop(class) {
                 Some(block) => Some(block.into_start()),
-                None => self.alloc_refill(entered, class),
+                None => self.alloc_refill(entered.held, entered.guard, class),
             },
             Err(caller) => self.alloc_elsewhere(class, caller),
         }
@@ -194,7 +220,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         match self.enter() {
             Ok(entered) => match entered.cache.pop(class) {
                 Some(block) => Some(block.into_start()),
-                None => self.alloc_refill(entered, class),
+                None => self.alloc_refill(entered.held, entered.guard, class),
             },
             Err(caller) => self.alloc_elsewhere(class, caller),
         }
@@ -213,16 +239,16 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[inline(always)]
     pub(crate) fn free_entered(&self, entered: Entered<'_, C>, block: Block, class: SizeClass) {
         if !self.is_plain(&entered, &block, class) {
-            return self.free_other(entered, class, block);
+            return self.free_other(entered.held, entered.guard, class, block);
         }
         self.put(entered, class, block);
     }
 
     /// Puts a block into a cache that is held.
     #[inline(always)]
-    fn put(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+    pub(crate) fn put(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         if let Err(block) = entered.cache.push(class, block) {
-            self.free_spill(entered, class, block);
+            self.free_spill(entered.held, entered.guard, class, block);
         }
     }
 
@@ -263,7 +289,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             // SAFETY: the pin is this heap's, which alone writes the address, and takes it back before the cache goes.
             let taken = unsafe { CpuCache::try_mark_at(addr) };
             return match taken {
-                Some((cache, index)) => Ok(Entered { cache, index, _guard: guard }),
+                Some((cache, index)) => Ok(Entered::new(cache, index, guard)),
                 None => Err(self.without_cache(&guard)),
             };
         }
@@ -275,7 +301,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if !taken {
             return Err(Caller { index, nested: true });
         }
-        Ok(Entered { cache, index, _guard: guard })
+        Ok(Entered::new(cache, index, guard))
     }
 
     /// Who found no free cache at its CPU's address.
@@ -310,7 +336,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// it is nested and does not wait for them. The caller of the work is this context, nested if the cache is busy.
     pub(crate) fn held<R>(&self, work: impl FnOnce(Caller) -> R) -> R {
         let entered = self.enter().map_err(|caller| self.mark(caller));
-        work(entered.as_ref().map_or_else(|outside| outside.caller, Entered::caller))
+        work(entered.as_ref().map_or_else(|outside| outside.caller, |entered| entered.caller()))
     }
 
     /// Makes what interrupts this context know that it is nested, though it could not take its CPU's cache. If there is

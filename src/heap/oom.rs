@@ -16,7 +16,7 @@ use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
-use crate::heap::depot::{Caller, Surplus};
+use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::searches::Search;
 use crate::pages::{Refused, Run, Step, Want, chunk_len_for};
@@ -73,15 +73,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
         let engine = &self.heap.engine;
         let at_hand = match self.heap.enter() {
             Ok(entered) => {
-                let mut surplus = Surplus::default();
                 let popped = entered.cache.pop(self.class).ok_or(Refused::Empty);
-                let caller = entered.caller();
-                let block = popped.or_else(|_| engine.refill(entered.cache, self.class, caller, &mut surplus));
-                let in_hand = surplus.count_in(&engine.in_hand);
-                drop(entered);
-                self.heap.return_blocks(surplus.into_lists());
-                drop(in_hand);
-                block
+                popped.or_else(|_| engine.refill(entered.cache, self.class, entered.caller()))
             }
             Err(caller) => engine.obtain_one(self.class, self.heap.mark(caller).caller),
         };

@@ -31,7 +31,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 continue;
             }
             let _in_hand = self.engine.in_hand.begin();
-            let lists = cache.lower(class, 0);
+            let lists = cache.empty(class);
             cache.unlock(index);
             self.return_blocks(lists.map(|list| (class, list)));
         }
@@ -46,7 +46,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub fn drain_current(&self) {
         for class in SizeClass::all() {
             let Ok(entered) = self.enter() else { return };
-            let lists = entered.cache.lower(class, 0);
+            let lists = entered.cache.empty(class);
             entered.cache.end_drain();
             let _in_hand = lists.iter().any(|list| list.count() > 0).then(|| self.engine.in_hand.begin());
             drop(entered);

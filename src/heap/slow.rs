@@ -14,8 +14,8 @@ use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 #[cfg(feature = "hardened")]
 use crate::harden::Misuse;
-use crate::heap::depot::{Caller, Surplus};
-use crate::heap::{Entered, Heap};
+use crate::heap::depot::Caller;
+use crate::heap::{Entered, Heap, Held};
 use crate::slab::block::{Block, List};
 #[cfg(not(feature = "hardened"))]
 use crate::slab::word::owner_at;
@@ -25,15 +25,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     #[cold]
     #[inline(never)]
-    pub(crate) fn alloc_refill(&self, entered: Entered<'_, C>, class: SizeClass) -> Option<NonNull<u8>> {
+    pub(crate) fn alloc_refill(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass) -> Option<NonNull<u8>> {
+        let entered = Entered { held, guard };
         let caller = entered.caller();
-        let mut surplus = Surplus::default();
-        let block = self.engine.refill(entered.cache, class, caller, &mut surplus);
+        let block = self.engine.refill(entered.cache, class, caller);
         let asked = entered.cache.is_drain_asked();
-        let in_hand = surplus.count_in(&self.engine.in_hand);
         drop(entered);
-        self.return_blocks(surplus.into_lists());
-        drop(in_hand);
         if asked {
             self.drain_current();
         }
@@ -45,21 +42,18 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     #[cold]
     #[inline(never)]
-    pub(crate) fn free_spill(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+    pub(crate) fn free_spill(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass, block: Block) {
+        let entered = Entered { held, guard };
         #[cfg(not(feature = "hardened"))]
-        if entered.cache.begins_to_check(class) {
-            return self.free_other(entered, class, block);
+        if entered.cache.begins_to_check(class) && !self.is_own(&entered, &block) {
+            return self.free_away(entered, class, block);
         }
         #[cfg(not(feature = "hardened"))]
         entered.cache.owned_pages.forget(block.start());
         let caller = entered.caller();
-        let mut surplus = Surplus::default();
-        self.engine.spill(entered.cache, class, block, caller, &mut surplus);
+        self.engine.spill(entered.cache, class, block, caller);
         let asked = entered.cache.is_drain_asked();
-        let in_hand = surplus.count_in(&self.engine.in_hand);
         drop(entered);
-        self.return_blocks(surplus.into_lists());
-        drop(in_hand);
         if asked {
             self.drain_current();
         }
@@ -79,12 +73,20 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// Whether a block's slab is owned by this CPU.
+    #[cfg(not(feature = "hardened"))]
+    #[inline]
+    fn is_own(&self, entered: &Entered<'_, C>, block: &Block) -> bool {
+        let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
+        desc.is_some_and(|desc| owner_at(desc) == entered.index)
+    }
+
     /// A tiny block of another CPU's slab, or in a page that is not known.
     #[cfg(not(feature = "hardened"))]
     #[inline(never)]
-    pub(crate) fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
-        let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
-        if desc.is_none_or(|desc| owner_at(desc) != entered.index) {
+    pub(crate) fn free_other(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass, block: Block) {
+        let entered = Entered { held, guard };
+        if !self.is_own(&entered, &block) {
             return self.free_away(entered, class, block);
         }
         entered.cache.owned_pages.note(block.start());
@@ -96,7 +98,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(feature = "hardened")]
     #[cold]
     #[inline(never)]
-    pub(crate) fn free_other(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+    pub(crate) fn free_other(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass, block: Block) {
+        let entered = Entered { held, guard };
         let fits = |layout| SizeClass::of(layout) == Some(class);
         #[cfg(feature = "guard-pages")]
         if let Some(place) = self.guards.take(block.start()) {
@@ -156,14 +159,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let caller = self.outside(caller);
         self.count_nested(caller, Counts::nested_alloc);
-        let (mut surplus, mut in_hand) = (Surplus::default(), None);
-        let lapped = self.lap(caller, |cache| {
-            let block = cache.pop(class).or_else(|| self.engine.refill(cache, class, caller, &mut surplus).ok());
-            in_hand = surplus.count_in(&self.engine.in_hand);
-            block
-        });
-        self.return_blocks(surplus.into_lists());
-        drop(in_hand);
+        let lapped =
+            self.lap(caller, |cache| cache.pop(class).or_else(|| self.engine.refill(cache, class, caller).ok()));
         if let Some(block) = lapped.flatten() {
             return Some(block.into_start());
         }

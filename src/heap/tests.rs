@@ -5,7 +5,6 @@ use crate::PageRun;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
 use crate::battery::Filled;
 use crate::contract::cpu::{CpuHint, CpuPin, UnknownCpu};
-use crate::heap::depot::Surplus;
 use crate::pages::Use;
 use crate::{Hint, Pinned};
 use std::boxed::Box;
@@ -605,9 +604,7 @@ fn what_another_cpus_cache_holds_is_had_before_null() {
             block.check().unwrap();
             block.free().unwrap();
             let freed = heap.engine.obtain_one(class, Caller { index: 0, nested: true });
-            let mut surplus = Surplus::default();
-            let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller, &mut surplus));
-            heap.return_blocks(surplus.into_lists());
+            let _ = freed.map(|freed| heap.engine.spill(other, class, freed, caller));
             continue;
         }
         kept.push(block);

@@ -95,7 +95,7 @@ fn a_cache_is_drained_while_others_want_it() {
         let drain = {
             let out = out.clone();
             spawn(move || {
-                let lists = with(cache, || cache.lower(class(BLOCK_LEN), 0));
+                let lists = with(cache, || cache.empty(class(BLOCK_LEN)));
                 let all =
                     lists.into_iter().flatten().flat_map(|mut list: List| core::iter::from_fn(move || list.pop()));
                 all.for_each(|block| out.add(used(block)));

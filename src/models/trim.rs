@@ -110,7 +110,7 @@ fn a_cache_is_drained_into_a_bin_that_is_trimmed() {
                 let retired = retired.clone();
                 move || {
                     if cache.try_lock(0) {
-                        for list in cache.lower(class, 0) {
+                        for list in cache.empty(class) {
                             let blocks: Vec<_> = all_of(list);
                             if !blocks.is_empty() {
                                 give(bin, slab, blocks, false, u32::MAX, &retired);

@@ -184,6 +184,19 @@ impl List {
         if self.count > rest { self.pop() } else { None }
     }
 
+    /// The same blocks, the last one first; and the first of those that are not among them, behind a damaged link.
+    pub(crate) fn reversed(self) -> (Self, Option<NonNull<u8>>) {
+        let (mut head, mut count, mut rest) = (null_mut(), 0, self.head);
+        while let Some(first) = NonNull::new(rest) {
+            // SAFETY: this list owns its blocks.
+            let Some(behind) = (unsafe { next(first, self.key) }) else { break };
+            // SAFETY: as above.
+            unsafe { set_next(first, head, self.key) };
+            (head, count, rest) = (first.as_ptr(), count + 1, behind);
+        }
+        (Self { head, count, key: self.key }, NonNull::new(rest))
+    }
+
     /// Puts a chain before the first block.
     pub(crate) fn prepend(&mut self, mut chain: Chain) {
         self.key = chain.key;

@@ -122,7 +122,7 @@ const ROWS: [Row; 6] = [
     row("skewed, 1 MiB, to 60 KB", MIB, 60_000, 11, [82.0, 66.0]),
     row("uniform, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 0, [91.0, 89.0]),
     row("uniform, 1 MiB, to 4 KiB", MIB, 4 * KIB, 0, [86.0, 78.0]),
-    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [89.0, 79.0]),
+    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [89.0, 78.5]),
 ];
 
 // Free neighbours are not joined there.
@@ -133,7 +133,7 @@ const ROWS: [Row; 6] = [
     row("skewed, 1 MiB, to 60 KB", MIB, 60_000, 11, [82.0, 65.0]),
     row("uniform, 16 MiB, to 4 KiB", 16 * MIB, 4 * KIB, 0, [91.0, 87.0]),
     row("uniform, 1 MiB, to 4 KiB", MIB, 4 * KIB, 0, [82.0, 76.0]),
-    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [89.0, 79.0]),
+    row("uniform, 1 MiB, to 60 KB", MIB, 60_000, 0, [89.0, 78.5]),
 ];
 
 /// Of eight CPUs in turn, and at once: skewed, uniform; the aim is 80.

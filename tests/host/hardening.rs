@@ -143,6 +143,31 @@ fn a_heap_goes_on_whole_behind_an_overwritten_link() {
     }
 }
 
+/// A list whose blocks return to their slabs, first freed first.
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "the link is in front of the frame")]
+fn an_overwritten_link_in_a_list_that_leaves_is_reported() {
+    play_cpu(0);
+    let heap: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+    let layout = Layout::new::<[u64; 8]>();
+    let get = || heap.alloc(layout).unwrap().cast::<u64>();
+    let blocks: Vec<_> = (0..3000).map(|_| get()).collect();
+    // SAFETY: allocated above with this Layout, and used no more but for the bug below.
+    let free = |blocks: &[NonNull<u64>]| blocks.iter().for_each(|block| unsafe { heap.free(block.cast(), layout) });
+    free(&blocks[..1000]);
+    let victim = blocks[998];
+    // SAFETY: none: the block is free. Its memory is still the heap's.
+    unsafe { victim.write_volatile(7) };
+    free(&blocks[1000..]);
+    assert_eq!(heap.misuse_count(Misuse::CorruptLink), 1);
+    heap.verify_all().unwrap();
+    let mut all: Vec<_> = (0..3000).map(|_| get().addr()).collect();
+    all.sort_unstable();
+    all.dedup();
+    assert!(all.len() == 3000 && !all.contains(&victim.addr()), "what was written to is lost");
+    assert_eq!(heap.misuse_count(Misuse::CorruptLink), 1, "and nothing else: {:?}", reports(&heap));
+}
+
 #[test]
 fn a_key_is_taken_before_the_first_memory_and_not_later() {
     play_cpu(0);

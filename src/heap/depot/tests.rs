@@ -53,17 +53,6 @@ impl Drop for Alone {
     }
 }
 
-/// Tunes, and returns what gave way.
-fn tune(engine: &Engine<2>, cache: &CpuCache, class: SizeClass, caller: Caller) {
-    let mut surplus = Surplus::default();
-    engine.tune(cache, class, &mut surplus);
-    for (class, mut list) in surplus.into_lists() {
-        while list.count() > 0 {
-            engine.flush(class, &mut list, Some(cache), caller);
-        }
-    }
-}
-
 /// The shortest of a few times.
 fn shortest(mut work: impl FnMut()) -> Duration {
     let time = |_| {
@@ -193,7 +182,7 @@ fn two_caches_share_the_budget_of_one() {
     for (index, cache, _) in engine.cpus.iter() {
         let caller = Caller { index, nested: false };
         for _ in 0..50 {
-            SizeClass::all().for_each(|class| tune(engine, cache, class, caller));
+            SizeClass::all().for_each(|class| engine.tune(cache, class, caller));
         }
     }
     assert_eq!(engine.used_caches.load(Ordering::Relaxed), 2);
@@ -202,7 +191,7 @@ fn two_caches_share_the_budget_of_one() {
     // The first one filled its share while it was alone; its next slow paths bring it down.
     assert!(engine.cache(0).unwrap().is_over(budget));
     for _ in 0..100 {
-        tune(engine, engine.cache(0).unwrap(), class(64), ORDINARY);
+        engine.tune(engine.cache(0).unwrap(), class(64), ORDINARY);
     }
     assert!(engine.caches().all(|cache| !cache.is_over(budget) && cache.verify()));
 }
@@ -212,11 +201,11 @@ fn a_class_that_becomes_busy_gets_room_from_the_others() {
     let alone = Alone::new(1 << 20);
     let (engine, cache) = (&alone.engine, alone.engine.cache(0).unwrap());
     for _ in 0..50 {
-        (20..40).filter_map(SizeClass::from_index).for_each(|class| tune(engine, cache, class, ORDINARY));
+        (20..40).filter_map(SizeClass::from_index).for_each(|class| engine.tune(cache, class, ORDINARY));
     }
     let late = SizeClass::from_index(41).unwrap();
     assert_eq!(cache.limit(late), 0);
-    (0..60).for_each(|_| tune(engine, cache, late, ORDINARY));
+    (0..60).for_each(|_| engine.tune(cache, late, ORDINARY));
     assert!(cache.limit(late) > 0);
     assert!(cache.verify() && !cache.is_over(engine.budget()));
 }
