@@ -825,23 +825,33 @@ impl CpuHint for Masked {
     }
 }
 
+/// Blocks of a class in caches and slabs, in a heap of one chunk, which has one lock, and no room for another one.
+fn in_one_chunk<C: CpuMode>(heap: &Heap<Host<false>, C, 1>) -> SizeClass {
+    let first = filled(heap, 900_000).unwrap();
+    heap.provider().limit_len.store(heap.provider().held_len(), Ordering::Relaxed);
+    first.free().unwrap();
+    let blocks: Vec<_> = (0..1000).map(|_| filled(heap, 100).unwrap()).collect();
+    blocks.into_iter().for_each(|block| block.free().unwrap());
+    let class = SizeClass::of(layout(100)).unwrap();
+    let (cached_count, slab_len) = kept(heap, class);
+    assert!(cached_count > 0 && slab_len > 4096, "{cached_count} blocks, {slab_len} bytes");
+    class
+}
+
+/// The blocks of a class in caches, and the bytes of its slabs.
+fn kept<C: CpuMode>(heap: &Heap<Host<false>, C, 1>, class: SizeClass) -> (u32, usize) {
+    (heap.engine.caches().map(|cache| cache.count(class)).sum(), heap.engine.slab_len(class).get())
+}
+
 /// Handlers whose requests are refused because a preempted task has the pages' lock leave what others live on: given
 /// back, it would wait for that lock too.
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "what is freed waits, and is in no cache")]
 fn who_may_not_wait_drains_nothing_for_locked_pages() {
-    // One chunk, so one lock.
     let heap = Heap::<Host<false>, _, 1>::new(Host::default(), Hint(Masked));
-    let first = filled(&heap, 900_000).unwrap();
-    heap.provider().limit_len.store(heap.provider().held_len(), Ordering::Relaxed);
-    first.free().unwrap();
-    let blocks: Vec<_> = (0..1000).map(|_| filled(&heap, 100).unwrap()).collect();
-    blocks.into_iter().for_each(|block| block.free().unwrap());
-    let class = SizeClass::of(layout(100)).unwrap();
-    let kept =
-        || (heap.engine.caches().map(|cache| cache.count(class)).sum::<u32>(), heap.engine.slab_len(class).get());
+    let class = in_one_chunk(&heap);
+    let kept = || kept(&heap, class);
     let before = kept();
-    assert!(before.0 > 0 && before.1 > 4096, "{before:?}");
     let mut asked = false;
     heap.engine.pages.for_each_run(&mut |_| {
         if !core::mem::replace(&mut asked, true) {
@@ -851,6 +861,62 @@ fn who_may_not_wait_drains_nothing_for_locked_pages() {
     assert!(asked && kept() == before, "{before:?} and then {:?}", kept());
     assert!(filled(&heap, 2_000_000).is_none(), "there is no room for it");
     assert!(kept() < before, "asked for with the lock open, all is looked at");
+    all_back(&heap);
+}
+
+/// A task, whose questions are counted; one of them has the pages' lock opened.
+struct Patient;
+
+static QUESTIONS: AtomicUsize = AtomicUsize::new(0);
+static IS_LOCKED: AtomicBool = AtomicBool::new(false);
+/// The question at which the lock is opened: behind the looks of who does not wait.
+const OPENS: usize = 200;
+
+impl CpuHint for Patient {
+    fn current_cpu(&self) -> Option<usize> {
+        if QUESTIONS.fetch_add(1, Ordering::Relaxed) + 1 == OPENS {
+            wait_until(|| !IS_LOCKED.load(Ordering::Acquire));
+        }
+        Some(0)
+    }
+    fn may_wait(&self) -> bool {
+        true
+    }
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
+    }
+}
+
+/// A task whose request is refused because somebody has the pages' lock waits for it, before anything is drained.
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "what is freed waits, and is in no cache")]
+fn who_may_wait_waits_for_locked_pages_before_it_drains() {
+    let heap = Heap::<Host<false>, _, 1>::new(Host::default(), Hint(Patient));
+    let class = in_one_chunk(&heap);
+    let before = kept(&heap, class);
+    std::thread::scope(|scope| {
+        let heap = &heap;
+        scope.spawn(move || {
+            let mut was_locked = false;
+            heap.engine.pages.for_each_run(&mut |_| {
+                if !core::mem::replace(&mut was_locked, true) {
+                    QUESTIONS.store(0, Ordering::Relaxed);
+                    IS_LOCKED.store(true, Ordering::Release);
+                    wait_until(|| QUESTIONS.load(Ordering::Relaxed) >= OPENS);
+                }
+            });
+            IS_LOCKED.store(false, Ordering::Release);
+        });
+        wait_until(|| IS_LOCKED.load(Ordering::Acquire));
+        let block = filled(heap, 60_000);
+        // Who has the lock ends in any case.
+        let questions = QUESTIONS.fetch_max(OPENS, Ordering::Relaxed);
+        assert!(questions >= OPENS && kept(heap, class) == before, "{questions}: {before:?}, {:?}", kept(heap, class));
+        block.unwrap().free().unwrap();
+    });
     all_back(&heap);
 }
 

@@ -267,6 +267,15 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
+        name: "locked pages are not waited for before all is drained",
+        file: "src/heap/oom.rs",
+        shipped: "when(fits && busy && wait, || self.wait_for_pages",
+        planted: "when(fits && busy && wait && !@bug, || self.wait_for_pages",
+        suite: Suite::Lib,
+        test: "heap::tests::who_may_wait_waits_for_locked_pages_before_it_drains",
+        gap: None,
+    },
+    Bug {
         name: "tiny blocks are not checked",
         file: "src/cache/mod.rs",
         shipped: "            checked.store(u32::MAX, Ordering::Relaxed);\n",
