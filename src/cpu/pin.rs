@@ -175,8 +175,8 @@ unsafe impl<C: PreemptionCounter, I: CpuHint> CpuPin for PreemptionPin<C, I> {
 /// `cache_addr` is then a place that stays as it was made, and `index` [`NO_INDEX`]. A panic in them ends the program.
 ///
 /// # Safety
-/// Each CPU always gives the same place and index, and no other CPU that is set up gives one of them. The place serves
-/// one heap only, stays as long as that heap, and only the heap changes it. The heap is not moved once it was used.
+/// Each CPU always gives the same place and index, and no other CPU that is set up gives one of them. The place stays
+/// for ever.
 pub unsafe trait CpuArea {
     /// Where the address of this CPU's cache is kept. Asked on the fast path of each operation.
     fn cache_addr() -> &'static CacheAddr;
@@ -202,7 +202,11 @@ pub struct ByAddr<P, A> {
 
 impl<P: CpuPin, A: CpuArea> ByAddr<P, A> {
     /// A pin that keeps the CPU as `pin` does.
-    pub const fn new(pin: P) -> Self {
+    ///
+    /// # Safety
+    /// It becomes the mode of one heap, which is the only one that uses the places of `A`, and is neither moved nor
+    /// dropped once it was used. Else a CPU would work with a cache that is another heap's, or nobody's.
+    pub const unsafe fn new(pin: P) -> Self {
         Self { pin, area: PhantomData }
     }
 }
@@ -213,7 +217,8 @@ impl<P: core::fmt::Debug, A> core::fmt::Debug for ByAddr<P, A> {
     }
 }
 
-// SAFETY: `P` keeps the CPU while its guard lives; index and place are as `A` promises, and no call of it unwinds.
+// SAFETY: `P` keeps the CPU while its guard lives; index and place are as `A` promises, which serve this heap only, as
+// `new`'s caller promises; and no call of `A` unwinds.
 unsafe impl<P: CpuPin, A: CpuArea> CpuPin for ByAddr<P, A> {
     type Guard = P::Guard;
 

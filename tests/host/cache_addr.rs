@@ -21,8 +21,7 @@ struct Area<const TEST: usize>;
 
 static ADDRS: [[CacheAddr; PLACES]; 5] = [const { [const { CacheAddr::new() }; PLACES] }; 5];
 
-// SAFETY: a thread plays one CPU at a time, at a place that no other CPU of that test has then; each test has places
-// of its own, which stay, and a heap that stays where it is.
+// SAFETY: a thread plays one CPU at a time, at a place that no other CPU of that test has then, and which stays.
 unsafe impl<const TEST: usize> CpuArea for Area<TEST> {
     fn cache_addr() -> &'static CacheAddr {
         &ADDRS[TEST][PLACE.get()]
@@ -39,7 +38,9 @@ type Tested<const TEST: usize> = Heap<Books, Mode<TEST>, CPUS>;
 fn heap<const TEST: usize>() -> Box<Tested<TEST>> {
     // SAFETY: each thread plays a CPU of its own.
     let pin = unsafe { NeverPreempts::new(UnknownCpu) };
-    Box::new(Heap::new(Books::default(), Pinned(ByAddr::new(pin))))
+    // SAFETY: each test has one heap, boxed, and places of its own, which nobody uses when it is dropped.
+    let pin = unsafe { ByAddr::new(pin) };
+    Box::new(Heap::new(Books::default(), Pinned(pin)))
 }
 
 /// Plays a CPU whose area has its place at `place`.

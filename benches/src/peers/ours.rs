@@ -47,7 +47,7 @@ unsafe impl CpuPin for ThreadCpu {
 
 struct ThreadArea;
 
-// SAFETY: `enter` gives each thread of a process a number and a place of its own, once; one static heap uses them.
+// SAFETY: `enter` gives each thread of a process a number and a place of its own, once.
 unsafe impl CpuArea for ThreadArea {
     #[inline]
     fn cache_addr() -> &'static CacheAddr {
@@ -69,7 +69,8 @@ type Region = RegionProvider<4>;
 
 static PINNED: Heap<Region, Pinned<ThreadCpu>, MAX_THREADS> = Heap::new(Region::new(), Pinned(ThreadCpu));
 static BY_ADDR: Heap<Region, Pinned<ByAddr<ThreadCpu, ThreadArea>>, MAX_THREADS> =
-    Heap::new(Region::new(), Pinned(ByAddr::new(ThreadCpu)));
+    // SAFETY: a static, and the only heap that uses those places.
+    Heap::new(Region::new(), Pinned(unsafe { ByAddr::new(ThreadCpu) }));
 static HINTED: Heap<Region, Hint<ThreadCpu>, MAX_THREADS> = Heap::new(Region::new(), Hint(ThreadCpu));
 static PINNED_PAGES: Heap<SystemPages, Pinned<ThreadCpu>, MAX_THREADS> =
     Heap::new(SystemPages::new(), Pinned(ThreadCpu));

@@ -50,7 +50,7 @@ pub(crate) enum Places {}
 static PLACES: [CacheAddr; CPUS + 1] = [const { CacheAddr::new() }; CPUS + 1];
 
 // SAFETY: areas have their own indices; the place of those that have none stays empty, since their index is above the
-// heap's CPU count. A kernel uses one of its heaps, each of which is a static.
+// heap's CPU count.
 unsafe impl CpuArea for Places {
     fn cache_addr() -> &'static CacheAddr {
         &PLACES[cpu::index().min(CPUS)]
@@ -95,14 +95,22 @@ impl Mode for Pinned<PreemptionPin<Pins, Index>> {
 /// Only for kernels that start no threads.
 impl Mode for Pinned<ByAddr<NeverPreempts<UnknownCpu>, Places>> {
     const NAME: &'static str = "addr";
-    // SAFETY: as for `NeverPreempts<Index>`.
-    const NEW: Self = Pinned(ByAddr::new(unsafe { NeverPreempts::new(UnknownCpu) }));
+    const NEW: Self = {
+        // SAFETY: as for `NeverPreempts<Index>`.
+        let pin = unsafe { NeverPreempts::new(UnknownCpu) };
+        // SAFETY: a kernel uses one of its heaps, each of which is a static.
+        Pinned(unsafe { ByAddr::new(pin) })
+    };
 }
 
 impl Mode for Pinned<ByAddr<PreemptionPin<Pins, UnknownCpu>, Places>> {
     const NAME: &'static str = "counted_addr";
-    // SAFETY: it gives no CPU a number.
-    const NEW: Self = Pinned(ByAddr::new(unsafe { PreemptionPin::new(UnknownCpu) }));
+    const NEW: Self = {
+        // SAFETY: its source gives no CPU a number.
+        let pin = unsafe { PreemptionPin::new(UnknownCpu) };
+        // SAFETY: a kernel uses one of its heaps, each of which is a static.
+        Pinned(unsafe { ByAddr::new(pin) })
+    };
 }
 
 impl Mode for Pinned<InterruptsMasked<Index>> {
