@@ -304,6 +304,14 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Ok(Entered::new(cache, index, guard))
     }
 
+    /// [`enter`](Self::enter) of who may be the first since its CPU has a cache, and would else pass for nested: its pin
+    /// is told the address.
+    #[inline]
+    fn enter_told(&self) -> Result<Entered<'_, C>, Caller> {
+        let entered = self.enter();
+        if entered.is_err() && self.tell_addr() { self.enter() } else { entered }
+    }
+
     /// Who found no free cache at its CPU's address.
     #[inline]
     fn without_cache(&self, guard: &C::Guard) -> Caller {
@@ -326,7 +334,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// The descriptor of the granule that a live block starts in, remembered by the own cache if that is free.
     #[inline]
     pub(crate) fn desc_at(&self, start: NonNull<u8>) -> Option<&PageDesc> {
-        match self.enter() {
+        match self.enter_told() {
             Ok(entered) => self.engine.pages.desc(&entered.cache.chunk_hints, start),
             Err(_) => self.engine.pages.lookup(start)?.head_of(start),
         }
@@ -335,7 +343,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Does bounded work that takes locks with this CPU's cache held, so that a context that interrupts it knows that
     /// it is nested and does not wait for them. The caller of the work is this context, nested if the cache is busy.
     pub(crate) fn held<R>(&self, work: impl FnOnce(Caller) -> R) -> R {
-        let entered = self.enter().map_err(|caller| self.mark(caller));
+        let entered = self.enter_told().map_err(|caller| self.mark(caller));
         work(entered.as_ref().map_or_else(|outside| outside.caller, |entered| entered.caller()))
     }
 

@@ -186,7 +186,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     /// Tells the pin of the running CPU where its cache is; true if it did not know.
-    fn tell_addr(&self) -> bool {
+    pub(crate) fn tell_addr(&self) -> bool {
         let guard = self.mode.pin();
         let Some(addr) = self.mode.cache_addr(&guard) else { return false };
         self.engine.cache(self.mode.index(&guard)).is_some_and(|cache| cache.tell_addr(addr))

@@ -2,11 +2,12 @@
 //! before the cache does.
 
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::sync::Barrier;
 
 use crate::common::{AtRest, Books, filled, play_cpu};
 use smp_heap::cpu::{ByAddr, CacheAddr, CpuArea, CpuHint, NO_INDEX, NeverPreempts, UnknownCpu};
-use smp_heap::{Heap, Pinned};
+use smp_heap::{Heap, PageProvider, PageRun, Pinned};
 
 const CPUS: usize = 4;
 /// Places for addresses: one more than CPUs.
@@ -19,7 +20,7 @@ thread_local! {
 /// The places of test number `TEST`, which has one heap.
 struct Area<const TEST: usize>;
 
-static ADDRS: [[CacheAddr; PLACES]; 5] = [const { [const { CacheAddr::new() }; PLACES] }; 5];
+static ADDRS: [[CacheAddr; PLACES]; 6] = [const { [const { CacheAddr::new() }; PLACES] }; 6];
 
 // SAFETY: a thread plays one CPU at a time, at a place that no other CPU of that test has then, and which stays.
 unsafe impl<const TEST: usize> CpuArea for Area<TEST> {
@@ -139,6 +140,39 @@ fn a_heap_at_rest_takes_addresses_back_with_caches() {
         all_back(&heap);
         assert!((1..CPUS).all(|cpu| !is_known::<3>(cpu)), "their caches went to the provider");
     }
+}
+
+/// Not to be re-entered.
+struct Strict(Books);
+
+// SAFETY: the runs are those of `Books`.
+unsafe impl PageProvider for Strict {
+    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
+        self.0.map(run)
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
+        // SAFETY: the contract is the same.
+        unsafe { self.0.unmap(start, run) }
+    }
+}
+
+/// It gets its cache by a call that tells no address; if it passed for nested from then on, its provider would not be
+/// asked.
+#[test]
+fn a_cpu_that_only_takes_pages_is_not_nested() {
+    // SAFETY: as in `heap`.
+    let pin = unsafe { NeverPreempts::new(UnknownCpu) };
+    // SAFETY: as in `heap`.
+    let pin = unsafe { ByAddr::<_, Area<5>>::new(pin) };
+    let heap: Box<Heap<_, _, CPUS>> = Box::new(Heap::new(Strict(Books::default()), Pinned(pin)));
+    play(1, 1);
+    for len in [1 << 20, 64 << 20] {
+        filled(&heap, len).free().unwrap();
+    }
+    assert!(is_known::<5>(1));
+    heap.trim_all();
+    assert_eq!(heap.provider().0.held_len(), 0);
 }
 
 /// Blocks go from CPU to CPU, each with its own address.
