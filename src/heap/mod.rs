@@ -304,8 +304,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         Ok(Entered::new(cache, index, guard))
     }
 
-    /// [`enter`](Self::enter) of who may be the first since its CPU has a cache, and would else pass for nested: its pin
-    /// is told the address.
+    /// [`enter`](Self::enter) of who may be the first since its CPU has a cache: its pin is told where that is, or this
+    /// context would pass for nested.
     #[inline]
     fn enter_told(&self) -> Result<Entered<'_, C>, Caller> {
         let entered = self.enter();
