@@ -37,6 +37,15 @@ fn cache() -> (Box<CpuCache>, SizeClass) {
     (Box::new(CpuCache::new()), class(64))
 }
 
+/// A cache whose class has that limit.
+fn cache_of(limit: u32) -> (Box<CpuCache>, SizeClass) {
+    let (cache, class) = cache();
+    while cache.limit(class) < limit {
+        assert_eq!(cache.raise_limit(class, 1 << 20), Raise::Done);
+    }
+    (cache, class)
+}
+
 #[test]
 fn only_one_context_is_inside() {
     let (cache, _) = cache();
@@ -125,10 +134,7 @@ fn a_list_holds_its_limit_and_gives_the_newest_first() {
 
 #[test]
 fn the_previous_magazine_becomes_the_list_again() {
-    let ((cache, class), mut blocks) = (cache(), Blocks::new());
-    while cache.limit(class) < 8 {
-        let _ = cache.raise_limit(class, 1 << 20);
-    }
+    let ((cache, class), mut blocks) = (cache_of(8), Blocks::new());
     let mut starts = Vec::new();
     for _ in 0..9 {
         let block = blocks.next();
@@ -199,10 +205,7 @@ fn the_sum_of_all_limits_stays_within_the_budget() {
 /// Its blocks leave before its limit is lowered, and it is asked until they have.
 #[test]
 fn a_class_gives_way_once_it_has_no_blocks() {
-    let ((cache, class), mut blocks) = (cache(), Blocks::new());
-    while cache.limit(class) < 8 {
-        let _ = cache.raise_limit(class, 1 << 20);
-    }
+    let ((cache, class), mut blocks) = (cache_of(8), Blocks::new());
     (0..3).for_each(|_| cache.push(class, blocks.next()).unwrap());
     for count in [2, 1, 0] {
         assert_eq!(cache.lower_limit(SizeClass::LONGEST, false), Some(class), "it has blocks");
@@ -243,10 +246,7 @@ fn who_was_busy_lately_keeps_its_room() {
 
 #[test]
 fn who_is_emptied_gives_up_both_lists_and_its_limit() {
-    let ((cache, class), mut blocks) = (cache(), Blocks::new());
-    while cache.limit(class) < 8 {
-        let _ = cache.raise_limit(class, 1 << 20);
-    }
+    let ((cache, class), mut blocks) = (cache_of(8), Blocks::new());
     (0..5).for_each(|_| cache.push(class, blocks.next()).unwrap());
     cache.set_spare(class, cache.take_list(class));
     (0..3).for_each(|_| cache.push(class, blocks.next()).unwrap());

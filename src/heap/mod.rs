@@ -246,7 +246,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Puts a block into a cache that is held.
     #[inline(always)]
-    pub(crate) fn put(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+    fn put(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         if let Err(block) = entered.cache.push(class, block) {
             self.free_spill(entered.held, entered.guard, class, block);
         }
