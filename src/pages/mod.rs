@@ -405,23 +405,37 @@ impl<const N: usize> Pages<N> {
         }
     }
 
-    /// A run that was set aside, if one is long enough: whole.
+    /// A run that was set aside, if one is long enough: whole for a slab, cut for a large block, as long as any other
+    /// way gives it.
     #[cold]
     fn take_spare(&self, len: usize, align: usize, use_: Use) -> Option<Run<'_>> {
-        let kind = if use_ == Use::Slab { Kind::Slab } else { Kind::Large };
         for spare in
             self.spares.iter().zip(SPARE_LENS).filter(|(_, spare_len)| *spare_len >= len).map(|(spare, _)| spare)
         {
             let Some(run) = take_link(spare) else { continue };
             let fits = Chunk::run_len(run) >= len && Chunk::start_of(run).as_ptr().addr() & align.wrapping_sub(1) == 0;
             if fits {
-                pool::mark_used(Descs::around(run), run, kind, run.len(), false);
+                self.shorten_spare(run, len, use_);
                 return Some(hand_out(run));
             }
             // Its lock is held, so this leaves it to the holder.
             self.release(run, run.tag());
         }
         None
+    }
+
+    /// Makes a run that was set aside one in use; what a large block has no use for is left to its lock's holder.
+    fn shorten_spare(&self, run: &PageDesc, len: usize, use_: Use) {
+        let (descs, all) = (Descs::around(run), run.len());
+        if use_ == Use::Slab {
+            return pool::mark_used(descs, run, Kind::Slab, all, false);
+        }
+        let len = pool::granules(descs.chunk(), len);
+        pool::mark_used(descs, run, Kind::Large, len, false);
+        if let Some(rest) = descs.begin(run.index() + len).filter(|_| len < all) {
+            pool::mark_used(descs, rest, Kind::Large, all - len, false);
+            self.release(rest, rest.tag());
+        }
     }
 
     /// Frees what was set aside; true if there was any.

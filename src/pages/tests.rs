@@ -1108,6 +1108,28 @@ fn who_finds_every_lock_held_has_what_was_set_aside() {
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
 }
 
+/// With `hardened`, who frees a block whose run is longer than it is would be told that its Layout is wrong.
+#[test]
+fn a_large_block_of_what_was_set_aside_is_no_longer_than_others() {
+    let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
+    given.chunk(&pages, 64 * MIB, 4 * KIB, Use::Large, 0);
+    pages.free(pages.alloc(16 * MIB, 1, Use::Large, 0, true).unwrap().desc);
+    let slabs: Vec<_> = SPARE_LENS.iter().map(|_| pages.alloc(4 * KIB, 1, Use::Slab, 0, true).unwrap()).collect();
+    let free_len = pages.free_len();
+    let blocks: Vec<_> = {
+        let _open: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
+        [KIB, 5000, 9 * KIB, 20 * KIB].map(|len| (len, pages.alloc(len, 1, Use::Large, 0, false).unwrap())).into()
+    };
+    for (len, run) in &blocks {
+        assert!(run.len - len < 1 << Chunk::of(run.desc).shift(), "{} bytes for {len}", run.len);
+    }
+    assert_eq!(pages.verify(), Ok(()));
+    assert!(pages.free_len() > free_len, "the rests, which whoever opens a pool frees");
+    slabs.iter().chain(blocks.iter().map(|(_, run)| run)).for_each(|run| pages.free(run.desc));
+    assert_eq!(pages.verify(), Ok(()));
+    assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
+}
+
 /// CPUs' states lie side by side at the end of a chunk, unless there was no place for long.
 #[test]
 fn a_run_of_the_heaps_own_parts_nothing() {

@@ -123,6 +123,15 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
+        name: "large block of what was set aside keeps all of it",
+        file: "src/pages/mod.rs",
+        shipped: "if use_ == Use::Slab {\n            return pool::mark_used(descs, run, Kind::Slab",
+        planted: "if use_ == Use::Slab || @bug {\n            return pool::mark_used(descs, run, if use_ == Use::Slab { Kind::Slab } else { Kind::Large }",
+        suite: Suite::Lib,
+        test: "pages::tests::a_large_block_of_what_was_set_aside_is_no_longer_than_others",
+        gap: None,
+    },
+    Bug {
         name: "push counts one block too few",
         file: "src/slab/word.rs",
         shipped: "u64::from(chain.count()) << COUNT_SHIFT) | LISTED",
