@@ -571,8 +571,8 @@ fn whoever_asked_for_a_chunk_is_served_before_it_is_entered() {
     }
 }
 
-#[test]
-fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
+/// A chunk of 1 MiB that is known to hold zeros.
+fn with_zeroed_chunk(test: impl FnOnce(&Pages<1>)) {
     let run = PageRun::new(MIB, 4096, 4096).unwrap();
     // SAFETY: a run's length is not 0.
     let start = NonNull::new(unsafe { alloc_zeroed(run.layout()) }).unwrap();
@@ -580,6 +580,27 @@ fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     // SAFETY: just allocated, zeroed.
     unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, Provided { zeroed: true, ..COARSE }, WAITING) }
         .unwrap();
+    test(&pages);
+    // SAFETY: allocated above; the test has ended.
+    unsafe { dealloc(start.as_ptr(), run.layout()) };
+}
+
+#[test]
+fn a_used_run_in_front_of_a_zeroed_one_makes_it_no_zeros() {
+    with_zeroed_chunk(|pages| {
+        let first = pages.alloc(8 * KIB, 1, Use::Large, 0, true).unwrap();
+        assert!(first.zeroed && first.desc.index() == 0);
+        pages.free(first.desc);
+        assert!(!pages.alloc(9 * KIB, 1, Use::Large, 0, true).unwrap().zeroed);
+    });
+}
+
+#[test]
+fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
+    with_zeroed_chunk(zeroed_until_used);
+}
+
+fn zeroed_until_used(pages: &Pages<1>) {
     let take = |len| {
         let run = pages.alloc(len, 8192, Use::Large, 0, true).unwrap();
         if run.zeroed {
@@ -591,14 +612,12 @@ fn a_fresh_zeroed_chunk_stays_zeroed_until_used() {
     };
     let (first, second) = (take(5 * KIB), take(8 * KIB));
     assert!(first.1 && second.1, "splitting keeps the flag");
-    give(&pages, first.0);
+    give(pages, first.0);
     let (again, rest) = (take(5 * KIB), take(200 * KIB));
     assert!(!again.1 && rest.1, "a used run is not zeroed, the rest is");
     assert_eq!(pages.verify(), Ok(()));
-    give(&pages, rest.0);
+    give(pages, rest.0);
     assert!(!take(400 * KIB).1, "merged with a used run");
-    // SAFETY: allocated above; the blocks are not touched any more.
-    unsafe { dealloc(start.as_ptr(), run.layout()) };
 }
 
 /// The first run of a chunk is handed out, used and freed before the rest of the chunk comes into the pool.
@@ -1128,6 +1147,22 @@ fn a_large_block_of_what_was_set_aside_is_no_longer_than_others() {
     slabs.iter().chain(blocks.iter().map(|(_, run)| run)).for_each(|run| pages.free(run.desc));
     assert_eq!(pages.verify(), Ok(()));
     assert_eq!(pages.pools().map(Pool::empty_count).sum::<usize>(), 1);
+}
+
+/// Free pages that go back leave as many bytes as are to be kept.
+#[test]
+fn idle_pages_leave_what_is_to_be_kept() {
+    let (_given, pages, whole) = large_chunk();
+    let block = pages.alloc(64 * KIB, 1, Use::Large, 0, false).unwrap();
+    let (free_len, keep) = (pages.free_len(), 256 * KIB);
+    assert!(pages.take_idle(4 * KIB, free_len, 4 * KIB).is_none(), "all are to be kept");
+    let idle = pages.take_idle(4 * KIB, keep, 4 * KIB).unwrap();
+    assert_eq!((idle.start.addr().get() % (4 * KIB), idle.len % (4 * KIB)), (0, 0));
+    assert!((keep..keep + 8 * KIB).contains(&pages.free_len()), "{} of {free_len} are left", pages.free_len());
+    assert_eq!(pages.verify(), Ok(()));
+    pages.free(idle.desc);
+    pages.free(block.desc);
+    assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole));
 }
 
 /// CPUs' states lie side by side at the end of a chunk, unless there was no place for long.
