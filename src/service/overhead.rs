@@ -37,7 +37,7 @@ const WHOLE: usize = 128;
 ///
 /// A live set whose survivors lie far apart may hold more, whatever the allocator: as much as one block for each slab's
 /// length. So may a queue that took and gave in turn while it grew, and then shrank: its blocks lie where there was
-/// room.
+/// room. With `debug-heap` there is no such bound: blocks have headers, and each one in quarantine may keep a chunk.
 pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {
     let owners = cpus.saturating_add(SPARE_HOMES);
     let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(CACHE_LEN)));
