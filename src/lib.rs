@@ -61,7 +61,7 @@
 //! harden     how a free block's link is written; what misuse is, and who is told
 //! provider   the page providers that come with the crate
 //! cpu        the CPU identities that come with the crate
-//! base       trace, size_class, sync                              the seam of all atomics, Layout to class, events
+//! base       trace, size_class, link, sync                        atomics, links of lists, Layout to class, events
 //! contract   mode, cpu, interrupts, provider, unwind              what a kernel implements
 //! ```
 //!
@@ -110,6 +110,7 @@
 //!
 //! Why things are as they are, and at what price, stands in `docs/design.md` and at the head of each file.
 #![no_std]
+#![cfg_attr(not(any(test, loom)), deny(unsafe_code))]
 #![cfg_attr(has_allocator, feature(allocator_api))]
 
 #[cfg(not(target_has_atomic = "ptr"))]

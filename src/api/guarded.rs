@@ -15,6 +15,7 @@ use crate::harden::guard::{Fault, NoGuards, Place};
 use crate::heap::depot::Caller;
 use crate::heap::large::{LargeBlock, is_huge};
 use crate::heap::{Entered, Heap};
+use crate::pages::Mapping;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Has about one allocation in `every` guarded from now on: on pages of its own that end where the block ends, or
@@ -69,12 +70,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     fn alloc_guarded(&self, layout: Layout, caller: Caller) -> Option<NonNull<u8>> {
         let run = PageRun::new(layout.size(), P::PAGE_LEN, P::PAGE_LEN).filter(|_| layout.align() <= P::PAGE_LEN)?;
         let place = self.guards.claim()?;
-        let Some(start) = self.map_at_once(run, caller) else {
+        let Some(memory) = self.map_at_once(run, caller) else {
             self.guards.give_up(place);
             return None;
         };
         // SAFETY: the run is new and ours, at least as long as the block; the alignment was looked at above.
-        Some(unsafe { self.guards.keep(place, start, run, layout) })
+        Some(unsafe { self.guards.keep(place, memory.start(), run, layout) })
     }
 
     /// Whether a block in use is guarded.
@@ -116,12 +117,12 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             }
         }
         if let Some((start, run)) = place.run(P::PAGE_LEN) {
+            // SAFETY: the run came from `map` as it is, and its block is free.
+            let memory = unsafe { Mapping::new(start, run) };
             if C::PINNED && caller.nested {
-                // SAFETY: the run came from `map` as it is, and its block is free.
-                unsafe { self.orphan(start, run) };
+                self.source.orphans.push(memory);
             } else {
-                // SAFETY: as above.
-                unsafe { self.give_back(start, run, caller) };
+                self.give_back(memory, caller);
             }
         }
         self.guards.bury(place);

@@ -4,6 +4,8 @@
 //! no. `realloc` tries them in that order before it copies. Sizes and alignments are checked once, here; below, a
 //! request is a size class or a run.
 
+#![expect(unsafe_code, reason = "the entry points, whose callers promise what they free")]
+
 #[cfg(any(feature = "allocator-api2-02", feature = "allocator-api2-04", has_allocator))]
 mod allocator;
 #[cfg(feature = "c-heap")]

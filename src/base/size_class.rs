@@ -10,6 +10,8 @@
 //! Slabs start at a multiple of the largest power of two that divides their class's length, so
 //! the blocks inherit the alignment.
 
+#![expect(unsafe_code, reason = "indices that are in range are told to the compiler")]
+
 use core::alloc::Layout;
 use core::num::NonZeroU16;
 use core::ops::Range;

@@ -81,10 +81,10 @@ impl Hook {
 #[cfg(feature = "trace")]
 mod recording {
     use core::fmt;
-    use core::ptr::{from_ref, null_mut};
 
     use super::Event;
-    use crate::base::sync::{AtomicPtr, AtomicUsize, AtomicWord, Counter, Ordering, TryLock};
+    use crate::base::link::StaticLink;
+    use crate::base::sync::{AtomicUsize, AtomicWord, Counter, Ordering, TryLock};
     use crate::contract::unwind::never_unwinding;
 
     /// How often a context tries to claim a slot; it loses only to contexts that claim one.
@@ -285,23 +285,20 @@ mod recording {
 
     /// Where a heap records to. All zero: nowhere.
     #[derive(Debug)]
-    pub(crate) struct Hook(AtomicPtr<Trace>);
+    pub(crate) struct Hook(StaticLink<Trace>);
 
     impl Hook {
         pub(crate) const fn new() -> Self {
-            Self(AtomicPtr::new(null_mut()))
+            Self(StaticLink::new())
         }
 
         pub(crate) fn set(&self, trace: Option<&'static Trace>) {
-            self.0.store(trace.map_or(null_mut(), |trace| from_ref(trace).cast_mut()), Ordering::Release);
+            self.0.set(trace);
         }
 
         #[inline]
         pub(crate) fn record(&self, event: impl FnOnce() -> Event) {
-            let trace = self.0.load(Ordering::Acquire);
-            // SAFETY: null, or written by `set` from a reference that is valid for ever; only shared references are
-            // made of it.
-            if let Some(trace) = unsafe { trace.as_ref() } {
+            if let Some(trace) = self.0.get() {
                 trace.record(event());
             }
         }

@@ -5,6 +5,8 @@
 //! blocks that overlap, or one that is shorter than it said, cannot pass. Nothing is kept but in the blocks themselves
 //! and in the caller's slots, so the battery needs no other heap, and little stack.
 
+#![expect(unsafe_code, reason = "blocks are written and freed")]
+
 mod run;
 
 pub use run::{Failed, run};

@@ -13,6 +13,7 @@ use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
 use crate::observe::Violation;
+use crate::pages::Mapping;
 
 /// How often a pinned caller looks whether it is still alone: several time slices of most kernels.
 const LOOKS: u32 = if cfg!(miri) { 100 } else { 1 << 16 };
@@ -115,26 +116,18 @@ impl Report<'_> {
     }
 }
 
-/// A run from the provider, and what was asked for.
-#[derive(Clone, Copy)]
-struct Mapped {
-    start: NonNull<u8>,
-    run: PageRun,
+fn addr(memory: &Mapping) -> usize {
+    memory.start().as_ptr().addr()
 }
 
-impl Mapped {
-    fn addr(self) -> usize {
-        self.start.as_ptr().addr()
-    }
+fn overlaps(memory: &Mapping, start: usize, len: usize) -> bool {
+    addr(memory) < start.saturating_add(len) && start < addr(memory).saturating_add(memory.len())
+}
 
-    fn overlaps(self, start: usize, len: usize) -> bool {
-        self.addr() < start.saturating_add(len) && start < self.addr().saturating_add(self.run.len())
-    }
-
-    /// The first word of each of its pages.
-    fn pages(self, page_len: usize) -> impl Iterator<Item = *mut usize> {
-        (0..self.run.len() / page_len).map(move |page| self.start.as_ptr().wrapping_add(page * page_len).cast())
-    }
+/// The first word of each page.
+fn pages(memory: &Mapping, page_len: usize) -> impl Iterator<Item = *mut usize> {
+    let start = memory.start().as_ptr();
+    (0..memory.len() / page_len).map(move |page| start.wrapping_add(page * page_len).cast())
 }
 
 /// Checks a heap over its provider and its CPU identity: one line a check to `report`, at most 22, each with `ok` or
@@ -248,7 +241,7 @@ fn together(
 // The provider's contract.
 
 fn provider<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CPUS>, report: &mut Report<'_>) {
-    let mut runs = [None; RUNS.len()];
+    let mut runs = [const { None }; RUNS.len()];
     let asked = RUNS.iter().zip(&mut runs).try_for_each(|((len, align), place)| {
         let run = PageRun::new(len * P::PAGE_LEN, align * P::PAGE_LEN, P::PAGE_LEN).ok_or(Finding::NoMemory)?;
         *place = map(heap, run)?;
@@ -256,10 +249,9 @@ fn provider<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CP
     });
     let any = asked.and_then(|()| found(runs.iter().any(Option::is_some), Finding::NoMemory));
     report.judge("provider: gives pages", any);
-    let mapped = || runs.iter().flatten().copied();
-    let is_aligned = |mapped: &Mapped| mapped.addr() % mapped.run.align() == 0;
-    let misaligned = mapped().find(|mapped| !is_aligned(mapped));
-    let finding = |mapped: Mapped| Err(Finding::Misaligned { start: mapped.addr(), run: mapped.run });
+    let mapped = || runs.iter().flatten();
+    let misaligned = mapped().find(|memory| addr(memory) % memory.run().align() != 0);
+    let finding = |memory: &Mapping| Err(Finding::Misaligned { start: addr(memory), run: memory.run() });
     report.judge("provider: runs are aligned as asked for", misaligned.map_or(Ok(()), finding));
     let apart = apart(heap, mapped);
     let is_sound = apart.is_ok();
@@ -268,7 +260,7 @@ fn provider<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CP
     if is_sound {
         report.judge("provider: pages are zeroed if it says so", if P::ZEROED { zeroed(mapped()) } else { Ok(()) });
         report.judge("provider: pages keep what is written", kept(mapped, P::PAGE_LEN));
-        mapped().for_each(|mapped| give_back(heap, mapped));
+        runs.into_iter().flatten().for_each(|memory| heap.give_back(memory, heap.caller()));
     }
     report.judge("provider: what it takes back it gives again", comes_back(heap));
     report.judge("provider: refuses what it cannot have", refuses(heap));
@@ -277,38 +269,32 @@ fn provider<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CP
 fn map<P: PageProvider, C: CpuMode, const CPUS: usize>(
     heap: &Heap<P, C, CPUS>,
     run: PageRun,
-) -> Result<Option<Mapped>, Finding> {
-    let start = heap.source.map(run, heap.asker(heap.caller())).map_err(|_| Finding::Busy)?;
-    Ok(start.map(|start| Mapped { start, run }))
-}
-
-fn give_back<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CPUS>, mapped: Mapped) {
-    // SAFETY: the run came from `map` as it is, and is used no more.
-    unsafe { heap.give_back(mapped.start, mapped.run, heap.caller()) };
+) -> Result<Option<Mapping>, Finding> {
+    heap.source.map(run, heap.asker(heap.caller())).map_err(|_| Finding::Busy)
 }
 
 /// Whether no run lies in another one, or in a chunk of the heap.
-fn apart<P: PageProvider, C: CpuMode, const CPUS: usize, I: Iterator<Item = Mapped>>(
+fn apart<'m, P: PageProvider, C: CpuMode, const CPUS: usize, I: Iterator<Item = &'m Mapping>>(
     heap: &Heap<P, C, CPUS>,
     mapped: impl Fn() -> I,
 ) -> Result<(), Finding> {
     for (index, one) in mapped().enumerate() {
-        if let Some(other) = mapped().skip(index + 1).find(|other| one.overlaps(other.addr(), other.run.len())) {
-            return Err(Finding::Overlap { one: one.addr(), other: other.addr() });
+        if let Some(other) = mapped().skip(index + 1).find(|other| overlaps(one, addr(other), other.len())) {
+            return Err(Finding::Overlap { one: addr(one), other: addr(other) });
         }
     }
     let mut inside = None;
     heap.for_each_run(|run| {
         let start = run.chunk_addr.wrapping_add(run.offset);
-        inside = inside.or_else(|| mapped().find(|mapped| mapped.overlaps(start, run.len)));
+        inside = inside.or_else(|| mapped().find(|memory| overlaps(memory, start, run.len)));
     });
-    inside.map_or(Ok(()), |mapped| Err(Finding::OfHeap { start: mapped.addr() }))
+    inside.map_or(Ok(()), |memory| Err(Finding::OfHeap { start: addr(memory) }))
 }
 
-fn zeroed(mut mapped: impl Iterator<Item = Mapped>) -> Result<(), Finding> {
-    mapped.try_for_each(|mapped| {
-        let words = mapped.run.len() / size_of::<usize>();
-        let mut words = (0..words).map(|word| mapped.start.as_ptr().cast::<usize>().wrapping_add(word));
+fn zeroed<'m>(mut mapped: impl Iterator<Item = &'m Mapping>) -> Result<(), Finding> {
+    mapped.try_for_each(|memory| {
+        let words = memory.len() / size_of::<usize>();
+        let mut words = (0..words).map(|word| memory.start().as_ptr().cast::<usize>().wrapping_add(word));
         // SAFETY: inside the run, which the provider has just given, mapped and readable, and nobody else uses.
         let other = words.find(|word| unsafe { word.read_volatile() } != 0);
         other.map_or(Ok(()), |word| Err(Finding::NotZero { addr: word.addr() }))
@@ -316,8 +302,8 @@ fn zeroed(mut mapped: impl Iterator<Item = Mapped>) -> Result<(), Finding> {
 }
 
 /// Writes to each page of all runs, then reads all of them: a page that is there twice has another one's word.
-fn kept<I: Iterator<Item = Mapped>>(mapped: impl Fn() -> I, page_len: usize) -> Result<(), Finding> {
-    let pages = || mapped().flat_map(|mapped| mapped.pages(page_len));
+fn kept<'m, I: Iterator<Item = &'m Mapping>>(mapped: impl Fn() -> I, page_len: usize) -> Result<(), Finding> {
+    let pages = || mapped().flat_map(|memory| pages(memory, page_len));
     for page in pages() {
         // SAFETY: a page's first word, inside the run, which the provider has just given and nobody else uses.
         unsafe { page.write_volatile(!page.addr()) };
@@ -330,34 +316,31 @@ fn kept<I: Iterator<Item = Mapped>>(mapped: impl Fn() -> I, page_len: usize) -> 
 /// Has the longest run that there is taken back and given again.
 fn comes_back<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CPUS>) -> Result<(), Finding> {
     let mut len = LONGEST_RUN;
-    let first = loop {
+    let mut memory = loop {
         let run = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN).ok_or(Finding::NoMemory)?;
         match map(heap, run)? {
-            Some(mapped) => break mapped,
+            Some(memory) => break memory,
             None if len <= P::PAGE_LEN => return Err(Finding::NoMemory),
             None => len /= 2,
         }
     };
-    let mut mapped = first;
+    let run = memory.run();
     for round in 1..=ROUNDS {
-        let asker = heap.asker(heap.caller());
-        // SAFETY: the run came from `map` as it is, and is used no more.
-        let taken = heap.source.ask(asker, |provider| unsafe { provider.unmap(mapped.start, mapped.run) });
-        if taken != Some(true) {
+        if let Err(memory) = heap.unmap(memory, heap.caller()) {
             // It need not take anything back: the heap then keeps it.
-            give_back(heap, mapped);
+            heap.give_back(memory, heap.caller());
             return Ok(());
         }
-        mapped = map(heap, mapped.run)?.ok_or(Finding::Lost { round, len })?;
+        memory = map(heap, run)?.ok_or(Finding::Lost { round, len })?;
     }
-    give_back(heap, mapped);
+    heap.give_back(memory, heap.caller());
     Ok(())
 }
 
 fn refuses<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CPUS>) -> Result<(), Finding> {
     let absurd =
         PageRun::new(isize::MAX as usize & !(P::PAGE_LEN - 1), P::PAGE_LEN, P::PAGE_LEN).ok_or(Finding::NoMemory)?;
-    map(heap, absurd)?.map_or(Ok(()), |mapped| Err(Finding::Absurd { start: mapped.addr() }))
+    map(heap, absurd)?.map_or(Ok(()), |memory| Err(Finding::Absurd { start: addr(&memory) }))
 }
 
 // The identity's contract.

@@ -23,6 +23,8 @@
 //! Invariants (executed by `verify`): C1 the list from `head` has `most - spare_count - room` blocks; C2 the list from
 //! `spare` has `spare_count` blocks; C3 `limit_len` is the sum of `2 * limit * block_len`.
 
+#![expect(unsafe_code, reason = "links of free blocks; the cache that a pin keeps")]
+
 #[cfg(not(feature = "hardened"))]
 pub(crate) mod owned_pages;
 pub(crate) mod table;
@@ -31,10 +33,11 @@ mod tests;
 
 use core::ptr::{NonNull, from_ref, null_mut};
 
+use crate::base::link::Link;
 use crate::base::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Counter, Ordering, compiler_fence};
 #[cfg(not(feature = "hardened"))]
-use crate::cache::owned_pages::HomePages;
+use crate::cache::owned_pages::OwnedPages;
 use crate::contract::cpu::{CacheAddr, HELD};
 #[cfg(feature = "guard-pages")]
 use crate::harden::guard::Countdown;
@@ -244,7 +247,7 @@ pub(crate) struct CpuCache {
     /// is that CPU's and free; and all zero is the first CPU's, free.
     free_for: AtomicUsize,
     /// Null for the first CPU's cache.
-    run_cache: AtomicPtr<RunCache>,
+    run_cache: Link<RunCache>,
     /// Somebody wants this cache emptied; its owner does so at its next slow path.
     drain_asked: AtomicBool,
     /// Whether this cache was ever used: it then counts in the budget's divisor.
@@ -264,7 +267,7 @@ pub(crate) struct CpuCache {
     pub(crate) chunk_hints: ChunkHints,
     /// Where this CPU's own tiny blocks are.
     #[cfg(not(feature = "hardened"))]
-    pub(crate) owned_pages: HomePages,
+    pub(crate) owned_pages: OwnedPages,
     /// Bytes that `realloc` copied on this CPU: of short blocks, of long ones.
     copied: [Counter; 2],
     /// What the lists' links are written under.
@@ -283,7 +286,7 @@ impl CpuCache {
     pub(crate) const fn new() -> Self {
         Self {
             free_for: AtomicUsize::new(0),
-            run_cache: AtomicPtr::new(null_mut()),
+            run_cache: Link::new(),
             drain_asked: AtomicBool::new(false),
             used: AtomicBool::new(false),
             gone: AtomicBool::new(false),
@@ -294,7 +297,7 @@ impl CpuCache {
             limit_len: AtomicUsize::new(0),
             chunk_hints: ChunkHints::new(),
             #[cfg(not(feature = "hardened"))]
-            owned_pages: HomePages::new(),
+            owned_pages: OwnedPages::new(),
             key: KeyCell::new(),
             damage: Damage::new(),
             copied: [const { Counter::new(0) }; 2],
@@ -306,19 +309,15 @@ impl CpuCache {
     }
 
     /// Makes a cache that is all zero that CPU's, with the run cache beside it. Before others see it.
-    ///
-    /// # Safety
-    /// The run cache stays as long as this.
-    pub(crate) unsafe fn begin(&self, index: usize, run_cache: &RunCache) {
+    pub(crate) fn begin(&self, index: usize, run_cache: &RunCache) {
         self.free_for.store(index, Ordering::Relaxed);
-        self.run_cache.store(from_ref(run_cache).cast_mut(), Ordering::Relaxed);
+        self.run_cache.set(Some(run_cache));
     }
 
     /// The run cache of a CPU other than the first.
     #[inline]
     pub(crate) fn run_cache(&self) -> Option<&RunCache> {
-        // SAFETY: null, or what `begin` was given, which stays as long as this.
-        unsafe { self.run_cache.load(Ordering::Relaxed).as_ref() }
+        self.run_cache.get()
     }
 
     /// Takes the cache if it is that CPU's and free, against other CPUs: one locked instruction. Fast.

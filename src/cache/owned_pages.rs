@@ -20,9 +20,9 @@ const PAGE_SHIFT: u32 = 12;
 
 /// All zero is valid: it knows pages whose number's low half is zero, which are one in four thousand million.
 #[derive(Debug)]
-pub(crate) struct HomePages(/* the low half of a page's number */ [AtomicU32; COUNT]);
+pub(crate) struct OwnedPages(/* the low half of a page's number */ [AtomicU32; COUNT]);
 
-impl HomePages {
+impl OwnedPages {
     pub(crate) const fn new() -> Self {
         Self([const { AtomicU32::new(0) }; COUNT])
     }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_noted_page_is_known_until_forgotten_or_displaced() {
-        let pages = HomePages::new();
+        let pages = OwnedPages::new();
         let (first, last, next) = (block(0x1234_5000), block(0x1234_5ff8), block(0x1234_6000));
         assert!(!pages.has(first));
         pages.note(last);

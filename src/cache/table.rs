@@ -26,11 +26,13 @@
 //! this CPU; the others load it with `Acquire`. A context that comes before the store finds null and takes the slow
 //! path. If it interrupted the maker it finds the mark, and knows that it is nested.
 
+#![expect(unsafe_code, reason = "a CPU's state is made of a run")]
+
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use crate::cache::CpuCache;
-use crate::pages::RunCache;
+use crate::pages::{Run, RunCache};
 use crate::slab::list::Shard;
 
 /// States take at most this share of the bytes held.
@@ -63,6 +65,18 @@ pub(crate) struct CpuTable<const CPUS: usize> {
     count: AtomicUsize,
     /// Calls that found no place for a state since one was made.
     waits: AtomicUsize,
+}
+
+/// Nobody else is in the heap: no other CPU, and nothing that was interrupted.
+#[derive(Debug)]
+pub(crate) struct AtRest(());
+
+impl AtRest {
+    /// # Safety
+    /// It is so as long as this value lives, and its holder refers to no CPU's state.
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
 }
 
 /// A CPU without a cache is inside until this is dropped.
@@ -166,18 +180,20 @@ impl<const CPUS: usize> CpuTable<CPUS> {
         self.waits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Gives a CPU its state, at `place`, and shows what it keeps to `add` before. The caller holds the CPU's mark.
-    ///
-    /// # Safety
-    /// `place` is aligned, has room, and is the table's until [`take_out`](Self::take_out) gives it back.
-    pub(crate) unsafe fn install(&self, index: usize, place: NonNull<CpuState>, add: impl FnOnce(&RunCache)) {
+    /// Gives a CPU its state, in a run that fits, and shows its run cache to `add` before. The run is the table's until
+    /// [`take_out`](Self::take_out) gives it back. The caller holds the CPU's mark.
+    #[expect(clippy::needless_pass_by_value, reason = "the run is the table's from now on")]
+    pub(crate) fn install(&self, index: usize, run: Run<'_>, add: impl FnOnce(&RunCache)) {
         let Some(slot) = self.states.get(index) else { return };
-        // SAFETY: the caller's, aligned and long enough.
+        let place = run.start.cast::<CpuState>();
+        if run.len < size_of::<CpuState>() || !place.is_aligned() {
+            return;
+        }
+        // SAFETY: the run is ours alone (`Run`), aligned and long enough.
         unsafe { place.write_bytes(0, 1) };
         // SAFETY: every field is an atomic for which all bits zero are valid, or an array or struct of those.
         let state = unsafe { place.as_ref() };
-        // SAFETY: both are in the state.
-        unsafe { state.cache.begin(index, &state.run_cache) };
+        state.cache.begin(index, &state.run_cache);
         add(&state.run_cache);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.waits.store(0, Ordering::Relaxed);
@@ -185,11 +201,8 @@ impl<const CPUS: usize> CpuTable<CPUS> {
         slot.store(place.as_ptr(), Ordering::Release);
     }
 
-    /// Takes every state out, and gives each to `free`.
-    ///
-    /// # Safety
-    /// Nobody else is in the heap, and nothing refers to the states.
-    pub(crate) unsafe fn take_out(&self, mut free: impl FnMut(NonNull<CpuState>)) {
+    /// Takes every state out, and gives each to `free`. What referred to them was emptied before.
+    pub(crate) fn take_out(&self, _: &AtRest, mut free: impl FnMut(NonNull<CpuState>)) {
         for slot in &self.states {
             let state = slot.load(Ordering::Acquire);
             slot.store(null_mut(), Ordering::Relaxed);
@@ -206,11 +219,12 @@ mod tests {
     use std::boxed::Box;
 
     /// A place that nobody else uses, full of what was there before.
-    fn place() -> NonNull<CpuState> {
+    fn place() -> Run<'static> {
         let place: &mut core::mem::MaybeUninit<CpuState> = Box::leak(Box::new_uninit());
         // SAFETY: bytes of the box.
         unsafe { place.as_mut_ptr().write_bytes(0xa5, 1) };
-        NonNull::from(place).cast()
+        // SAFETY: the whole box, which is leaked.
+        unsafe { Run::apart(NonNull::from(place).cast(), size_of::<CpuState>()) }
     }
 
     #[test]
@@ -229,8 +243,7 @@ mod tests {
     fn a_state_is_its_cpus_alone() {
         let table = Box::new(CpuTable::<3>::new());
         let mut kept = null_mut();
-        // SAFETY: leaked memory of that length.
-        unsafe { table.install(2, place(), |new| kept = core::ptr::from_ref(new).cast_mut()) };
+        table.install(2, place(), |new| kept = core::ptr::from_ref(new).cast_mut());
         let cache = table.cache_to_try(2, false).unwrap();
         assert!(!cache.try_lock(0) && cache.try_lock(2) && cache.is_busy() && !cache.try_lock(2));
         cache.unlock(2);
@@ -240,7 +253,7 @@ mod tests {
         assert_eq!((all, table.end()), ([0, 2].into(), 3));
         let mut count = 0;
         // SAFETY: the test is alone.
-        unsafe { table.take_out(|_| count += 1) };
+        table.take_out(&unsafe { AtRest::new() }, |_| count += 1);
         assert_eq!((count, table.iter().count(), table.has(2)), (1, 1, false));
     }
 
@@ -258,8 +271,7 @@ mod tests {
     fn states_take_a_share_of_the_heap() {
         let table = Box::new(CpuTable::<3>::new());
         assert!(!table.has_room(SHARE * 8192 - 1, 8192) && table.has_room(SHARE * 8192, 8192));
-        // SAFETY: leaked memory of that length.
-        unsafe { table.install(1, place(), |_| ()) };
+        table.install(1, place(), |_| ());
         assert!(!table.has_room(SHARE * 8192, 8192) && table.has_room(2 * SHARE * 8192, 8192));
     }
 }

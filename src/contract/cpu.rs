@@ -11,6 +11,8 @@
 //!
 //! A kernel names its choice in the heap's type: `Heap<P, Hint<H>, N>` or `Heap<P, Pinned<C>, N>`.
 
+#![expect(unsafe_code, reason = "contracts of the kernel")]
+
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 

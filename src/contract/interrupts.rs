@@ -1,5 +1,7 @@
 //! Whether this CPU takes interrupts, as its own status register says.
 
+#![expect(unsafe_code, reason = "contracts of the kernel")]
+
 /// Whether interrupts are open on this CPU: `RFLAGS.IF` on x86-64, `DAIF.I` on AArch64, `sstatus.SIE` on 64-bit RISC-V.
 /// True where the crate does not know: on other architectures, and on a host, whose user code can neither mask
 /// interrupts nor, but on x86-64, read the register.

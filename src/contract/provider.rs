@@ -15,6 +15,8 @@
 //!   needs new pages while another one is inside the provider waits for it, within a bound, and is refused when
 //!   the bound is over.
 
+#![expect(unsafe_code, reason = "contracts of the kernel")]
+
 use core::alloc::Layout;
 use core::ptr::NonNull;
 

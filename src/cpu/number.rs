@@ -1,5 +1,7 @@
 //! As which integer a kernel keeps the CPU's number in its per-CPU area.
 
+#![expect(unsafe_code, reason = "contracts of the kernel")]
+
 /// An integer as which a per-CPU area may hold the CPU's number: `u16`, `u32`, `u64` or `usize`.
 ///
 /// It is loaded as wide as it is, and filled up with zeros. So the greatest value of each type is above any heap's CPU

@@ -9,6 +9,8 @@
 //! - *A source that knows nothing yet gives the index [`NO_INDEX`]*, which no heap has a cache for. Boot code and CPUs
 //!   that are being started need no other heap: theirs is only slow. Price: none, the heap compares the index anyway.
 
+#![expect(unsafe_code, reason = "contracts of the kernel")]
+
 use core::marker::PhantomData;
 
 use super::{CacheAddr, CpuHint, CpuPin};

@@ -4,6 +4,8 @@
 //! their per-CPU data, in the thread pointer `tp`: [`TpNumber`] and [`Tp`]. Neither is `pure` to the compiler: it may
 //! not reuse an answer, since the code may have moved to another hart in between.
 
+#![expect(unsafe_code, reason = "registers of the CPU")]
+
 use core::arch::asm;
 use core::marker::PhantomData;
 

@@ -4,6 +4,8 @@
 //! `cpuid`, which traps under a hypervisor. None of them is `pure` to the compiler: it may not reuse an answer, since
 //! the code may have moved to another CPU in between.
 
+#![expect(unsafe_code, reason = "registers of the CPU")]
+
 use core::arch::asm;
 use core::marker::PhantomData;
 

@@ -21,6 +21,8 @@
 //! Sources of the ideas: the red zones and the quarantine of AddressSanitizer, the poison and the user tracking of
 //! Linux's SLUB.
 
+#![expect(unsafe_code, reason = "headers, red zones and poison in blocks")]
+
 use core::alloc::Layout;
 use core::fmt;
 use core::panic::Location;

@@ -20,6 +20,8 @@
 //!
 //! Sources of the idea: Electric Fence (Perens 1987), GWP-ASan, KFENCE of Linux.
 
+#![expect(unsafe_code, reason = "red bytes beside guarded blocks")]
+
 use core::alloc::Layout;
 use core::fmt;
 use core::ptr::{NonNull, null_mut};

@@ -1,5 +1,7 @@
 //! Links as plain pointers: nothing to know, nothing to check.
 
+#![expect(unsafe_code, reason = "links of free blocks")]
+
 use core::ptr::NonNull;
 
 use crate::base::sync::{read, write};

@@ -1,5 +1,7 @@
 //! What is reported, and to whom.
 
+#![expect(unsafe_code, reason = "a hook of the kernel is kept as a pointer")]
+
 use core::fmt;
 use core::ptr::null_mut;
 

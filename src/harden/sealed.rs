@@ -22,6 +22,8 @@
 //! Price: some 25 instructions for a pair of `alloc` and `free`, and addresses of 48 bits. Chunks elsewhere (five-level
 //! paging) are refused.
 
+#![expect(unsafe_code, reason = "links of free blocks")]
+
 use core::ptr::{NonNull, null_mut, with_exposed_provenance_mut};
 
 use crate::base::sync::{AtomicPtr, AtomicUsize, Counter, Ordering, write};

@@ -15,6 +15,8 @@
 //!
 //! Not with `hardened`: there a block is told by its slab's class when it is freed.
 
+#![expect(unsafe_code, reason = "free blocks become one of another class")]
+
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::Ordering;
 use crate::cache::CpuCache;

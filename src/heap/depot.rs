@@ -22,7 +22,7 @@ use core::ptr::NonNull;
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::{AtomicUsize, Counter, InHand, Level, Ordering, summed};
 use crate::base::trace::{Event, Hook, Kind};
-use crate::cache::table::{CpuState, CpuTable};
+use crate::cache::table::{AtRest, CpuState, CpuTable};
 use crate::cache::{CpuCache, Raise, Tally};
 use crate::harden::Damage;
 #[cfg(feature = "hardened")]
@@ -31,7 +31,7 @@ use crate::pages::{Chunk, Kind as RunKind, Pages, Refused, Run, RunCache, Step, 
 use crate::slab::block::{Block, Chain, List};
 use crate::slab::free_blocks::Places;
 use crate::slab::list::{Bin, Busy, Shard, Sweep};
-use crate::slab::word::{MAX_HOMES, Slab, slab_len};
+use crate::slab::word::{MAX_OWNERS, Slab, slab_len};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
 const SPARE_SHARDS: usize = 3;
@@ -162,7 +162,7 @@ pub(crate) struct Group<'a> {
 
 impl<const CPUS: usize> Engine<CPUS> {
     pub(crate) const fn new() -> Self {
-        const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_HOMES, "a heap is for 1 to 65,533 CPUs") };
+        const { assert!(CPUS >= 1 && CPUS + SPARE_SHARDS <= MAX_OWNERS, "a heap is for 1 to 65,533 CPUs") };
         Self {
             cpus: CpuTable::new(),
             spare_shards: [const { Shard::new() }; SPARE_SHARDS],
@@ -214,19 +214,13 @@ impl<const CPUS: usize> Engine<CPUS> {
             self.cpus.note_wait();
             return false;
         };
-        // SAFETY: it is in a state that stays until `remove_cpus`, which forgets it before.
-        let keeps = |kept: &RunCache| unsafe { self.pages.add_run_cache(kept) };
-        // SAFETY: the run is as long and as much aligned as a state, and nobody else's until `remove_cpus`.
-        unsafe { self.cpus.install(index, run.start.cast(), keeps) };
+        self.cpus.install(index, run, |run_cache| self.pages.add_run_cache(run_cache));
         true
     }
 
     /// Takes their caches and slabs' bins from all CPUs but the first, when those are empty, and gives the memory to
     /// the pages.
-    ///
-    /// # Safety
-    /// Nobody else is in the heap.
-    pub(crate) unsafe fn remove_cpus(&self) {
+    pub(crate) fn remove_cpus(&self, rest: &AtRest) {
         let is_idle = |cache: &CpuCache| SizeClass::all().all(|class| cache.count(class) == 0);
         let is_unused = |shard: &Shard| SizeClass::all().all(|class| shard.bin(class).looks_empty());
         if self.cpus.iter().skip(1).any(|(_, cache, shard)| !is_idle(cache) || !is_unused(shard)) {
@@ -249,11 +243,10 @@ impl<const CPUS: usize> Engine<CPUS> {
             let run = self.pages.lookup(state.cast()).and_then(|chunk| chunk.head_of(state.cast()));
             run.into_iter().for_each(|run| self.pages.free_own(run));
         };
-        // SAFETY: nobody else is in the heap (caller), and what referred to them was just emptied.
-        unsafe { self.cpus.take_out(free) };
+        self.cpus.take_out(rest, free);
     }
 
-    /// Homes: one for each CPU up to the last that has its own bins, and the spare ones.
+    /// Owners: one for each CPU up to the last that has its own bins, and the spare ones.
     pub(crate) fn owner_count(&self) -> usize {
         self.cpus.end() + SPARE_SHARDS
     }
@@ -370,8 +363,8 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// One block out of a run that the caller got from the provider for this purpose.
-    pub(crate) fn adopt(&self, run: &Run<'_>, class: SizeClass, caller: Caller) -> Option<Block> {
-        let mut list = self.found_slab(run, class, 1, self.owner_for(class, caller))?;
+    pub(crate) fn adopt(&self, run: Run<'_>, class: SizeClass, caller: Caller) -> Option<Block> {
+        let mut list = self.create_slab(run, class, 1, self.owner_for(class, caller))?;
         self.count_taken(None, class, list.count());
         list.pop()
     }
@@ -407,12 +400,13 @@ impl<const CPUS: usize> Engine<CPUS> {
         if let Some(list) = self.obtain_left(class, most) {
             return Ok(list);
         }
-        let run = self.slab_run(class, caller);
-        if let Ok(run) = &run {
-            own.missed.found();
-            return self.found_slab(run, class, most, owner).ok_or(Refused::Empty);
-        }
-        let mut refused = run.map_or_else(|refused| refused, |_| Refused::Empty);
+        let mut refused = match self.slab_run(class, caller) {
+            Ok(run) => {
+                own.missed.found();
+                return self.create_slab(run, class, most, owner).ok_or(Refused::Empty);
+            }
+            Err(refused) => refused,
+        };
         for (_, bin) in self.bins(class) {
             let taken = bin.take(most, false);
             self.report_damage(&bin.damage);
@@ -466,9 +460,9 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// Blocks from a new slab, which joins the owner's bin if it has more.
-    fn found_slab(&self, run: &Run<'_>, class: SizeClass, most: u32, owner: usize) -> Option<List> {
-        let slab = Slab::found(run.desc, class, owner);
+    fn create_slab(&self, run: Run<'_>, class: SizeClass, most: u32, owner: usize) -> Option<List> {
         self.slab_len(class).add(run.len);
+        let slab = Slab::create(run, class, owner);
         let taken = slab.take(most)?;
         if !taken.exhausted {
             self.bin(owner, class).enlist(slab);

@@ -2,8 +2,6 @@
 //!
 //! Everything here is called with nothing held, and takes this CPU's cache for one step at a time.
 
-use core::ptr::NonNull;
-
 use crate::base::sync::{SPIN_LIMIT, spin_loop};
 use crate::base::trace::{Event, Kind};
 use crate::contract::CpuMode;
@@ -12,7 +10,7 @@ use crate::heap::Heap;
 use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::{Asker, Away};
-use crate::pages::{AddError, Provided, Run, Step, Use, Want, chunk_len_for};
+use crate::pages::{AddError, Mapping, Provided, Run, Step, Use, Want, chunk_len_for};
 
 /// The shortest chunk worth asking a provider for that has as much.
 const MIN_CHUNK_LEN: usize = 1024 * 1024;
@@ -93,14 +91,15 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let mut moving = (!tight).then(|| self.source.in_transit.begin());
         for _ in 0..GROW_TRIES {
             match self.source.map_wished(need, wish, asker) {
-                Ok(Some((start, run))) => {
-                    self.engine.set_ample(if tight { self.engine.is_ample() } else { run.len() >= wish });
-                    self.trace_run(Kind::Map, start, run);
+                Ok(Some(memory)) => {
+                    let len = memory.len();
+                    self.engine.set_ample(if tight { self.engine.is_ample() } else { len >= wish });
+                    self.trace_run(Kind::Map, &memory);
                     self.engine.grows();
-                    self.source.recent.note_mapped(run.len(), self.used_len().saturating_add(run.len()));
+                    self.source.recent.note_mapped(len, self.used_len().saturating_add(len));
                     moving.get_or_insert_with(|| self.source.in_transit.begin());
-                    let run = self.add_chunk(start, run, want, caller, wait);
-                    return Ok(run.ok().and_then(|run| match run {
+                    let run = self.add_chunk(memory, want, caller, wait);
+                    return Ok(run.and_then(|run| match run {
                         Some(run) => seek.adopt(run, Caller { nested: !wait, ..caller }),
                         None => seek.attempt(Depth::Quick).ok(),
                     }));
@@ -132,47 +131,38 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let _moving = self.source.in_transit.begin();
         let recalled = self.held(|_| self.engine.pages.recall(want, wish))?;
-        let is_there = PageRun::new(recalled.len, P::PAGE_LEN, P::PAGE_LEN).is_some_and(|run| {
-            // SAFETY: the pages were decommitted, and are in a run of the provider's.
-            unsafe { self.source.commit(recalled.start, run, asker) }
-        });
-        if !is_there {
+        if !self.source.commit(&recalled, asker) {
             self.held(|_| self.engine.pages.stayed_away(recalled));
             return None;
         }
-        self.source.recent.note_mapped(recalled.len, self.used_len());
+        self.source.recent.note_mapped(recalled.pages().1, self.used_len());
         self.engine.grows();
         Some(self.held(|_| self.engine.pages.came_back(recalled)))
     }
 
-    /// Makes a run from the provider a chunk, and cuts off what is wanted. If it cannot be noted, it goes back.
-    fn add_chunk(
-        &self,
-        start: NonNull<u8>,
-        run: PageRun,
-        want: Want,
-        caller: Caller,
-        wait: bool,
-    ) -> Result<Option<Run<'_>>, AddError> {
-        let mut result = Err(AddError::Busy);
+    /// Makes memory from the provider a chunk, and cuts off what is wanted. `None`: it cannot be noted, and went back.
+    fn add_chunk(&self, mut memory: Mapping, want: Want, caller: Caller, wait: bool) -> Option<Option<Run<'_>>> {
         let provided = Provided { zeroed: P::ZEROED, decommits: P::DECOMMITS };
         let step: Step<'_> = &|work| self.step_if(wait, work);
         for _ in 0..GROW_TRIES {
-            // SAFETY: `map` just gave us the whole run, and nobody else knows it.
-            result = unsafe { self.engine.pages.add_chunk(start, run, want, caller.index, provided, step) };
-            match result {
-                Err(AddError::Full) if self.add_table(caller) => {}
-                Err(AddError::Busy) => {}
+            let error;
+            (error, memory) = match self.engine.pages.add_chunk(memory, want, caller.index, provided, step) {
+                Ok(run) => {
+                    if wait {
+                        self.held(|caller| self.engine.pages.set_all_aside(caller.index));
+                    }
+                    return Some(run);
+                }
+                Err(refused) => refused,
+            };
+            match error {
+                AddError::Full if self.add_table(caller) => {}
+                AddError::Busy => {}
                 _ => break,
             }
         }
-        match &result {
-            Ok(_) if wait => self.held(|caller| self.engine.pages.set_all_aside(caller.index)),
-            Ok(_) => {}
-            // SAFETY: the run came from `map` and was not used.
-            Err(_) => unsafe { self.give_back(start, run, caller) },
-        }
-        result
+        self.give_back(memory, caller);
+        None
     }
 
     /// Gets memory for a further table of chunks.
@@ -180,75 +170,48 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let Some(run) = PageRun::new(self.engine.pages.next_table_len(), P::PAGE_LEN, P::PAGE_LEN) else {
             return false;
         };
-        let Ok(Some(start)) = self.map(run, caller) else {
+        let Ok(Some(memory)) = self.map(run, caller) else {
             return false;
         };
-        // SAFETY: `map` just gave us the whole run, and nobody else knows it.
-        if unsafe { self.engine.pages.add_table(start, run) }.is_ok() {
-            return true;
-        }
-        // SAFETY: the run came from `map` and was not used.
-        unsafe { self.give_back(start, run, caller) };
-        false
+        let refused = self.engine.pages.add_table(memory).map_err(|(_, memory)| self.give_back(memory, caller));
+        refused.is_ok()
     }
 
     /// A run from the provider.
-    pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<NonNull<u8>>, Away> {
-        let start = self.source.map(run, self.asker(caller))?;
-        start.inspect(|start| self.trace_run(Kind::Map, *start, run));
-        Ok(start)
+    pub(crate) fn map(&self, run: PageRun, caller: Caller) -> Result<Option<Mapping>, Away> {
+        let memory = self.source.map(run, self.asker(caller))?;
+        Ok(memory.inspect(|memory| self.trace_run(Kind::Map, memory)))
     }
 
     /// A run from the provider if nobody is with it: for who can do without.
     #[cfg(feature = "guard-pages")]
-    pub(crate) fn map_at_once(&self, run: PageRun, caller: Caller) -> Option<NonNull<u8>> {
+    pub(crate) fn map_at_once(&self, run: PageRun, caller: Caller) -> Option<Mapping> {
         let asker = Asker { may_wait: false, ..self.asker(caller) };
-        self.source.map(run, asker).ok()?.inspect(|start| self.trace_run(Kind::Map, *start, run))
+        self.source.map(run, asker).ok()?.inspect(|memory| self.trace_run(Kind::Map, memory))
     }
 
-    /// A run back to the provider. False: it is still the heap's.
-    ///
-    /// # Safety
-    /// As for [`PageProvider::unmap`].
-    pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
-        // SAFETY: the contract is the same.
-        let taken = unsafe { self.source.unmap(start, run, self.asker(caller)) };
-        if taken {
-            self.trace_run(Kind::Unmap, start, run);
-        }
-        taken
+    /// Memory back to the provider. `Err`: it is still the heap's.
+    pub(crate) fn unmap(&self, memory: Mapping, caller: Caller) -> Result<(), Mapping> {
+        let event = event(Kind::Unmap, &memory);
+        self.source.unmap(memory, self.asker(caller))?;
+        self.engine.trace.record(|| event);
+        Ok(())
     }
 
-    fn trace_run(&self, kind: Kind, start: NonNull<u8>, run: PageRun) {
-        let event = || Event { kind, addr: start.as_ptr().addr(), len: run.len(), align: run.align() };
-        self.engine.trace.record(event);
+    fn trace_run(&self, kind: Kind, memory: &Mapping) {
+        self.engine.trace.record(|| event(kind, memory));
     }
 
     /// Offers the provider again what it did not take.
     pub(crate) fn offer_orphans(&self, caller: Caller) {
-        // SAFETY: `take_all` makes each run ours, and it came from `map` as it is.
-        self.source.orphans.take_all(|start, run| unsafe { self.give_back(start, run, caller) });
+        self.source.orphans.take_all(|memory| self.give_back(memory, caller));
     }
 
-    /// Gives a run that the heap does not use to the provider, now or later.
-    ///
-    /// # Safety
-    /// The run came from `map` as it is, and is the caller's alone.
-    pub(crate) unsafe fn give_back(&self, start: NonNull<u8>, run: PageRun, caller: Caller) {
-        // SAFETY: the contract is the same.
-        if !unsafe { self.unmap(start, run, caller) } {
-            // SAFETY: the provider did not take it, so it still is the caller's.
-            unsafe { self.orphan(start, run) };
+    /// Gives memory that the heap does not use to the provider, now or later.
+    pub(crate) fn give_back(&self, memory: Mapping, caller: Caller) {
+        if let Err(memory) = self.unmap(memory, caller) {
+            self.source.orphans.push(memory);
         }
-    }
-
-    /// Keeps a run that the heap does not use, to offer it to the provider later.
-    ///
-    /// # Safety
-    /// As for [`give_back`](Self::give_back).
-    pub(crate) unsafe fn orphan(&self, start: NonNull<u8>, run: PageRun) {
-        // SAFETY: the contract is the same.
-        unsafe { self.source.orphans.push(start, run) };
     }
 
     /// Gives free chunks, and the memory of free pages, back while more than a share of the heap is free. Called after
@@ -297,17 +260,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let _moving = self.source.in_transit.begin();
         let least = if keep == 0 { P::PAGE_LEN } else { IDLE_LEN.max(P::PAGE_LEN) };
-        while let Some(run) = self.held(|_| self.engine.pages.take_idle(least, keep, P::PAGE_LEN)) {
-            let is_gone = PageRun::new(run.len, P::PAGE_LEN, P::PAGE_LEN).is_some_and(|pages| {
-                // SAFETY: whole pages of a run of the provider's, which are free and this caller's.
-                unsafe { self.source.decommit(run.start, pages, self.asker(caller)) }
-            });
-            if !is_gone {
-                self.held(|_| self.engine.pages.free(run.desc));
+        while let Some(idle) = self.held(|_| self.engine.pages.take_idle(least, keep, P::PAGE_LEN)) {
+            if !self.source.decommit(&idle, self.asker(caller)) {
+                self.held(|_| self.engine.pages.stayed(idle));
                 break;
             }
-            self.held(|_| self.engine.pages.went_back(&run));
-            len += run.len;
+            len += idle.pages().1;
+            self.held(|_| self.engine.pages.went_back(idle));
         }
         len
     }
@@ -324,35 +283,39 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let mut len = if keep == 0 { self.return_kept_huge(0, caller) } else { 0 };
         let _moving = self.source.in_transit.begin();
         while let Some(empty) = self.held(|_| self.engine.pages.take_empty(keep)) {
-            let (start, run) = (empty.start, empty.run);
-            // SAFETY: the run came from `map` as it is, and no block of it is out (`EmptyChunk`).
-            if !unsafe { self.unmap(start, run, caller) } {
-                // SAFETY: the provider did not take it, so it is as it was.
-                unsafe { self.engine.pages.put_back(empty) };
-                break;
+            match empty.offer(|memory| self.unmap(memory, caller)) {
+                Ok(gone) => {
+                    len += gone.len;
+                    self.engine.pages.chunk_gone(gone);
+                }
+                Err(empty) => {
+                    self.engine.pages.put_back(empty);
+                    break;
+                }
             }
-            self.engine.pages.chunk_gone(empty);
-            len += run.len();
         }
         len
     }
 
     pub(crate) fn return_tables(&self, caller: Caller) -> usize {
         let mut len = 0;
-        while let Some((start, run)) = self.engine.pages.take_empty_table() {
-            // SAFETY: the table's memory came from `map` as it is, and no reader is in it any more.
-            if !unsafe { self.unmap(start, run, caller) } {
-                // SAFETY: the run is still ours alone.
-                if unsafe { self.engine.pages.add_table(start, run) }.is_err() {
-                    // SAFETY: as before; it was not taken in.
-                    unsafe { self.source.orphans.push(start, run) };
+        while let Some(memory) = self.engine.pages.take_empty_table() {
+            let table_len = memory.len();
+            if let Err(memory) = self.unmap(memory, caller) {
+                if let Err((_, memory)) = self.engine.pages.add_table(memory) {
+                    self.source.orphans.push(memory);
                 }
                 break;
             }
-            len += run.len();
+            len += table_len;
         }
         len
     }
+}
+
+fn event(kind: Kind, memory: &Mapping) -> Event {
+    let run = memory.run();
+    Event { kind, addr: memory.start().as_ptr().addr(), len: run.len(), align: run.align() }
 }
 
 /// How long the next chunk should be: a share of the bytes held, as a power of two.

@@ -19,6 +19,8 @@
 //! *Every free is looked at, not only batches on their way back to slabs.* A pointer into the middle of a block that
 //! reached a list would be the next block handed out. What that costs is in `docs/hardening.md`.
 
+#![expect(unsafe_code, reason = "links of free blocks are read")]
+
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -28,20 +30,19 @@ use crate::cache::CpuCache;
 use crate::harden::Misuse;
 use crate::heap::depot::Engine;
 use crate::pages::{Chunk, ChunkHints, Kind, PageDesc};
+use crate::slab::block::Block;
 use crate::slab::word::{Slab, class_index_at, owner_at};
 
 impl<const CPUS: usize> Engine<CPUS> {
-    /// Whether `start` certainly is a block of that class that is in use, and, if tiny, owned by the cache's index.
-    /// Fast.
-    ///
-    /// # Safety
-    /// `start` is aligned to 8, and if it is in this heap, the caller owns that memory (or breaks the contract of
-    /// `free`).
+    /// Whether what is freed certainly is a block of that class that is in use, and, if tiny, owned by the cache's
+    /// index. Fast.
     #[inline]
-    pub(crate) unsafe fn is_plain(&self, cache: &CpuCache, index: usize, start: NonNull<u8>, class: SizeClass) -> bool {
+    pub(crate) fn is_plain(&self, cache: &CpuCache, index: usize, block: &Block, class: SizeClass) -> bool {
+        let start = block.start();
         let Some((desc, offset)) = self.pages.place_near(&cache.chunk_hints, start) else { return false };
         let is_own = class_index_at(desc) == class.index() && (!class.is_tiny() || owner_at(desc) == index);
-        // SAFETY: the address is in a chunk of this heap, and in a slab if it has the class.
+        // SAFETY: the address is in a chunk of this heap, and in a slab if it has the class; and the token says that
+        // the memory is the caller's, or that the contract of `free` was broken.
         is_own && class.divides(offset) && !unsafe { cache.key().suspects(start) }
     }
 

@@ -15,6 +15,8 @@
 //! The cache of the CPU is held while locks of the page heap are ([`Heap::held`]): that is what tells a nested caller
 //! that it must not wait for them.
 
+#![expect(unsafe_code, reason = "blocks that are freed, and the memory of huge ones")]
+
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
@@ -29,7 +31,7 @@ use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::Away;
 use crate::heap::{Entered, Heap};
-use crate::pages::{AddError, Chunk, Kind, PageDesc, Provided, Refused, Run, Step, Use, Want, hand_out};
+use crate::pages::{AddError, Chunk, Kind, Mapping, PageDesc, Provided, Refused, Run, Step, Use, Want, hand_out};
 
 /// From this length on a fresh block is a run of its own, if the provider can move runs.
 const HUGE_LEN: usize = 1024 * 1024;
@@ -264,14 +266,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         // Who was waited for was another one's business.
         let asked = (0..INSERT_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Away::Waited)));
-        let start = asked?.ok()??;
+        let memory = asked?.ok()??;
         self.source.recent.note_mapped(run.len(), self.used_len());
-        if !self.insert_huge(start, run, caller) {
-            // SAFETY: the run came from `map` and was not used.
-            unsafe { self.give_back(start, run, caller) };
+        if !self.insert_huge(memory.start(), run, caller) {
+            self.give_back(memory, caller);
             return None;
         }
-        Some(LargeBlock { block: NonNull::slice_from_raw_parts(start, run.len()), zeroed: P::ZEROED })
+        Some(LargeBlock { block: memory.into_block(), zeroed: P::ZEROED })
     }
 
     /// Notes a huge block, in a new table if there is no slot left.
@@ -429,22 +430,21 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let Some(run) = self.engine.pages.leave_huge(start) else {
             return;
         };
-        let nested = C::PINNED && caller.nested;
-        // SAFETY: by the contract of `free_large` the block is unused, and this run of it came from `map`.
-        let taken = !nested && unsafe { self.unmap(start, run, caller) };
+        // SAFETY: by the contract of `free_large` the block is unused; this run of it came from `map`, and no lookup
+        // finds it any more.
+        let memory = unsafe { Mapping::new(start, run) };
+        let offered = if C::PINNED && caller.nested { Err(memory) } else { self.unmap(memory, caller) };
+        let Err(memory) = offered else {
+            self.engine.pages.huge_gone(start, run);
+            return self.source.recent.note_returned(run.len());
+        };
         let whole = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
         let provided = Provided { zeroed: false, decommits: P::DECOMMITS };
         let step: Step<'_> = &|work| self.step(work);
-        // SAFETY: the provider did not take the run, so it is the heap's alone again.
-        let take_in = || unsafe { self.engine.pages.add_chunk(start, run, whole, caller.index, provided, step) };
-        let kept = !taken && take_in().is_ok();
+        let refused = self.engine.pages.add_chunk(memory, whole, caller.index, provided, step);
         self.engine.pages.huge_gone(start, run);
-        if taken {
-            self.source.recent.note_returned(run.len());
-        }
-        if !taken && !kept {
-            // SAFETY: as above, and there was no slot for a chunk.
-            unsafe { self.orphan(start, run) };
+        if let Err((_, memory)) = refused {
+            self.source.orphans.push(memory);
         }
     }
 

@@ -172,6 +172,7 @@ impl<P, C, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// # Safety
     /// `place` is aligned, and valid for writes of a heap's length; nobody else uses that memory.
+    #[expect(unsafe_code, reason = "a heap is written where there was none")]
     pub unsafe fn init_at(place: *mut Self, provider: P, mode: C) {
         // SAFETY: the contract is the same. All bytes zero is the state that `new` gives to every field but provider
         // and mode.
@@ -263,8 +264,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     #[cfg(feature = "hardened")]
     #[inline]
     fn is_plain(&self, entered: &Entered<'_, C>, block: &Block, class: SizeClass) -> bool {
-        // SAFETY: the token says that the memory is the caller's, or that the contract of `free` was broken.
-        unsafe { self.engine.is_plain(entered.cache, entered.index, block.start(), class) }
+        self.engine.is_plain(entered.cache, entered.index, block, class)
     }
 
     /// The CPU that runs, for as long as the guard lives if it is pinned.
@@ -287,6 +287,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let guard = self.mode.pin();
         if let Some(addr) = self.mode.cache_addr(&guard) {
             // SAFETY: the pin is this heap's, which alone writes the address, and takes it back before the cache goes.
+            #[expect(unsafe_code, reason = "the cache that a pin keeps")]
             let taken = unsafe { CpuCache::try_mark_at(addr) };
             return match taken {
                 Some((cache, index)) => Ok(Entered::new(cache, index, guard)),

@@ -98,7 +98,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Seek for Small<'_, P, C, CP
     }
 
     fn adopt(&self, run: Run<'_>, caller: Caller) -> Option<Block> {
-        self.heap.engine.adopt(&run, self.class, caller)
+        self.heap.engine.adopt(run, self.class, caller)
     }
 
     fn last_resort(&self, hurried: bool) -> Option<Block> {
@@ -136,7 +136,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let Want { least_len, align, use_, .. } = self.engine.slab_want(class);
         let step: Step<'_> = &|work| self.step_if(wait, work);
         let run = self.engine.pages.alloc_any(least_len, align, use_, step)?;
-        self.held(|caller| self.engine.adopt(&run, class, caller)).ok_or(Refused::Busy)
+        self.held(|caller| self.engine.adopt(run, class, caller)).ok_or(Refused::Busy)
     }
 
     /// Finds memory for a request that was just refused, in the order of what it costs others. Called with nothing

@@ -3,10 +3,13 @@
 //! They wait in a lock-free stack inside themselves and are offered again before new pages are asked for, and by
 //! `trim`. So a provider that refuses loses nothing. Price: until then they are neither's, and no statistics show them.
 
+#![expect(unsafe_code, reason = "a node is written into memory that nobody uses")]
+
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::sync::{AtomicPtr, Ordering, read, write};
 use crate::contract::provider::PageRun;
+use crate::pages::Mapping;
 
 /// What is written at the start of an orphaned run.
 struct Node {
@@ -29,14 +32,12 @@ impl Orphans {
     }
 
     /// Keeps a run. Lock-free, callable from any context.
-    ///
-    /// # Safety
-    /// `start` and `run` are what the provider gave, and the caller's alone.
-    pub(crate) unsafe fn push(&self, start: NonNull<u8>, run: PageRun) {
+    pub(crate) fn push(&self, memory: Mapping) {
+        let (start, run) = (memory.start(), memory.run());
         let node = start.cast::<Node>();
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            // SAFETY: by the contract the run is ours; it is long and aligned enough (asserted above, and pages are at
+            // SAFETY: the run is ours (`Mapping`); it is long and aligned enough (asserted above, and pages are at
             // least 1 KiB).
             unsafe { write(node.as_ptr(), Node { next: head, start, run }) };
             match self.head.compare_exchange_weak(head, node.as_ptr(), Ordering::Release, Ordering::Relaxed) {
@@ -47,7 +48,7 @@ impl Orphans {
     }
 
     /// Takes every run out at once and passes them on, one by one. They are then the callee's.
-    pub(crate) fn take_all(&self, mut take: impl FnMut(NonNull<u8>, PageRun)) {
+    pub(crate) fn take_all(&self, mut take: impl FnMut(Mapping)) {
         if self.head.load(Ordering::Relaxed).is_null() {
             return;
         }
@@ -56,7 +57,8 @@ impl Orphans {
             // SAFETY: `push` wrote it, and the swap made the whole stack ours.
             let node = unsafe { read(node.as_ptr()) };
             next = node.next;
-            take(node.start, node.run);
+            // SAFETY: what `push` was given, which is ours now.
+            take(unsafe { Mapping::new(node.start, node.run) });
         }
     }
 }
@@ -79,12 +81,12 @@ mod tests {
             .collect();
         for (start, run) in &runs {
             // SAFETY: 1 KiB of the memory each, which is long enough for a node, and no provider has a claim on it.
-            unsafe { orphans.push(*start, *run) };
+            orphans.push(unsafe { Mapping::new(*start, *run) });
         }
         let mut taken = Vec::new();
-        orphans.take_all(|start, run| taken.push((start, run)));
+        orphans.take_all(|memory| taken.push((memory.start(), memory.run())));
         taken.sort_by_key(|(start, _)| *start);
         assert_eq!(taken, runs);
-        orphans.take_all(|_, _| unreachable!("all were taken"));
+        orphans.take_all(|_| unreachable!("all were taken"));
     }
 }

@@ -6,6 +6,8 @@
 //! are nobody else's meanwhile, and one look at a flag on paths that are slow anyway: the fast paths do not know, since
 //! panic mode makes every cache look busy.
 
+#![expect(unsafe_code, reason = "a block is cut off what was set aside")]
+
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};

@@ -1,6 +1,9 @@
 //! Memory that waits somewhere comes back: caches are emptied, free pages go to the provider.
 
+#![expect(unsafe_code, reason = "a promise that nobody else is in the heap")]
+
 use crate::base::size_class::SizeClass;
+use crate::cache::table::AtRest;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
@@ -115,7 +118,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let len = self.trim(0);
         // SAFETY: passed on to the caller; this context holds no cache here.
-        unsafe { self.engine.remove_cpus() };
+        self.engine.remove_cpus(&unsafe { AtRest::new() });
         len + self.trim(0)
     }
 }

@@ -9,6 +9,8 @@
 //! four times), the block stays as long as it is. With `hardened`, where a block is told by its slab's class and its
 //! place, content does not move and runs do not become short blocks.
 
+#![expect(unsafe_code, reason = "bytes move inside a block")]
+
 use core::alloc::Layout;
 use core::ptr::NonNull;
 

@@ -1,13 +1,14 @@
 //! The provider, and the only file that calls it: its gate, its calls and how often each was made, and the runs that it
 //! did not take back.
 
-use core::ptr::NonNull;
+#![expect(unsafe_code, reason = "calls of the provider")]
 
 use crate::base::sync::{AtomicUsize, Counter, InHand, Ordering};
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::gate::{Entry, Gate};
 use crate::heap::huge_cache::HugeCache;
 use crate::heap::orphans::Orphans;
+use crate::pages::{Idle, Mapping, Recalled};
 
 /// Each call of `maintain` forgets this share of what was in use once and is not now.
 const DECAY_SHARE: usize = 8;
@@ -114,76 +115,64 @@ impl<P: PageProvider> Source<P> {
     }
 
     /// A run from the provider.
-    pub(crate) fn map(&self, run: PageRun, asker: Asker) -> Result<Option<NonNull<u8>>, Away> {
+    pub(crate) fn map(&self, run: PageRun, asker: Asker) -> Result<Option<Mapping>, Away> {
         self.with(asker, |provider| self.map_inside(provider, run, asker.waits_inside()))
     }
 
     /// A run of `wish` bytes, then of what the provider prefers, then of ever shorter lengths down to `need`.
-    pub(crate) fn map_wished(
-        &self,
-        need: PageRun,
-        wish: usize,
-        asker: Asker,
-    ) -> Result<Option<(NonNull<u8>, PageRun)>, Away> {
+    pub(crate) fn map_wished(&self, need: PageRun, wish: usize, asker: Asker) -> Result<Option<Mapping>, Away> {
         self.with(asker, |provider| self.map_wished_inside(provider, need, wish, asker.waits_inside()))
     }
 
-    fn map_wished_inside(
-        &self,
-        provider: &P,
-        need: PageRun,
-        wish: usize,
-        wait: bool,
-    ) -> Option<(NonNull<u8>, PageRun)> {
+    fn map_wished_inside(&self, provider: &P, need: PageRun, wish: usize, wait: bool) -> Option<Mapping> {
         let mut preferred = provider.prefer(need).len();
         let longer = |len| PageRun::new(len, need.align(), P::PAGE_LEN).filter(|run| run.len() > need.len());
         let mut len = wish.max(preferred);
         while let Some(run) = longer(len) {
-            if let Some(start) = self.map_inside(provider, run, wait) {
-                return Some((start, run));
+            let memory = self.map_inside(provider, run, wait);
+            if memory.is_some() {
+                return memory;
             }
             // What is preferred may be another length by now.
             preferred = provider.prefer(need).len();
             let shorter = run.len().next_power_of_two() / 2;
             len = if (shorter..run.len()).contains(&preferred) { preferred } else { shorter };
         }
-        self.map_inside(provider, need, wait).map(|start| (start, need))
+        self.map_inside(provider, need, wait)
     }
 
-    fn map_inside(&self, provider: &P, run: PageRun, wait: bool) -> Option<NonNull<u8>> {
+    fn map_inside(&self, provider: &P, run: PageRun, wait: bool) -> Option<Mapping> {
         let start = if wait { provider.map(run) } else { provider.try_map(run) };
         Calls::count(if start.is_some() { &self.calls.maps } else { &self.calls.failed_maps });
-        start
+        // SAFETY: the provider just gave it, to nobody else (contract of `PageProvider`).
+        start.map(|start| unsafe { Mapping::new(start, run) })
     }
 
-    /// A run back to the provider. False: it is still the heap's.
-    ///
-    /// # Safety
-    /// As for [`PageProvider::unmap`].
-    pub(crate) unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun, asker: Asker) -> bool {
-        // SAFETY: the contract is the same.
+    /// Memory back to the provider. `Err`: it is still the heap's.
+    pub(crate) fn unmap(&self, memory: Mapping, asker: Asker) -> Result<(), Mapping> {
+        let (start, run) = (memory.start(), memory.run());
+        // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`), who has it no more if this
+        // succeeds.
         let taken = self.ask(asker, |provider| unsafe { provider.unmap(start, run) }) == Some(true);
         Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
-        taken
+        if taken { Ok(()) } else { Err(memory) }
     }
 
-    /// The memory behind some pages back to the provider. False: they still have it.
-    ///
-    /// # Safety
-    /// As for [`PageProvider::decommit`].
-    pub(crate) unsafe fn decommit(&self, start: NonNull<u8>, run: PageRun, asker: Asker) -> bool {
-        // SAFETY: the contract is the same.
+    /// The memory behind free pages back to the provider. False: they still have it.
+    pub(crate) fn decommit(&self, idle: &Idle<'_>, asker: Asker) -> bool {
+        let (start, len) = idle.pages();
+        let Some(run) = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN) else { return false };
+        // SAFETY: whole pages of a run of the provider's, which are free and this caller's alone (`Idle`).
         let taken = self.ask(asker, |provider| unsafe { provider.decommit(start, run) }) == Some(true);
         self.calls.decommits.fetch_add(u64::from(taken), Ordering::Relaxed);
         taken
     }
 
     /// Memory for pages that have none. False: they still have none.
-    ///
-    /// # Safety
-    /// As for [`PageProvider::commit`].
-    pub(crate) unsafe fn commit(&self, start: NonNull<u8>, run: PageRun, asker: Asker) -> bool {
-        // SAFETY: the contract is the same.
+    pub(crate) fn commit(&self, recalled: &Recalled<'_>, asker: Asker) -> bool {
+        let (start, len) = recalled.pages();
+        let Some(run) = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN) else { return false };
+        // SAFETY: the pages were decommitted, are in a run of the provider's and this caller's alone (`Recalled`).
         let given = self.ask(asker, |provider| unsafe { provider.commit(start, run) }) == Some(true);
         self.calls.commits.fetch_add(u64::from(given), Ordering::Relaxed);
         given

@@ -7,6 +7,7 @@ use super::{Kept, Place, class, explore, spawn, used};
 use crate::base::sync::model::{revive, together};
 use crate::cache::CpuCache;
 use crate::cache::table::{CpuState, CpuTable};
+use crate::pages::Run;
 use crate::slab::block::{Block, List};
 
 models! {
@@ -130,7 +131,7 @@ fn make(table: &CpuTable<2>, memory: NonNull<u8>) -> bool {
     }
     revive(memory.addr().get()..memory.addr().get() + size_of::<CpuState>());
     // SAFETY: leaked memory of that length, whose only user is who has the mark and finds no state.
-    unsafe { table.install(1, memory.cast(), |_| ()) };
+    table.install(1, unsafe { Run::apart(memory, size_of::<CpuState>()) }, |_| ());
     true
 }
 

@@ -9,6 +9,7 @@ use crate::base::sync::{read, write};
 use crate::contract::provider::PageRun;
 use crate::heap::gate::{Entry, Gate};
 use crate::heap::orphans::Orphans;
+use crate::pages::Mapping;
 
 models! {
     one_context_at_a_time_is_with_the_provider
@@ -73,17 +74,17 @@ fn orphaned_runs_are_taken_once() {
         let push = |index| {
             let start = start(index);
             // SAFETY: each run is one thread's.
-            spawn(move || unsafe { orphans.push(start, run) })
+            spawn(move || orphans.push(unsafe { Mapping::new(start, run) }))
         };
         let take = {
             let kept = kept.clone();
             spawn(move || {
-                orphans.take_all(|start, run| {
+                orphans.take_all(|taken| {
+                    let start = taken.start();
                     // SAFETY: it is ours now.
                     unsafe { write(start.cast::<u64>().as_ptr(), 0xa5) };
                     if start.addr().get() == memory {
-                        // SAFETY: as above, and it is what was pushed.
-                        unsafe { orphans.push(start, run) };
+                        orphans.push(taken);
                     } else {
                         kept.add(start);
                     }
@@ -91,7 +92,7 @@ fn orphaned_runs_are_taken_once() {
             })
         };
         together(Vec::from([push(0), push(1), take]));
-        orphans.take_all(|start, _| kept.add(start));
+        orphans.take_all(|taken| kept.add(taken.start()));
         let mut all = kept.take();
         all.sort_unstable();
         assert_eq!(all, [start(0), start(1)], "each once");

@@ -13,6 +13,7 @@
 //! Each model must be seen to fail: `tests/plants` breaks the shipped code, one line at a time, and says which model
 //! noticed.
 
+#![expect(unsafe_code, reason = "models write to blocks")]
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -60,7 +61,7 @@ use crate::base::size_class::SizeClass;
 use crate::base::sync::model::{Learned, reset};
 use crate::base::sync::write;
 use crate::contract::provider::PageRun;
-use crate::pages::{Pages, Provided, Use, Want};
+use crate::pages::{Mapping, Pages, Provided, Use, Want};
 use crate::slab::block::Block;
 
 /// How many executions are run between two looks at how many there were.
@@ -168,7 +169,9 @@ impl Ground {
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         let run = PageRun::new(Self::LEN, 4096, 4096).unwrap();
         // SAFETY: leaked memory of that length, which only this page heap uses in this execution.
-        unsafe { pages.add_chunk(self.memory, run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
+        pages
+            .add_chunk(unsafe { Mapping::new(self.memory, run) }, nothing, 0, Provided::UNKNOWN, &|work| work(true))
+            .unwrap();
         pages
     }
 }

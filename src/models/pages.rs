@@ -7,7 +7,10 @@ use super::{Ground, Kept, Place, explore, memory, spawn};
 use crate::base::sync::model::{bury, revive, together, write};
 use crate::base::sync::{AtomicUsize, Ordering};
 use crate::contract::provider::PageRun;
-use crate::pages::{Change, Chunk, ChunkHints, ChunkMap, Entry, Pages, Provided, Run, Use, Want, hand_out};
+use crate::pages::{
+    Change, Chunk, ChunkHints, ChunkMap, EmptyChunk, Entry, GoneChunk, Mapping, Pages, Provided, Run, Use, Want,
+    hand_out,
+};
 
 models! {
     runs_are_freed_while_the_pool_is_busy
@@ -66,8 +69,7 @@ fn a_chunk_leaves_once_its_last_run_is_free() {
                 let gone = gone.clone();
                 move || {
                     if let Some(empty) = pages.take_empty(0) {
-                        give_back(&empty.start, empty.run);
-                        pages.chunk_gone(empty);
+                        pages.chunk_gone(taken(empty));
                         gone.add(());
                     }
                 }
@@ -148,8 +150,7 @@ fn a_remembered_run_does_not_outlive_its_chunk() {
 /// Gives the chunk at `start` back, enters another one there, and tells of a run in it.
 fn replace_chunk(pages: &'static Pages<1>, start: NonNull<u8>, use_: Use, told: &AtomicUsize) {
     let Some(empty) = pages.take_empty(0) else { return };
-    give_back(&empty.start, empty.run);
-    pages.chunk_gone(empty);
+    pages.chunk_gone(taken(empty));
     told.store(enter_shorter(pages, start, use_).start.addr().get(), Ordering::Release);
 }
 
@@ -157,9 +158,18 @@ fn block_told(told: &AtomicUsize) -> Option<NonNull<u8>> {
     NonNull::new(core::ptr::with_exposed_provenance_mut(told.load(Ordering::Acquire)))
 }
 
-fn give_back(start: &NonNull<u8>, run: PageRun) {
-    let start = start.addr().get();
-    bury(start..start + run.len());
+fn give_back(memory: &Mapping) {
+    let start = memory.start().addr().get();
+    bury(start..start + memory.len());
+}
+
+/// The provider has the chunk back.
+pub(super) fn taken(empty: EmptyChunk) -> GoneChunk {
+    let offered = empty.offer(|memory| {
+        give_back(&memory);
+        Ok(())
+    });
+    offered.unwrap()
 }
 
 /// A chunk goes and another one comes to the same place; who is told of a block there does not take it for one of the
@@ -189,7 +199,10 @@ fn enter_shorter(pages: &'static Pages<1>, start: NonNull<u8>, use_: Use) -> Run
     revive(start.addr().get()..start.addr().get() + run.len());
     let want = Want { len: RUN_LEN, least_len: RUN_LEN, align: 8, use_ };
     // SAFETY: the memory is out of the page heap, and was given back.
-    unsafe { pages.add_chunk(start, run, want, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap().unwrap()
+    pages
+        .add_chunk(unsafe { Mapping::new(start, run) }, want, 0, Provided::UNKNOWN, &|work| work(true))
+        .unwrap()
+        .unwrap()
 }
 
 /// The provider has a chunk's memory back and gives it to another context before the first one has said so: what is
@@ -202,14 +215,14 @@ fn a_chunk_comes_to_where_another_one_is_leaving() {
         together(Vec::from([
             spawn(move || {
                 let Some(empty) = pages.take_empty(0) else { return };
-                give_back(&empty.start, empty.run);
+                let gone = self::taken(empty);
                 taken.store(1, Ordering::Release);
-                pages.chunk_gone(empty);
+                pages.chunk_gone(gone);
             }),
             spawn(move || {
                 if taken.load(Ordering::Acquire) == 1 {
                     let block = enter_shorter(pages, start, Use::Slab).start;
-                    let found = pages.lookup(block).map(|chunk| chunk.given().1.len());
+                    let found = pages.lookup(block).map(|chunk| chunk.given_len());
                     assert_eq!(found, Some(Ground::LEN / 2), "the chunk that is there");
                 }
             }),
@@ -220,11 +233,11 @@ fn a_chunk_comes_to_where_another_one_is_leaving() {
 
 /// Entries of chunks that do not exist: a lookup follows no pointer.
 fn entry(start: usize, end: usize) -> Entry {
-    Entry::chunk(start, NonNull::new(core::ptr::without_provenance_mut(end)).unwrap())
+    Entry::fake(start, end)
 }
 
 fn is_found(map: &ChunkMap, entry: &Entry, addr: usize) -> bool {
-    map.lookup(addr) == Some(entry.value())
+    map.lookup(addr) == Some(entry.header())
 }
 
 /// The slots that a lookup passes are used anew meanwhile, first and last by chunks between which the asked-for one
@@ -277,14 +290,14 @@ fn a_table_goes_while_it_is_looked_at() {
     explore(3, move || {
         let map = map.fill(ChunkMap::new());
         // SAFETY: leaked memory, which only this map uses in this execution.
-        unsafe { map.add_table(table, PageRun::new(LEN, 64, 64).unwrap()) }.unwrap();
+        map.add_table(unsafe { Mapping::new(table, PageRun::new(LEN, 64, 64).unwrap()) }).unwrap();
         let look = || spawn(move || assert_eq!(map.lookup(0x10000), None));
         together(Vec::from([
             look(),
             look(),
             spawn(move || {
-                if let Some((start, run)) = map.take_empty_table() {
-                    give_back(&start, run);
+                if let Some(table) = map.take_empty_table() {
+                    give_back(&table);
                 }
             }),
         ]));

@@ -47,7 +47,7 @@ impl Scene {
     pub(super) fn emptied(&self, pages: &'static Pages<1>) -> (Found, Vec<Block>) {
         let class = class(self.block_len);
         let run = pages.alloc(SLAB_LEN, class.block_align(), Use::Slab, 0, true).unwrap();
-        let slab = Slab::found(run.desc, class, OWNER);
+        let slab = Slab::create(run, class, OWNER);
         let taken = slab.take(u32::MAX).unwrap();
         assert!(taken.exhausted);
         (slab, blocks(taken.chain))

@@ -34,8 +34,7 @@ fn trim(bin: &'static Bin, pages: &'static Pages<1>, gone: &Kept<()>) {
         pages.free(slab.desc());
     }
     if let Some(empty) = pages.take_empty(0) {
-        bury(empty.start.addr().get()..empty.start.addr().get() + empty.run.len());
-        pages.chunk_gone(empty);
+        pages.chunk_gone(super::pages::taken(empty));
         gone.add(());
     }
 }

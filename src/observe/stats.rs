@@ -179,6 +179,7 @@ pub struct Stats<const CPUS: usize> {
 
 impl<const CPUS: usize> Stats<CPUS> {
     /// Of an empty heap: a place for [`Heap::stats_into`].
+    #[expect(unsafe_code, reason = "long, and all zero")]
     pub const fn new() -> Self {
         // SAFETY: every field is an integer or a `bool`, for which all bytes zero are valid.
         unsafe { core::mem::zeroed() }

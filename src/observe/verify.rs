@@ -108,6 +108,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// From the call to the return nobody else uses the heap: no other thread or CPU, no interrupt handler; and what
     /// they did before happened before this call.
+    #[expect(unsafe_code, reason = "a promise that nobody else is in the heap")]
     pub unsafe fn verify_at_rest(&self) -> Result<(), Violation> {
         for class in SizeClass::all() {
             for (owner, bin) in self.engine.bins(class) {
@@ -195,7 +196,7 @@ impl Sums {
         let is_linked = slab.desc().kind() != Kind::Slab;
         let has_some = count > 0 || carved < slab.capacity();
         if !slab.verify() || slab.is_claimed() || slab.is_listed() != is_linked || has_some != is_linked {
-            self.fault = Some(slab.desc().as_link().addr());
+            self.fault = Some(core::ptr::from_ref(slab.desc()).addr());
         }
     }
 }

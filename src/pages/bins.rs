@@ -19,7 +19,8 @@
 
 use super::chunk::{COARSE_SHIFT, UNIT_SHIFT};
 use super::desc::{MAX_LEN, PageDesc};
-use crate::base::sync::{AtomicPtr, AtomicWord, Ordering};
+use crate::base::link::Link;
+use crate::base::sync::{AtomicWord, Ordering};
 
 /// Bins to a doubling of length, as a shift.
 const FINENESS: u32 = 2;
@@ -40,7 +41,7 @@ const _: () =
 #[derive(Debug)]
 pub(crate) struct Bins {
     filled: [AtomicWord; 2],
-    heads: [AtomicPtr<PageDesc>; BIN_COUNT],
+    heads: [Link<PageDesc>; BIN_COUNT],
 }
 
 /// The bin of runs of that many units, without a branch. Up to 7 units, a bin holds one length.
@@ -58,16 +59,13 @@ pub(crate) const fn good_index(units: usize) -> usize {
 
 impl Bins {
     pub(crate) const fn new() -> Self {
-        Self {
-            filled: [const { AtomicWord::new(0) }; 2],
-            heads: [const { AtomicPtr::new(core::ptr::null_mut()) }; BIN_COUNT],
-        }
+        Self { filled: [const { AtomicWord::new(0) }; 2], heads: [const { Link::new() }; BIN_COUNT] }
     }
 
     /// The first run of a bin.
     #[inline]
     pub(crate) fn head(&self, bin: usize) -> Option<&PageDesc> {
-        follow(self.heads.get(bin)?)
+        self.heads.get(bin)?.get()
     }
 
     /// Whether the bitmap says that a bin has runs.
@@ -91,45 +89,45 @@ impl Bins {
     #[inline(always)]
     pub(crate) fn insert(&self, run: &PageDesc, bin: usize) {
         let Some(head) = self.heads.get(bin) else { return };
-        let first = head.load(Ordering::Relaxed);
-        run.next.store(first, Ordering::Relaxed);
-        let last = match to_run(first) {
+        let first = head.get();
+        run.next.set(first);
+        let last = match first {
             Some(first) => {
-                let last = first.prev.load(Ordering::Relaxed);
-                first.prev.store(run.as_link(), Ordering::Relaxed);
+                let last = first.prev.get();
+                first.prev.set(Some(run));
                 last
             }
             None => {
                 self.mark(bin, true);
-                run.as_link()
+                Some(run)
             }
         };
-        run.prev.store(last, Ordering::Relaxed);
-        head.store(run.as_link(), Ordering::Relaxed);
+        run.prev.set(last);
+        head.set(Some(run));
     }
 
     /// Takes a run out of the bin that it is in.
     #[inline(always)]
     pub(crate) fn remove(&self, run: &PageDesc, bin: usize) {
-        let Some(head) = self.heads.get(bin).and_then(follow) else { return };
+        let Some(head) = self.heads.get(bin).and_then(Link::get) else { return };
         if core::ptr::eq(head, run) {
             return self.remove_first(run, bin);
         }
-        let (next, prev) = (run.next.load(Ordering::Relaxed), run.prev.load(Ordering::Relaxed));
-        if let Some(before) = to_run(prev) {
-            before.next.store(next, Ordering::Relaxed);
+        let (next, prev) = (run.next.get(), run.prev.get());
+        if let Some(before) = prev {
+            before.next.set(next);
         }
-        to_run(next).unwrap_or(head).prev.store(prev, Ordering::Relaxed);
+        next.unwrap_or(head).prev.set(prev);
     }
 
     /// Takes the first run out of a bin.
     #[inline(always)]
     pub(crate) fn remove_first(&self, run: &PageDesc, bin: usize) {
         let Some(head) = self.heads.get(bin) else { return };
-        let next = run.next.load(Ordering::Relaxed);
-        head.store(next, Ordering::Relaxed);
-        match to_run(next) {
-            Some(first) => first.prev.store(run.prev.load(Ordering::Relaxed), Ordering::Relaxed),
+        let next = run.next.get();
+        head.set(next);
+        match next {
+            Some(first) => first.prev.set(run.prev.get()),
             None => self.mark(bin, false),
         }
     }
@@ -138,17 +136,16 @@ impl Bins {
     #[inline(never)]
     fn replace_in(&self, bin: usize, old: &PageDesc, new: &PageDesc) {
         let Some(head) = self.heads.get(bin) else { return };
-        let (next, prev) = (old.next.load(Ordering::Relaxed), old.prev.load(Ordering::Relaxed));
-        new.next.store(next, Ordering::Relaxed);
-        new.prev.store(prev, Ordering::Relaxed);
-        let is_first = core::ptr::eq(head.load(Ordering::Relaxed), old);
-        let before = if is_first { Some(head) } else { to_run(prev).map(|prev| &prev.next) };
+        let (next, prev) = (old.next.get(), old.prev.get());
+        new.next.set(next);
+        new.prev.set(prev);
+        let before = if head.leads_to(old) { Some(head) } else { prev.map(|prev: &PageDesc| &prev.next) };
         if let Some(before) = before {
-            before.store(new.as_link(), Ordering::Relaxed);
+            before.set(Some(new));
         }
         // An only run is its own last one.
-        if let Some(behind) = to_run(next).or_else(|| follow(head)) {
-            behind.prev.store(new.as_link(), Ordering::Relaxed);
+        if let Some(behind) = next.or_else(|| head.get()) {
+            behind.prev.set(Some(new));
         }
     }
 
@@ -180,18 +177,18 @@ impl Bins {
         limit: usize,
         fits: impl Fn(&'a PageDesc) -> Option<P>,
     ) -> Option<P> {
-        core::iter::successors(self.head(bin), |run| follow(&run.next)).take(limit).find_map(fits)
+        core::iter::successors(self.head(bin), |run| run.next.get()).take(limit).find_map(fits)
     }
 
     /// Turns a bin's list by `steps`, so that the next [`look`](Self::look) sees other runs.
     pub(crate) fn turn(&self, bin: usize, steps: usize) {
         let Some(head) = self.heads.get(bin) else { return };
         for _ in 0..steps {
-            let Some(first) = follow(head) else { return };
-            let (Some(next), Some(last)) = (follow(&first.next), follow(&first.prev)) else { return };
-            last.next.store(first.as_link(), Ordering::Relaxed);
-            first.next.store(core::ptr::null_mut(), Ordering::Relaxed);
-            head.store(next.as_link(), Ordering::Relaxed);
+            let Some(first) = head.get() else { return };
+            let (Some(next), Some(last)) = (first.next.get(), first.prev.get()) else { return };
+            last.next.set(Some(first));
+            first.next.set(None);
+            head.set(Some(next));
         }
     }
 
@@ -201,18 +198,4 @@ impl Bins {
         let (old, bit) = (word.load(Ordering::Relaxed), 1 << (bin % 64));
         word.store(if filled { old | bit } else { old & !bit }, Ordering::Relaxed);
     }
-}
-
-/// The descriptor a link in a bin leads to.
-#[inline]
-fn follow<'a>(link: &AtomicPtr<PageDesc>) -> Option<&'a PageDesc> {
-    to_run(link.load(Ordering::Relaxed))
-}
-
-/// The descriptor that was read from a link in a bin.
-#[inline]
-fn to_run<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
-    // SAFETY: only the functions above write these links, and a chunk leaves the heap after all its runs left
-    // their bins; the callers hold the lock that this takes, so no link leads to a chunk that is gone.
-    unsafe { PageDesc::from_link(link) }
 }

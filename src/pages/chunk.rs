@@ -18,10 +18,14 @@
 //!   exposed once, when it is created; [`Chunk::of`] and, the other way, [`Chunk::table`] are the only places that pick
 //!   it up again.
 
+#![expect(unsafe_code, reason = "headers and descriptors in the provider's memory")]
+
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 
 use super::desc::{Kind, MAX_LEN, PageDesc};
-use crate::base::sync::{AtomicPtr, AtomicU32, Ordering};
+use super::owned::Mapping;
+use crate::base::link::{Link, Linked, Listed};
+use crate::base::sync::{AtomicU32, Ordering};
 use crate::contract::provider::PageRun;
 use crate::harden::{Key, KeyCell};
 
@@ -58,8 +62,8 @@ pub(crate) struct Chunk {
     /// Bytes between what the provider gave and `start`, where its run was less aligned than the granule.
     skip: u16,
     /// Links of the one list of its pool that the chunk is in; written under the pool's lock.
-    pub(crate) next: AtomicPtr<Chunk>,
-    pub(crate) prev: AtomicPtr<Chunk>,
+    next: Link<Chunk>,
+    prev: Link<Chunk>,
     /// What the links of free blocks in this chunk are written under: the heap's.
     key: KeyCell,
 }
@@ -138,18 +142,16 @@ impl<'a> Descs<'a> {
 impl Chunk {
     /// Writes the header at the end of a run, and one run of kind `Leaving` over all granules, which are as long as
     /// [`granule_shift`] said for a run of that length: nobody knows it yet. `None` if there is no room for one. Takes
-    /// the same time at any length, but with `hardened`; nothing is locked.
-    ///
-    /// # Safety
-    /// `base` is the start of `run` as the provider gave it, used by nobody else, and if `zeroed` all zeros; it
-    /// stays so for all of `'a`.
-    pub(crate) unsafe fn create<'a>(
-        base: NonNull<u8>,
-        run: PageRun,
-        shift: u32,
-        pool: u16,
-        zeroed: bool,
-    ) -> Option<&'a Chunk> {
+    /// the same time at any length, but with `hardened`; nothing is locked. If `zeroed`, the memory is all zeros.
+    pub(crate) fn create<'a>(memory: Mapping, shift: u32, pool: u16, zeroed: bool) -> Result<NewChunk<'a>, Mapping> {
+        match Self::write(&memory, shift, pool, zeroed) {
+            Some(chunk) => Ok(NewChunk { chunk, memory }),
+            None => Err(memory),
+        }
+    }
+
+    fn write<'a>(memory: &Mapping, shift: u32, pool: u16, zeroed: bool) -> Option<&'a Chunk> {
+        let (base, run) = (memory.start(), memory.run());
         let granule = 1usize << shift;
         let skip = base.as_ptr().expose_provenance().wrapping_neg() & (granule - 1);
         let room = run.len().checked_sub(skip + HEADER_LEN)?;
@@ -166,7 +168,7 @@ impl Chunk {
         for index in 0..if cfg!(feature = "hardened") { count } else { 1 } {
             // SAFETY: `index < count`, and `count` descriptors fit behind the header (sum above).
             let desc = unsafe { table.add(index as usize) };
-            // SAFETY: in the run, which the caller owns, and aligned: the header is at a multiple of the granule
+            // SAFETY: in the run, which is ours (`Mapping`), and aligned: the header is at a multiple of the granule
             // and `HEADER_LEN` and `DESC_LEN` are multiples of a descriptor's alignment.
             unsafe { desc.write(PageDesc::new(index)) };
         }
@@ -178,13 +180,14 @@ impl Chunk {
             shift: u16::try_from(shift).ok()?,
             pool,
             skip: u16::try_from(skip).ok()?,
-            next: AtomicPtr::new(core::ptr::null_mut()),
-            prev: AtomicPtr::new(core::ptr::null_mut()),
+            next: Link::new(),
+            prev: Link::new(),
             key: KeyCell::new(),
         };
-        // SAFETY: in the run, which the caller owns, at a multiple of the granule, so of `align_of::<Chunk>()`.
+        // SAFETY: in the run, which is ours (`Mapping`), at a multiple of the granule, so of `align_of::<Chunk>()`.
         unsafe { header.write(chunk) };
-        // SAFETY: just initialised; from here on shared by reference only; lives for `'a` (caller).
+        // SAFETY: just initialised; from here on shared by reference only; `NewChunk` gives it out for as long as it
+        // has the memory, then for as long as the page heap has it.
         let chunk: &'a Chunk = unsafe { header.as_ref() };
         chunk.desc(0)?.set(Kind::Leaving, chunk.count(), zeroed);
         Some(chunk)
@@ -200,22 +203,6 @@ impl Chunk {
         unsafe { &*header }
     }
 
-    /// The chunk whose header a list link or a map entry leads to.
-    ///
-    /// # Safety
-    /// `link` is null or came from [`as_link`](Self::as_link) of a chunk that stays with the heap for all of `'a`.
-    #[inline]
-    pub(crate) unsafe fn from_link<'a>(link: *mut Chunk) -> Option<&'a Chunk> {
-        // SAFETY: null or a live header (caller), shared by reference only.
-        unsafe { link.as_ref() }
-    }
-
-    /// This chunk as a list link.
-    #[inline]
-    pub(crate) fn as_link(&self) -> *mut Chunk {
-        core::ptr::from_ref(self).cast_mut()
-    }
-
     /// What the links of free blocks in this chunk are written under.
     #[inline]
     pub(crate) fn key(&self) -> Key {
@@ -227,10 +214,23 @@ impl Chunk {
         self.key.set(key);
     }
 
-    /// What the provider gave: where it starts, and the run.
-    pub(crate) fn given(&self) -> (NonNull<u8>, PageRun) {
-        // SAFETY: `start` is so many bytes behind the run's start (`create`).
-        (unsafe { self.start.sub(usize::from(self.skip)) }, self.run)
+    /// Its memory, once a run on its way back covers all of it.
+    pub(crate) fn leave(&self) -> Option<Mapping> {
+        let tag = self.desc(0)?.tag();
+        let is_leaving = tag.is(Kind::Leaving) || tag.is(Kind::LeavingAbsent);
+        if !is_leaving || tag.len() != self.count() {
+            return None;
+        }
+        // SAFETY: `start` is so many bytes behind the run's start (`write`).
+        let base = unsafe { self.start.sub(usize::from(self.skip)) };
+        // SAFETY: what it was made of. Whoever makes a chunk's run one that leaves took it out of its lists, with the
+        // lock held, and is the only one who asks for its memory.
+        Some(unsafe { Mapping::new(base, self.run) })
+    }
+
+    /// Bytes that the provider gave for it.
+    pub(crate) fn given_len(&self) -> usize {
+        self.run.len()
     }
 
     /// Granules.
@@ -340,33 +340,48 @@ impl Chunk {
             Some(desc)
         }
     }
+}
 
-    /// Puts the chunk at the head of a list. The list's lock is held.
-    pub(crate) fn push_to(&self, list: &AtomicPtr<Chunk>) {
-        let first = list.load(Ordering::Relaxed);
-        self.prev.store(core::ptr::null_mut(), Ordering::Relaxed);
-        self.next.store(first, Ordering::Relaxed);
-        // SAFETY: links in a list lead to chunks that the heap holds; unlinked before they are given back.
-        if let Some(first) = unsafe { Chunk::from_link(first) } {
-            first.prev.store(self.as_link(), Ordering::Relaxed);
-        }
-        list.store(self.as_link(), Ordering::Relaxed);
+/// A chunk that nobody else knows.
+#[derive(Debug)]
+#[must_use = "its memory is lost"]
+pub(crate) struct NewChunk<'a> {
+    chunk: &'a Chunk,
+    memory: Mapping,
+}
+
+impl<'a> NewChunk<'a> {
+    pub(crate) fn chunk(&self) -> &Chunk {
+        self.chunk
     }
 
-    /// Takes the chunk out of the list it is in. The list's lock is held.
-    pub(crate) fn unlink_from(&self, list: &AtomicPtr<Chunk>) {
-        let (next, prev) = (self.next.load(Ordering::Relaxed), self.prev.load(Ordering::Relaxed));
-        // SAFETY: as in `push_to`.
-        match unsafe { Chunk::from_link(prev) } {
-            Some(prev) => prev.next.store(next, Ordering::Relaxed),
-            None => list.store(next, Ordering::Relaxed),
-        }
-        // SAFETY: as in `push_to`.
-        if let Some(next) = unsafe { Chunk::from_link(next) } {
-            next.prev.store(prev, Ordering::Relaxed);
-        }
+    /// It is the page heap's: its memory comes back by [`Chunk::leave`].
+    pub(crate) fn enter(self) -> &'a Chunk {
+        self.chunk
+    }
+
+    /// It is none.
+    pub(crate) fn give_up(self) -> Mapping {
+        self.memory
     }
 }
+
+impl Listed for Chunk {
+    fn next(&self) -> &Link<Self> {
+        &self.next
+    }
+    fn prev(&self) -> &Link<Self> {
+        &self.prev
+    }
+}
+
+// SAFETY: a chunk's memory goes back to the provider only while it is empty, in no list and out of the map, and whoever
+// reads a link to it holds the lock of the list that it is in.
+unsafe impl Linked for Chunk {}
+
+// SAFETY: a descriptor is memory of its chunk, which stays as long as a run of it is in use, cached, set aside,
+// deferred, absent or in a bin: so as long as any link leads to one of its descriptors that is read.
+unsafe impl Linked for PageDesc {}
 
 /// The granule of a chunk of `run_len` bytes in a heap that holds `held_len` with it, as a shift.
 #[expect(clippy::indexing_slicing, reason = "the loop ends at the table's length")]

@@ -31,9 +31,13 @@
 //! counts the slot's uses. To be misled, a reader would have to stand still between two loads while the provider
 //! gives and takes chunks until that very slot was used eight times more, the last time for the same start.
 
+#![expect(unsafe_code, reason = "tables in the provider's memory, chunks by their address")]
+
 use core::ptr::{NonNull, without_provenance_mut};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
+use super::chunk::Chunk;
+use super::owned::Mapping;
 use super::want::AddError;
 use crate::base::sync::{AtomicPtr, AtomicUsize, AtomicWord, TryLock, fence};
 use crate::contract::provider::PageRun;
@@ -95,11 +99,22 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// A chunk's entry; `header` stands at its end.
-    pub(crate) fn chunk(start: usize, header: NonNull<u8>) -> Self {
-        let last = header.as_ptr().addr().wrapping_sub(1);
+    /// A chunk's entry.
+    pub(crate) fn of(chunk: &Chunk) -> Self {
+        Self::ending(chunk.addr(), core::ptr::from_ref(chunk).cast_mut().cast())
+    }
+
+    /// The entry of a chunk that does not exist, which nobody may ask the map for.
+    #[cfg(any(test, loom))]
+    pub(crate) fn fake(start: usize, end: usize) -> Self {
+        Self::ending(start, without_provenance_mut(end))
+    }
+
+    /// `header` stands where the granules end.
+    fn ending(start: usize, header: *mut u8) -> Self {
+        let last = header.addr().wrapping_sub(1);
         let order = usize::BITS - last.wrapping_sub(start).leading_zeros();
-        Self { start, last, order: order.max(MIN_ORDER), value: header.as_ptr() }
+        Self { start, last, order: order.max(MIN_ORDER), value: header }
     }
 
     fn huge(start: usize, run: PageRun) -> Self {
@@ -107,8 +122,20 @@ impl Entry {
         Self { start, last: start, order: HUGE, value: without_provenance_mut(value) }
     }
 
-    /// The chunk header's address.
-    pub(crate) fn value(&self) -> *mut u8 {
+    /// The chunk in that memory, of which this is the entry, and which is its own again.
+    pub(super) fn chunk_in<'a>(&self, memory: Mapping) -> Option<&'a Chunk> {
+        let offset = self.value.addr().checked_sub(memory.start().addr().get())?;
+        if offset >= memory.len() {
+            return None;
+        }
+        // SAFETY: an entry's value is the header of its chunk (`of`), which lies in memory that the provider gave and
+        // has not got back (`Mapping`). From here on that is the page heap's.
+        unsafe { self.value.cast::<Chunk>().as_ref() }
+    }
+
+    /// The header's address.
+    #[cfg(loom)]
+    pub(crate) fn header(&self) -> *mut u8 {
         self.value
     }
 
@@ -165,6 +192,14 @@ impl ChunkMap {
     /// which is certain only if `addr` is in a live block, or in memory that the caller owns.
     pub(crate) fn lookup(&self, addr: usize) -> Option<*mut u8> {
         self.each_table(|table| table.around(addr, self.orders.load(Relaxed) & !(1 << HUGE)))
+    }
+
+    /// The chunk around `addr`, an address in a live block or in memory that the caller owns.
+    #[inline]
+    pub(crate) fn chunk(&self, addr: usize) -> Option<&Chunk> {
+        // SAFETY: the values of chunks' entries are their headers (`Entry::of`), which stand where they are while the
+        // chunk has a block that is live.
+        self.lookup(addr).and_then(|header| unsafe { header.cast::<Chunk>().as_ref() })
     }
 
     /// The run of a huge block that starts at `start`. Never waits; any context. The caller owns the block, or
@@ -277,14 +312,11 @@ impl ChunkMap {
     }
 
     /// Chains a table behind the others. The clearing of its slots is done before anything is locked.
-    ///
-    /// # Safety
-    /// `start` and `run` are what the provider gave; used by nobody else until
-    /// [`take_empty_table`](Self::take_empty_table) gives them out again.
-    pub(crate) unsafe fn add_table(&self, start: NonNull<u8>, run: PageRun) -> Result<(), AddError> {
+    pub(crate) fn add_table(&self, memory: Mapping) -> Result<(), (AddError, Mapping)> {
+        let (start, run) = (memory.start(), memory.run());
         let count = (run.len() / BUCKET_LEN).saturating_sub(1);
         if count == 0 || run.align() < BUCKET_LEN {
-            return Err(AddError::TooSmall);
+            return Err((AddError::TooSmall, memory));
         }
         let header = start.cast::<Table>();
         // SAFETY: the run has at least two buckets' length.
@@ -292,21 +324,21 @@ impl ChunkMap {
         for index in 0..count {
             // SAFETY: `count` buckets and the header's bucket fit in the run.
             let bucket = unsafe { buckets.add(index) };
-            // SAFETY: in the run, owned (caller), aligned as the run is.
+            // SAFETY: in the run, which is ours (`Mapping`), aligned as the run is.
             unsafe { bucket.write(Bucket::new()) };
         }
         let table = Table { start, run, buckets, count, used: AtomicUsize::new(0), next: AtomicPtr::default() };
-        // SAFETY: in the run, owned (caller), aligned as the run is.
+        // SAFETY: in the run, which is ours (`Mapping`), aligned as the run is.
         unsafe { header.write(table) };
         let Some(_held) = self.writer.lock_bounded() else {
-            return Err(AddError::Busy);
+            return Err((AddError::Busy, memory));
         };
         let (mut link, mut length) = (&self.next, 0);
         while let Some(table) = follow(link) {
             link = &table.next;
             length += 1;
             if length == MAX_TABLES {
-                return Err(AddError::Full);
+                return Err((AddError::Full, memory));
             }
         }
         link.store(header.as_ptr(), Release);
@@ -319,7 +351,7 @@ impl ChunkMap {
     /// the count after it has cleared the link. If it reads 0, a later reader finds the link cleared, and an
     /// earlier one has subtracted itself, after its last look. No entry can be missed while the link is cleared:
     /// the table is empty and the lock excludes insertion.
-    pub(crate) fn take_empty_table(&self) -> Option<(NonNull<u8>, PageRun)> {
+    pub(crate) fn take_empty_table(&self) -> Option<Mapping> {
         let _held = self.writer.try_lock()?;
         let mut link = &self.next;
         let mut table = follow(link)?;
@@ -337,7 +369,8 @@ impl ChunkMap {
             link.store(old, Release);
             return None;
         }
-        Some((start, run))
+        // SAFETY: what `add_table` was given; no entry is in it, and nobody looks or will look there (see above).
+        Some(unsafe { Mapping::new(start, run) })
     }
 
     /// Bytes in huge blocks and in tables. At rest.

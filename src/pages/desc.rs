@@ -16,7 +16,8 @@
 //! and nobody reads it. With `hardened` any address may be asked for, so there all are written when the chunk is made.
 //! Price: a store each time a run is cut.
 
-use crate::base::sync::{AtomicPtr, AtomicU32, AtomicWord, Ordering, SPLIT};
+use crate::base::link::{Link, Listed};
+use crate::base::sync::{AtomicU32, AtomicWord, Ordering, SPLIT};
 
 /// What a granule is, written in the descriptors of a run's first granule, of its last one, and, in slabs, of all of
 /// them.
@@ -68,9 +69,9 @@ pub(crate) struct PageDesc {
     /// The slab's word: free list, counts and state.
     pub(crate) word: AtomicWord,
     /// The next run in whatever list holds this one.
-    pub(crate) next: AtomicPtr<PageDesc>,
+    pub(crate) next: Link<PageDesc>,
     /// The previous run in that list, where it is doubly linked.
-    pub(crate) prev: AtomicPtr<PageDesc>,
+    pub(crate) prev: Link<PageDesc>,
     /// Kind, zeroed flag and length in one word, so that a reader sees all of one moment.
     tag: AtomicU32,
     /// Position in the chunk's table, known from when a run first began here on.
@@ -128,8 +129,8 @@ impl PageDesc {
     pub(crate) const fn new(index: u32) -> Self {
         Self {
             word: AtomicWord::new(FIRST_WORD),
-            next: AtomicPtr::new(core::ptr::null_mut()),
-            prev: AtomicPtr::new(core::ptr::null_mut()),
+            next: Link::new(),
+            prev: Link::new(),
             tag: AtomicU32::new(0),
             index: AtomicU32::new(index),
         }
@@ -210,22 +211,13 @@ impl PageDesc {
     pub(crate) fn set_kind(&self, kind: Kind) {
         self.set(kind, self.len(), self.is_zeroed());
     }
+}
 
-    /// This descriptor as a list link.
-    #[inline]
-    pub(crate) fn as_link(&self) -> *mut PageDesc {
-        core::ptr::from_ref(self).cast_mut()
+impl Listed for PageDesc {
+    fn next(&self) -> &Link<Self> {
+        &self.next
     }
-
-    /// The descriptor that a list link leads to.
-    ///
-    /// # Safety
-    /// `link` is null or came from [`as_link`](Self::as_link) of a descriptor whose chunk stays with the heap
-    /// for all of `'a`.
-    #[inline]
-    pub(crate) unsafe fn from_link<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
-        // SAFETY: `link` is null or points to a descriptor that lives for `'a` (caller); descriptors are shared
-        // by reference only, and everything in them that changes is atomic.
-        unsafe { link.as_ref() }
+    fn prev(&self) -> &Link<Self> {
+        &self.prev
     }
 }

@@ -12,6 +12,8 @@
 //! stretches' borders, so that most stretches see two. Where they see more, short ones, these take the room from each
 //! other.
 
+#![expect(unsafe_code, reason = "descriptors by their address")]
+
 use core::ptr::{NonNull, null_mut};
 
 use super::chunk::Chunk;
@@ -159,6 +161,7 @@ mod tests {
     use super::super::{Pages, Provided, Use, Want};
     use super::*;
     use crate::contract::provider::PageRun;
+    use crate::pages::Mapping;
     use std::vec::Vec;
 
     const LEN: usize = 256 << 10;
@@ -171,7 +174,9 @@ mod tests {
         let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         // SAFETY: just allocated, not zeroed; freed when the chunk has left.
-        unsafe { pages.add_chunk(memory, run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
+        pages
+            .add_chunk(unsafe { Mapping::new(memory, run) }, nothing, 0, Provided::UNKNOWN, &|work| work(true))
+            .unwrap();
         let hints = ChunkHints::new();
         let chunk = pages.lookup(memory).unwrap();
         // SAFETY: inside the run, or just behind the granules.
@@ -188,7 +193,7 @@ mod tests {
         assert!(hints.desc(memory, 1).is_none(), "a chunk has left since");
         let gone = pages.take_empty(0).unwrap();
         assert!(pages.desc_near(&hints, memory).is_none(), "it may be this one");
-        pages.chunk_gone(gone);
+        pages.chunk_gone(gone.offer(|_| Ok(())).unwrap());
         assert!(pages.desc_near(&hints, memory).is_none());
         // SAFETY: allocated above with this layout, and out of the page heap.
         unsafe { std::alloc::dealloc(memory.as_ptr(), run.layout()) };
@@ -208,14 +213,16 @@ mod tests {
         // SAFETY: the run's length is not 0.
         let memory_of_table = NonNull::new(unsafe { std::alloc::alloc(table.layout()) }).unwrap();
         // SAFETY: just allocated, never freed.
-        unsafe { pages.add_table(memory_of_table, table) }.unwrap();
+        pages.add_table(unsafe { Mapping::new(memory_of_table, table) }).unwrap();
         let chunk = |index| {
             // SAFETY: inside the memory.
             let start = unsafe { memory.add(index * distance) };
             let run = PageRun::new(LEN, 4096, 4096).unwrap();
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed, apart from all others.
-            unsafe { pages.add_chunk(start, run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
+            pages
+                .add_chunk(unsafe { Mapping::new(start, run) }, nothing, 0, Provided::UNKNOWN, &|work| work(true))
+                .unwrap();
             start
         };
         (0..count).map(chunk).collect()
@@ -258,12 +265,14 @@ mod tests {
         assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
         for _ in 0..2 {
             let gone = pages.take_empty(0).unwrap();
-            pages.chunk_gone(gone);
+            pages.chunk_gone(gone.offer(|_| Ok(())).unwrap());
         }
         let run = PageRun::new(MIN_STRETCH_LEN, 4096, 4096).unwrap();
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         // SAFETY: all of what the two chunks lay in, which have left.
-        unsafe { pages.add_chunk(chunks[0], run, nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
+        pages
+            .add_chunk(unsafe { Mapping::new(chunks[0], run) }, nothing, 0, Provided::UNKNOWN, &|work| work(true))
+            .unwrap();
         for place in chunks {
             assert!(pages.desc(&hints, place).is_some() && pages.desc_near(&hints, place).is_some());
         }
@@ -276,11 +285,14 @@ mod tests {
         let chunks = neighbours(&pages, 2);
         let hints = ChunkHints::new();
         assert!(chunks.iter().all(|chunk| pages.desc(&hints, *chunk).is_some()));
-        let gone = pages.take_empty(0).unwrap();
-        let [one, other] = [0, 1].map(|index| chunks[index]);
-        let (left, stays) = if gone.start == one { (one, other) } else { (other, one) };
+        let (gone, mut left) = (pages.take_empty(0).unwrap(), chunks[0]);
+        let gone = gone.offer(|memory| {
+            left = memory.start();
+            Ok(())
+        });
+        let stays = chunks[usize::from(left == chunks[0])];
         assert!(pages.desc(&hints, stays).is_some() && pages.desc_near(&hints, stays).is_some());
         assert!(pages.desc_near(&hints, left).is_none());
-        pages.chunk_gone(gone);
+        pages.chunk_gone(gone.unwrap());
     }
 }

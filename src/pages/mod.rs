@@ -32,6 +32,7 @@ mod chunk;
 mod chunk_map;
 mod desc;
 mod hint;
+mod owned;
 mod pool;
 mod run_cache;
 #[cfg(test)]
@@ -40,13 +41,15 @@ mod want;
 
 use core::ptr::NonNull;
 
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Level, Ordering, Ordering::Relaxed};
+use crate::base::link::Link;
+use crate::base::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
 use crate::contract::provider::PageRun;
 use crate::harden::KeyCell;
 
 pub(crate) use chunk::{Chunk, chunk_len_for, granule_shift};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHints;
+pub(crate) use owned::{EmptyChunk, GoneChunk, Idle, Mapping, Recalled, Run, hand_out};
 pub(crate) use pool::PageFault;
 pub(crate) use run_cache::RunCache;
 pub(crate) use want::{AddError, Provided, Refused, Use, Want};
@@ -124,47 +127,9 @@ pub(crate) struct Pages<const N: usize> {
     kept: RunCacheList,
     /// Runs of kind `Deferred`, as long as [`SPARE_LENS`], for who finds every lock held, as a context may that
     /// interrupted the holder.
-    spares: [AtomicPtr<PageDesc>; SPARE_LENS.len()],
+    spares: [Link<PageDesc>; SPARE_LENS.len()],
     /// The place for one that is looked at next.
     spare_turn: AtomicUsize,
-}
-
-/// A run handed out.
-#[derive(Debug)]
-pub(crate) struct Run<'a> {
-    pub(crate) desc: &'a PageDesc,
-    pub(crate) start: NonNull<u8>,
-    /// Bytes; a multiple of the chunk's granule, at least what was asked for.
-    pub(crate) len: usize,
-    /// The run holds zeros only.
-    pub(crate) zeroed: bool,
-}
-
-/// An empty chunk on its way to the provider. It belongs to nobody else; after the provider's answer the
-/// owner calls [`Pages::chunk_gone`] or [`Pages::put_back`].
-#[derive(Debug)]
-#[must_use = "the chunk is lost unless chunk_gone or put_back is called"]
-pub(crate) struct EmptyChunk {
-    /// As the provider gave it.
-    pub(crate) start: NonNull<u8>,
-    pub(crate) run: PageRun,
-    /// Bytes of it that the provider has back already.
-    pub(crate) absent_len: usize,
-    entry: Entry,
-}
-
-/// Absent pages that are about to be committed. They are the caller's, who calls [`Pages::came_back`] or
-/// [`Pages::stayed_away`].
-#[derive(Debug)]
-#[must_use = "the pages are lost"]
-pub(crate) struct Recalled<'a> {
-    /// Where they start.
-    pub(crate) start: NonNull<u8>,
-    /// Bytes.
-    pub(crate) len: usize,
-    /// What is wanted of them, and what comes with it.
-    run: &'a PageDesc,
-    rest: Option<&'a PageDesc>,
 }
 
 /// A run as [`Pages::for_each_run`] shows it.
@@ -197,7 +162,7 @@ impl<const N: usize> Pages<N> {
             shards: [const { [const { Pool::new() }; 2] }; N],
             first_run_cache: RunCache::new(),
             kept: RunCacheList::new(),
-            spares: [const { AtomicPtr::new(core::ptr::null_mut()) }; SPARE_LENS.len()],
+            spares: [const { Link::new() }; SPARE_LENS.len()],
             spare_turn: AtomicUsize::new(0),
         }
     }
@@ -372,7 +337,7 @@ impl<const N: usize> Pages<N> {
         let turn = self.spare_turn.load(Relaxed);
         self.spare_turn.store(if turn + 1 < SPARE_LENS.len() { turn + 1 } else { 0 }, Relaxed);
         let (Some(spare), Some(len)) = (self.spares.get(turn), SPARE_LENS.get(turn)) else { return };
-        if spare.load(Relaxed).is_null() && (len * SPARE_SHARE).max(SPARE_HEAP_LEN) <= self.basis_of(turn) {
+        if spare.is_empty() && (len * SPARE_SHARE).max(SPARE_HEAP_LEN) <= self.basis_of(turn) {
             self.set_one_aside(spare, *len, shard);
         }
     }
@@ -396,11 +361,10 @@ impl<const N: usize> Pages<N> {
 
     #[cold]
     #[inline(never)]
-    fn set_one_aside(&self, spare: &AtomicPtr<PageDesc>, len: usize, shard: usize) {
+    fn set_one_aside(&self, spare: &Link<PageDesc>, len: usize, shard: usize) {
         let Some(run) = self.alloc_near(len, 1, Use::Large, shard) else { return };
         run.put(Tag::new(Kind::Deferred, run.len(), false));
-        let empty = core::ptr::null_mut();
-        if spare.compare_exchange(empty, run.as_link(), Ordering::Release, Relaxed).is_err() {
+        if !spare.fill(run) {
             self.release(run, run.tag());
         }
     }
@@ -412,7 +376,7 @@ impl<const N: usize> Pages<N> {
         for spare in
             self.spares.iter().zip(SPARE_LENS).filter(|(_, spare_len)| *spare_len >= len).map(|(spare, _)| spare)
         {
-            let Some(run) = take_link(spare) else { continue };
+            let Some(run) = spare.take() else { continue };
             let fits = Chunk::run_len(run) >= len && Chunk::start_of(run).as_ptr().addr() & align.wrapping_sub(1) == 0;
             if fits {
                 self.shorten_spare(run, len, use_);
@@ -440,7 +404,7 @@ impl<const N: usize> Pages<N> {
 
     /// Frees what was set aside; true if there was any.
     fn release_spares(&self) -> bool {
-        self.spares.iter().filter_map(take_link).map(|run| self.release(run, run.tag())).count() > 0
+        self.spares.iter().filter_map(Link::take).map(|run| self.release(run, run.tag())).count() > 0
     }
 
     #[inline(never)]
@@ -565,13 +529,9 @@ impl<const N: usize> Pages<N> {
         &self.first_run_cache
     }
 
-    /// Takes in another CPU's.
-    ///
-    /// # Safety
-    /// It is new, and stays where it is until [`forget_run_caches`](Self::forget_run_caches).
-    pub(crate) unsafe fn add_run_cache(&self, kept: &RunCache) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.kept.add(kept) };
+    /// Takes in another CPU's, which is new and stays where it is until [`forget_run_caches`](Self::forget_run_caches).
+    pub(crate) fn add_run_cache(&self, kept: &RunCache) {
+        self.kept.add(kept);
     }
 
     /// Frees what all but the first CPU keep, and forgets those CPUs. While nobody else uses the heap.
@@ -695,10 +655,7 @@ impl<const N: usize> Pages<N> {
     /// leaving; for a huge block's address the answer is `None`, but ask [`huge_run`](Self::huge_run) first.
     #[inline]
     pub(crate) fn lookup(&self, addr: NonNull<u8>) -> Option<&Chunk> {
-        let header = self.map.lookup(addr.as_ptr().addr())?;
-        // SAFETY: the values of the map's chunk entries are pointers to headers, and the chunk around a live block
-        // cannot leave.
-        unsafe { Chunk::from_link(header.cast()) }
+        self.map.chunk(addr.as_ptr().addr())
     }
 
     /// The descriptor of the granule that `addr`, an address in a live block, lies in, if the caller's hints know.
@@ -743,35 +700,32 @@ impl<const N: usize> Pages<N> {
     /// [`alloc`](Self::alloc) starts at for `shard`, and hands out the wanted run at once, before anybody else can
     /// see the chunk: who asked the provider is served even if the pool's lock cannot be had meanwhile. Only where
     /// the run would be the whole chunk, it is left to [`alloc`](Self::alloc). Takes time in proportion to the number
-    /// of granules, outside of all locks; then it is entered, in one step of the caller's.
-    ///
-    /// # Safety
-    /// `start` and `run` are what the provider gave, unused, and as `provided` says. Unless this fails they belong
-    /// to the page heap until [`take_empty`](Self::take_empty) gives them out.
-    pub(crate) unsafe fn add_chunk(
+    /// of granules, outside of all locks; then it is entered, in one step of the caller's. The memory is as `provided`
+    /// says; it is the page heap's, unless this fails, until [`take_empty`](Self::take_empty) gives it out.
+    pub(crate) fn add_chunk(
         &self,
-        start: NonNull<u8>,
-        run: PageRun,
+        memory: Mapping,
         want: Want,
         shard: usize,
         provided: Provided,
         step: Step<'_>,
-    ) -> Result<Option<Run<'_>>, AddError> {
-        let active = active_for(self.held_len() + run.len(), N).min(self.chunk_count.load(Relaxed) + 1);
+    ) -> Result<Option<Run<'_>>, (AddError, Mapping)> {
+        let len = memory.len();
+        let active = active_for(self.held_len() + len, N).min(self.chunk_count.load(Relaxed) + 1);
         let shard = shard.checked_rem(active).unwrap_or(0);
         // An only chunk serves both kinds, and slabs can better do with the longer way.
         let kind = if self.chunk_count.load(Relaxed) == 0 { LARGE } else { kind_index(want.use_) };
         // Not where a lock is held that this context may have interrupted, or it brings a chunk for each request.
         let is_busy = |kind: usize| self.pools().nth(2 * shard + kind).is_some_and(Pool::is_busy);
         let kind = if is_busy(kind) && !is_busy(LARGE - kind) { LARGE - kind } else { kind };
-        let Ok(pool) = u16::try_from(2 * shard + kind) else { return Err(AddError::TooSmall) };
-        let held_len = if provided.decommits { usize::MAX } else { self.held_len().saturating_add(run.len()) };
-        // SAFETY: passed on to the caller.
-        let chunk = unsafe { Chunk::create(start, run, granule_shift(run.len(), held_len), pool, provided.zeroed) };
-        let Some(chunk) = chunk else { return Err(AddError::TooSmall) };
+        let Ok(pool) = u16::try_from(2 * shard + kind) else { return Err((AddError::TooSmall, memory)) };
+        let held_len = if provided.decommits { usize::MAX } else { self.held_len().saturating_add(len) };
+        let new = Chunk::create(memory, granule_shift(len, held_len), pool, provided.zeroed)
+            .map_err(|memory| (AddError::TooSmall, memory))?;
+        let chunk = new.chunk();
         #[cfg(feature = "hardened")]
         if !crate::harden::is_linkable(chunk.addr()) || !crate::harden::is_linkable(chunk.addr() + chunk.len()) {
-            return Err(AddError::TooSmall);
+            return Err((AddError::TooSmall, new.give_up()));
         }
         self.key.begin(chunk.addr());
         chunk.set_key(self.key.get());
@@ -783,13 +737,14 @@ impl<const N: usize> Pages<N> {
         });
         let cut = rests.find(|rest| rest.index() > 0);
         let Some(rest) = cut.or_else(|| chunk.desc(0).filter(|_| fits)) else {
-            return Err(AddError::TooSmall);
+            return Err((AddError::TooSmall, new.give_up()));
         };
+        let is_cut = rest.index() > 0;
         let mut entered = Err(AddError::Busy);
         step(&mut |wait| {
-            entered = self.map.insert(&entry_of(chunk), wait);
+            entered = self.map.insert(&Entry::of(chunk), wait);
             if entered.is_ok() {
-                self.held_len.add(run.len());
+                self.held_len.add(len);
                 self.own_len.fetch_add(chunk.own_len(), Relaxed);
                 self.used_shards.fetch_max(shard + 1, Relaxed);
                 chunk.touch(rest.index());
@@ -798,8 +753,10 @@ impl<const N: usize> Pages<N> {
                 self.release(rest, rest.tag());
             }
         });
-        entered?;
-        Ok(chunk.desc(0).filter(|_| rest.index() > 0).map(hand_out))
+        match entered {
+            Ok(()) => Ok(new.enter().desc(0).filter(|_| is_cut).map(hand_out)),
+            Err(error) => Err((error, new.give_up())),
+        }
     }
 
     /// Takes a wholly free chunk out, if at least `keep` bytes of free runs remain (as far as can be told while
@@ -816,40 +773,35 @@ impl<const N: usize> Pages<N> {
                     open.take_absent_chunk().or_else(|| if has(pool) { open.take_empty(spare()) } else { None })
                 });
                 if let Some(Some(chunk)) = taken {
-                    return Some(self.leave(chunk));
+                    return self.leave(chunk);
                 }
             }
         }
         None
     }
 
-    fn leave(&self, chunk: &Chunk) -> EmptyChunk {
+    fn leave(&self, chunk: &Chunk) -> Option<EmptyChunk> {
+        let memory = chunk.leave()?;
         self.removals.fetch_add(1, Relaxed);
         self.count_chunk(false);
         self.told.untouched_len.fetch_sub(chunk.untouched_len(), Relaxed);
-        let entry = entry_of(chunk);
+        let entry = Entry::of(chunk);
         self.map.change(&entry, Change::Leave);
         self.own_len.fetch_sub(chunk.own_len(), Relaxed);
-        let (start, run) = chunk.given();
         let is_absent = chunk.desc(0).is_some_and(|head| head.tag().is(Kind::LeavingAbsent));
-        EmptyChunk { start, run, absent_len: if is_absent { chunk.len() } else { 0 }, entry }
+        Some(EmptyChunk { memory, absent_len: if is_absent { chunk.len() } else { 0 }, entry })
     }
 
     /// The provider has the chunk back. Touches none of its memory.
-    pub(crate) fn chunk_gone(&self, gone: EmptyChunk) {
+    pub(crate) fn chunk_gone(&self, gone: GoneChunk) {
         self.map.change(&gone.entry, Change::Forget);
-        self.held_len.sub(gone.run.len() - gone.absent_len);
+        self.held_len.sub(gone.len - gone.absent_len);
     }
 
     /// The provider did not take the chunk: it is used again. Cannot fail.
-    ///
-    /// # Safety
-    /// `chunk` came from [`take_empty`](Self::take_empty) of this heap and its memory is as it was then.
-    pub(crate) unsafe fn put_back(&self, chunk: EmptyChunk) {
+    pub(crate) fn put_back(&self, chunk: EmptyChunk) {
         self.map.change(&chunk.entry, Change::Stay);
-        // SAFETY: the entry's value is the header of the chunk, which is still there (caller).
-        let chunk: Option<&Chunk> = unsafe { Chunk::from_link(chunk.entry.value().cast()) };
-        let Some(chunk) = chunk else { return };
+        let Some(chunk) = chunk.entry.chunk_in(chunk.memory) else { return };
         self.own_len.fetch_add(chunk.own_len(), Relaxed);
         self.told.untouched_len.fetch_add(chunk.untouched_len(), Relaxed);
         self.count_chunk(true);
@@ -859,20 +811,24 @@ impl<const N: usize> Pages<N> {
     }
 
     /// Takes free pages of `page_len` bytes out, `least` bytes or more in one piece, as long as `keep` bytes of free
-    /// ones stay: they are a large block's run, and the caller's, who gives their memory back and calls
-    /// [`went_back`](Self::went_back), or frees them. At most one hold a pool.
-    pub(crate) fn take_idle(&self, least: usize, keep: usize, page_len: usize) -> Option<Run<'_>> {
+    /// ones stay. At most one hold a pool.
+    pub(crate) fn take_idle(&self, least: usize, keep: usize, page_len: usize) -> Option<Idle<'_>> {
         let spare = || self.free_len().saturating_sub(keep);
         let pools = self.pools().filter(|pool| pool.free_len() >= least && spare() >= least);
         let mut taken =
             pools.filter_map(|pool| self.hold(pool, false, |open| open.take_idle(least, spare(), page_len)));
-        taken.find_map(|run| run).map(hand_out)
+        taken.find_map(|run| run).map(|run| Idle(hand_out(run)))
     }
 
-    /// The provider has the memory behind the pages of a run, which was the caller's.
-    pub(crate) fn went_back(&self, run: &Run<'_>) {
-        self.held_len.sub(run.len);
-        self.release_absent(run.desc, run.desc.len());
+    /// The provider has the memory behind them.
+    pub(crate) fn went_back(&self, idle: Idle<'_>) {
+        self.held_len.sub(idle.0.len);
+        self.release_absent(idle.0.desc, idle.0.desc.len());
+    }
+
+    /// The provider did not take it.
+    pub(crate) fn stayed(&self, idle: Idle<'_>) {
+        self.free(idle.0.desc);
     }
 
     fn release_absent(&self, run: &PageDesc, len: usize) {
@@ -952,26 +908,23 @@ impl<const N: usize> Pages<N> {
         self.map.next_table_len()
     }
 
-    /// Gives the map another table, after [`AddError::Full`]. Waits for the map's lock within the spin limit.
-    ///
-    /// # Safety
-    /// `start` and `run` are what the provider gave, unused. Unless this fails they belong to the page heap until
-    /// [`take_empty_table`](Self::take_empty_table) gives them out.
-    pub(crate) unsafe fn add_table(&self, start: NonNull<u8>, run: PageRun) -> Result<(), AddError> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.map.add_table(start, run) }?;
-        self.held_len.add(run.len());
-        self.own_len.fetch_add(run.len(), Relaxed);
+    /// Gives the map another table, after [`AddError::Full`]. Waits for the map's lock within the spin limit. Unless
+    /// this fails, the memory is the page heap's until [`take_empty_table`](Self::take_empty_table) gives it out.
+    pub(crate) fn add_table(&self, memory: Mapping) -> Result<(), (AddError, Mapping)> {
+        let len = memory.len();
+        self.map.add_table(memory)?;
+        self.held_len.add(len);
+        self.own_len.fetch_add(len, Relaxed);
         Ok(())
     }
 
     /// Takes the last of the map's added tables out if it is empty and nobody is looking there. If the provider does
     /// not take it back, it can be added again.
-    pub(crate) fn take_empty_table(&self) -> Option<(NonNull<u8>, PageRun)> {
-        let (start, run) = self.map.take_empty_table()?;
-        self.held_len.sub(run.len());
-        self.own_len.fetch_sub(run.len(), Relaxed);
-        Some((start, run))
+    pub(crate) fn take_empty_table(&self) -> Option<Mapping> {
+        let memory = self.map.take_empty_table()?;
+        self.held_len.sub(memory.len());
+        self.own_len.fetch_sub(memory.len(), Relaxed);
+        Some(memory)
     }
 
     /// Takes note of a huge block: a run of the provider's that is one block and no chunk. Waits for the map's lock
@@ -1050,10 +1003,10 @@ impl<const N: usize> Pages<N> {
     fn verify_pool(&self, index: usize, open: &Open<'_>) -> Result<(), PageFault> {
         open.verify(index)?;
         for chunk in open.chunks() {
-            let found = |addr| self.map.lookup(addr) == Some(chunk.as_link().cast());
+            let found = |addr| self.map.chunk(addr).is_some_and(|found| core::ptr::eq(found, chunk));
             let last = chunk.addr() + chunk.len() - 1;
-            check(7, found(chunk.addr()) && found(last), chunk.as_link())?;
-            check(7, !found(last + 1), chunk.as_link())?;
+            check(7, found(chunk.addr()) && found(last), chunk)?;
+            check(7, !found(last + 1), chunk)?;
         }
         Ok(())
     }
@@ -1093,16 +1046,6 @@ impl<const N: usize> Pages<N> {
     }
 }
 
-/// The run that a place for one has, which is the caller's then.
-fn take_link<'a>(place: &AtomicPtr<PageDesc>) -> Option<&'a PageDesc> {
-    if place.load(Relaxed).is_null() {
-        return None;
-    }
-    let link = place.swap(core::ptr::null_mut(), Ordering::Acquire);
-    // SAFETY: null, or a run that `set_one_aside` put there; its chunk cannot leave the heap while the run is not free.
-    unsafe { PageDesc::from_link(link) }
-}
-
 /// The run's pool, if it could be opened; else the run is left to whoever opens it next.
 #[inline(always)]
 fn opened_for<'a>(run: &PageDesc, pool: &Pool, open: Option<Open<'a>>) -> Option<Open<'a>> {
@@ -1121,25 +1064,4 @@ fn active_for(held_len: usize, limit: usize) -> usize {
 #[inline]
 fn kind_index(use_: Use) -> usize {
     if use_.is_large() { LARGE } else { 0 }
-}
-
-fn entry_of(chunk: &Chunk) -> Entry {
-    let header = NonNull::from(chunk).cast();
-    Entry::chunk(chunk.addr(), header)
-}
-
-/// Finishes a run that its pool has marked at both ends: the further granules of a slab lead to its first one.
-/// Needs no lock, as the run is the caller's.
-#[inline]
-pub(crate) fn hand_out(desc: &PageDesc) -> Run<'_> {
-    let (chunk, len) = (Chunk::of(desc), desc.len());
-    if desc.kind() == Kind::Slab {
-        let descs = Descs::of(chunk);
-        for distance in 1..len {
-            if let Some(rest) = descs.begin(desc.index() + distance) {
-                rest.set(Kind::SlabRest, distance, false);
-            }
-        }
-    }
-    Run { desc, start: Chunk::start_of(desc), len: len << chunk.shift(), zeroed: desc.is_zeroed() }
 }

@@ -21,8 +21,9 @@ use super::bins::{self, Bins};
 use super::chunk::{COARSE_SHIFT, Chunk, Descs, UNIT_SHIFT};
 use super::desc::{Kind, PageDesc, Tag};
 use super::want::{Use, Want};
-use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, TryLock};
-use Ordering::{Acquire, Relaxed, Release};
+use crate::base::link::Link;
+use crate::base::sync::{AtomicBool, AtomicUsize, Ordering, TryLock};
+use Ordering::{Relaxed, Release};
 
 /// Deferred runs freed in one hold.
 pub(crate) const DRAIN_LIMIT: usize = 4;
@@ -31,7 +32,7 @@ const ALIGNED_LOOK: usize = 8;
 /// Runs of a bin that are tested for length.
 const LENGTH_LOOK: usize = 16;
 /// Attempts to pop one deferred run; each fails only because another context pushed one.
-const POP_LIMIT: usize = 8;
+const POP_LIMIT: u32 = 8;
 /// Empty chunks tested for not being too long to be given back.
 const EMPTY_LOOK: usize = 8;
 /// A free run must be longer than this many times the block to have the block placed in its middle.
@@ -99,16 +100,16 @@ impl Place<'_> {
 #[derive(Debug)]
 pub(crate) struct Pool {
     lock: TryLock,
-    deferred: AtomicPtr<PageDesc>,
+    deferred: Link<PageDesc>,
     free_len: AtomicUsize,
     held_len: AtomicUsize,
     chunk_count: AtomicUsize,
     empty_count: AtomicUsize,
     /// Runs whose memory the provider has back.
-    absent: AtomicPtr<PageDesc>,
+    absent: Link<PageDesc>,
     absent_len: AtomicUsize,
-    used: AtomicPtr<Chunk>,
-    empty: AtomicPtr<Chunk>,
+    used: Link<Chunk>,
+    empty: Link<Chunk>,
     bins: Bins,
 }
 
@@ -238,15 +239,15 @@ impl Pool {
     pub(crate) const fn new() -> Self {
         Self {
             lock: TryLock::new(),
-            deferred: AtomicPtr::new(core::ptr::null_mut()),
+            deferred: Link::new(),
             free_len: AtomicUsize::new(0),
             held_len: AtomicUsize::new(0),
             chunk_count: AtomicUsize::new(0),
             empty_count: AtomicUsize::new(0),
-            absent: AtomicPtr::new(core::ptr::null_mut()),
+            absent: Link::new(),
             absent_len: AtomicUsize::new(0),
-            used: AtomicPtr::new(core::ptr::null_mut()),
-            empty: AtomicPtr::new(core::ptr::null_mut()),
+            used: Link::new(),
+            empty: Link::new(),
             bins: Bins::new(),
         }
     }
@@ -270,20 +271,13 @@ impl Pool {
         if !run.tag().is_apart() {
             run.set(Kind::Deferred, run.len(), false);
         }
-        let mut head = self.deferred.load(Relaxed);
-        loop {
-            run.next.store(head, Relaxed);
-            match self.deferred.compare_exchange_weak(head, run.as_link(), Release, Relaxed) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
+        self.deferred.push(run, &run.next, Release);
     }
 
     /// Whether a run waits for somebody who takes the lock.
     #[inline]
     pub(crate) fn has_deferred(&self) -> bool {
-        !self.deferred.load(Relaxed).is_null()
+        !self.deferred.is_empty()
     }
 
     #[inline]
@@ -510,9 +504,9 @@ impl<'a> Open<'a> {
         let (descs, tag) = (Descs::around(run), run.tag());
         let chunk = descs.chunk();
         if !tag.is(Kind::Absent) {
-            add(&self.pool.held_len, chunk.given().1.len());
+            add(&self.pool.held_len, chunk.given_len());
             add(&self.pool.chunk_count, 1);
-            chunk.push_to(&self.pool.used);
+            self.pool.used.link(chunk);
         }
         if !tag.is(Kind::Leaving) {
             sub(&self.pool.held_len, tag.len() << chunk.shift());
@@ -528,16 +522,16 @@ impl<'a> Open<'a> {
         let shift = descs.shift();
         add(&self.pool.absent_len, len << shift);
         if let Some((prev, tag)) = run_before(descs, index, Kind::Absent) {
-            unlink_absent(&self.pool.absent, prev);
+            self.pool.absent.unlink(prev);
             (index, len) = (index - tag.len(), len + tag.len());
         }
         if let Some(next) = descs.get(index + len).filter(|next| next.tag().is(Kind::Absent)) {
-            unlink_absent(&self.pool.absent, next);
+            self.pool.absent.unlink(next);
             len += next.len();
         }
         if let Some(head) = descs.begin(index) {
             mark_ends(descs, head, Tag::new(Kind::Absent, len, false));
-            link_absent(&self.pool.absent, head);
+            self.pool.absent.link(head);
         }
     }
 
@@ -563,18 +557,18 @@ impl<'a> Open<'a> {
         let fits = |run: &&PageDesc| {
             Chunk::run_len(run) >= want.least_len && Chunk::start_of(run).as_ptr().addr() & (want.align - 1) == 0
         };
-        let run = absent(&self.pool.absent, LENGTH_LOOK).find(fits)?;
+        let run = self.pool.absent.iter(LENGTH_LOOK).find(fits)?;
         let (descs, all) = (Descs::around(run), run.len());
         let chunk = descs.chunk();
         let need = if granules(chunk, want.len) <= all { want.len } else { want.least_len };
         let need = granules(chunk, need).max(1);
         let len = granules(chunk, wish).clamp(need, all);
-        unlink_absent(&self.pool.absent, run);
+        self.pool.absent.unlink(run);
         sub(&self.pool.absent_len, len << chunk.shift());
         add(&self.pool.held_len, len << chunk.shift());
         if let Some(left) = descs.begin(run.index() + len).filter(|_| len < all) {
             mark_ends(descs, left, Tag::new(Kind::Absent, all - len, false));
-            link_absent(&self.pool.absent, left);
+            self.pool.absent.link(left);
         }
         mark_used(descs, run, if want.use_ == Use::Slab { Kind::Slab } else { Kind::Large }, need, false);
         let rest = descs.begin(run.index() + need).filter(|_| need < len);
@@ -585,12 +579,12 @@ impl<'a> Open<'a> {
     /// Takes a chunk out that is absent as a whole. Its run is of kind `LeavingAbsent`.
     pub(crate) fn take_absent_chunk(&self) -> Option<&'a Chunk> {
         let is_whole = |run: &&PageDesc| run.len() == Chunk::of(run).count();
-        let run = absent(&self.pool.absent, EMPTY_LOOK).find(is_whole)?;
+        let run = self.pool.absent.iter(EMPTY_LOOK).find(is_whole)?;
         let chunk = Chunk::of(run);
-        unlink_absent(&self.pool.absent, run);
+        self.pool.absent.unlink(run);
         sub(&self.pool.absent_len, chunk.len());
         run.set(Kind::LeavingAbsent, chunk.count(), false);
-        chunk.unlink_from(&self.pool.used);
+        self.pool.used.unlink(chunk);
         sub(&self.pool.chunk_count, 1);
         sub(&self.pool.held_len, chunk.own_len());
         Some(chunk)
@@ -670,18 +664,21 @@ impl<'a> Open<'a> {
     /// Takes an empty chunk of at most `spare` bytes out of the pool: preferably not the one that became empty
     /// last. Its run is of kind `Leaving`.
     pub(crate) fn take_empty(&self, spare: usize) -> Option<&'a Chunk> {
-        let newest = chunks(&self.pool.empty, 1).next()?;
-        let chunk = chunks(&self.pool.empty, EMPTY_LOOK)
+        let newest = self.pool.empty.iter(1).next()?;
+        let chunk = self
+            .pool
+            .empty
+            .iter(EMPTY_LOOK)
             .skip(1)
             .find(|chunk| chunk.len() <= spare)
             .or_else(|| (newest.len() <= spare).then_some(newest))?;
         let run = chunk.desc(0)?;
         self.unbin(chunk, run);
         run.set(Kind::Leaving, chunk.count(), false);
-        chunk.unlink_from(&self.pool.empty);
+        self.pool.empty.unlink(chunk);
         sub(&self.pool.empty_count, 1);
         sub(&self.pool.chunk_count, 1);
-        sub(&self.pool.held_len, chunk.given().1.len());
+        sub(&self.pool.held_len, chunk.given_len());
         Some(chunk)
     }
 
@@ -709,16 +706,7 @@ impl<'a> Open<'a> {
 
     /// Pops a deferred run. Only lock holders pop, so `next` of the head cannot change between load and exchange.
     fn pop_deferred(&self) -> Option<&'a PageDesc> {
-        let mut head = self.pool.deferred.load(Acquire);
-        for _ in 0..POP_LIMIT {
-            // SAFETY: null, or pushed by `defer`; the run's chunk cannot leave the heap while the run is not free.
-            let run = unsafe { PageDesc::from_link::<'a>(head) }?;
-            match self.pool.deferred.compare_exchange(head, run.next.load(Relaxed), Acquire, Acquire) {
-                Ok(_) => return Some(run),
-                Err(now) => head = now,
-            }
-        }
-        None
+        self.pool.deferred.pop(|run| &run.next, POP_LIMIT)
     }
 
     /// Makes `len` granules from `first` on a free run; nothing if `len` is 0.
@@ -742,16 +730,16 @@ impl<'a> Open<'a> {
     /// A chunk was taken from that was empty.
     #[cold]
     fn note_used(&self, chunk: &Chunk) {
-        chunk.unlink_from(&self.pool.empty);
-        chunk.push_to(&self.pool.used);
+        self.pool.empty.unlink(chunk);
+        self.pool.used.link(chunk);
         sub(&self.pool.empty_count, 1);
     }
 
     /// A chunk became empty. True: it is not the only one.
     #[cold]
     fn note_empty(&self, chunk: &Chunk) -> bool {
-        chunk.unlink_from(&self.pool.used);
-        chunk.push_to(&self.pool.empty);
+        self.pool.used.unlink(chunk);
+        self.pool.empty.link(chunk);
         add(&self.pool.empty_count, 1);
         self.pool.empty_count() > 1
     }
@@ -779,37 +767,6 @@ fn mark_ends(descs: Descs<'_>, head: &PageDesc, tag: Tag) {
     head.put(tag);
 }
 
-/// The first `limit` runs of a list of absent ones, whose lock is held.
-fn absent<'a>(list: &AtomicPtr<PageDesc>, limit: usize) -> impl Iterator<Item = &'a PageDesc> + use<'a> {
-    // SAFETY: links of that list lead to runs of chunks that the heap holds.
-    let at = |link: &AtomicPtr<PageDesc>| unsafe { PageDesc::from_link::<'a>(link.load(Relaxed)) };
-    core::iter::successors(at(list), move |run| at(&run.next)).take(limit)
-}
-
-/// Puts a run at the head of a list of absent ones, whose lock is held.
-fn link_absent(list: &AtomicPtr<PageDesc>, run: &PageDesc) {
-    run.prev.store(core::ptr::null_mut(), Relaxed);
-    run.next.store(list.load(Relaxed), Relaxed);
-    if let Some(first) = absent(list, 1).next() {
-        first.prev.store(run.as_link(), Relaxed);
-    }
-    list.store(run.as_link(), Relaxed);
-}
-
-/// Takes a run out of the list of absent ones that it is in, whose lock is held.
-fn unlink_absent(list: &AtomicPtr<PageDesc>, run: &PageDesc) {
-    let (next, prev) = (run.next.load(Relaxed), run.prev.load(Relaxed));
-    // SAFETY: as in `absent`.
-    match unsafe { PageDesc::from_link(prev) } {
-        Some(prev) => prev.next.store(next, Relaxed),
-        None => list.store(next, Relaxed),
-    }
-    // SAFETY: as in `absent`.
-    if let Some(next) = unsafe { PageDesc::from_link(next) } {
-        next.prev.store(prev, Relaxed);
-    }
-}
-
 /// Marks first and last granule of a used run, which may be one. What lies between is the owner's affair.
 #[inline(always)]
 pub(super) fn mark_used(descs: Descs<'_>, head: &PageDesc, kind: Kind, len: usize, zeroed: bool) {
@@ -818,13 +775,6 @@ pub(super) fn mark_used(descs: Descs<'_>, head: &PageDesc, kind: Kind, len: usiz
         tail.set(kind, len, false);
     }
     head.set(kind, len, zeroed);
-}
-
-/// The first `limit` chunks of a list, whose lock is held.
-fn chunks<'a>(list: &AtomicPtr<Chunk>, limit: usize) -> impl Iterator<Item = &'a Chunk> + use<'a> {
-    // SAFETY: links of a list lead to chunks that the heap holds.
-    let at = |link: &AtomicPtr<Chunk>| unsafe { Chunk::from_link::<'a>(link.load(Relaxed)) };
-    core::iter::successors(at(list), move |chunk| at(&chunk.next)).take(limit)
 }
 
 /// The runs of a chunk: as `(head, granules)`. Ends behind the first run that is not whole. As many steps as runs.
@@ -837,7 +787,7 @@ pub(crate) fn runs(chunk: &Chunk) -> impl Iterator<Item = &PageDesc> {
 impl<'a> Open<'a> {
     /// All chunks of the pool.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &'a Chunk> + use<'a> {
-        chunks(&self.pool.used, self.limit()).chain(chunks(&self.pool.empty, self.limit()))
+        self.pool.used.iter(self.limit()).chain(self.pool.empty.iter(self.limit()))
     }
 
     /// One more than the chunks there should be, so that a list that is too long, or a ring, shows and ends.
@@ -851,32 +801,33 @@ impl<'a> Open<'a> {
         let (mut absent_count, mut absent_len) = (0, 0);
         for chunk in self.chunks() {
             let (runs, len) = verify_chunk(chunk)?;
-            check(5, chunk.pool() == pool, chunk.as_link())?;
+            check(5, chunk.pool() == pool, chunk)?;
             free_count += runs;
             free_len += len;
-            held_len += chunk.given().1.len();
+            held_len += chunk.given_len();
             absent_len += absent_runs(chunk).map(Chunk::run_len).sum::<usize>();
             absent_count += absent_runs(chunk).count();
         }
         for (list, empty) in [(&self.pool.used, false), (&self.pool.empty, true)] {
-            for chunk in chunks(list, self.limit()) {
+            for chunk in list.iter(self.limit()) {
                 let is_empty = chunk.desc(0).is_some_and(|run| run.kind() == Kind::Free && run.len() == chunk.count());
-                check(5, is_empty == empty, chunk.as_link())?;
+                check(5, is_empty == empty, chunk)?;
             }
         }
         let at = NonNull::from(self.pool).as_ptr();
         check(4, self.verify_bins()? == free_count, at)?;
         check(6, self.pool.free_len() == free_len && self.pool.held_len() + absent_len == held_len, at)?;
         check(9, self.pool.absent_len() == absent_len, at)?;
-        let mut before = core::ptr::null_mut();
-        let mut listed = absent(&self.pool.absent, absent_count + 1);
-        let linked = |run: &PageDesc| {
-            let is_linked = run.prev.load(Relaxed) == core::mem::replace(&mut before, run.as_link());
+        let mut before = None;
+        let mut listed = self.pool.absent.iter(absent_count + 1);
+        let linked = |run: &'a PageDesc| {
+            let is_linked = before.map_or(run.prev.is_empty(), |before| run.prev.leads_to(before));
+            before = Some(run);
             run.tag().is(Kind::Absent) && is_linked
         };
         check(9, listed.by_ref().map(linked).filter(|linked| *linked).count() == absent_count, at)?;
         check(6, self.pool.chunk_count.load(Relaxed) == self.chunks().count(), at)?;
-        check(6, self.pool.empty_count() == chunks(&self.pool.empty, self.limit()).count(), at)
+        check(6, self.pool.empty_count() == self.pool.empty.iter(self.limit()).count(), at)
     }
 
     /// Checks B1 to B3 and counts the runs in all bins.
@@ -888,14 +839,12 @@ impl<'a> Open<'a> {
             let mut next = head;
             while let Some(run) = next {
                 let right = run.kind() == Kind::Free && bins::index(units(Chunk::of(run), run.len())) == bin;
-                // SAFETY: just checked to be free runs' links, or null.
-                let behind = unsafe { PageDesc::from_link(run.next.load(Relaxed)) }.or(head);
-                let linked = behind.is_some_and(|behind| core::ptr::eq(behind.prev.load(Relaxed), run));
-                check(4, right && linked, run.as_link())?;
+                let behind = run.next.get().or(head);
+                let linked = behind.is_some_and(|behind: &PageDesc| behind.prev.leads_to(run));
+                check(4, right && linked, run)?;
                 count += 1;
-                check(4, count <= self.pool.free_len() >> UNIT_SHIFT, run.as_link())?;
-                // SAFETY: just checked to be a link in a list of this pool's free runs.
-                next = unsafe { PageDesc::from_link(run.next.load(Relaxed)) };
+                check(4, count <= self.pool.free_len() >> UNIT_SHIFT, run)?;
+                next = run.next.get();
             }
         }
         Ok(count)
@@ -912,11 +861,11 @@ fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
     let (mut count, mut len, mut end, mut was) = (0, 0, 0, Kind::Inside);
     for head in runs(chunk) {
         let tail = chunk.desc(head.index() + head.len() - 1);
-        check(1, tail.is_some(), head.as_link())?;
-        check(2, tail.is_some_and(|tail| agree(head, tail)), head.as_link())?;
+        check(1, tail.is_some(), head)?;
+        check(2, tail.is_some_and(|tail| agree(head, tail)), head)?;
         let is_free = head.kind() == Kind::Free;
-        check(3, !(was == Kind::Free && is_free), head.as_link())?;
-        check(9, !(was == Kind::Absent && head.kind() == Kind::Absent), head.as_link())?;
+        check(3, !(was == Kind::Free && is_free), head)?;
+        check(9, !(was == Kind::Absent && head.kind() == Kind::Absent), head)?;
         if is_free {
             count += 1;
             len += head.len() << chunk.shift();
@@ -924,7 +873,7 @@ fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
         was = head.kind();
         end = head.index() + head.len();
     }
-    check(1, end == chunk.count(), chunk.as_link())?;
+    check(1, end == chunk.count(), chunk)?;
     Ok((count, len))
 }
 

@@ -13,10 +13,13 @@
 //!   address alone, without the look-up that other frees take. As with [`ChunkHints`](super::ChunkHints), a chunk's
 //!   removal makes that void.
 
+#![expect(unsafe_code, reason = "a run that may be gone is remembered")]
+
 use core::ptr::{NonNull, null_mut};
 
 use super::chunk::{Chunk, Descs};
 use super::desc::{Kind, PageDesc, Tag};
+use crate::base::link::{Link, Linked};
 use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 
 /// All zero is the empty state. But for `run` and `next`, only the holder of the CPU's cache reads and writes it.
@@ -24,7 +27,7 @@ use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 #[repr(align(64))]
 pub(crate) struct RunCache {
     /// The cached run, of kind `Deferred`, or null.
-    run: AtomicPtr<PageDesc>,
+    run: Link<PageDesc>,
     /// How many granules the run has that was cut last. Another one is not kept.
     recent_len: AtomicUsize,
     /// The run that is cached, or was last, if none was cut since; its address, or null.
@@ -36,68 +39,59 @@ pub(crate) struct RunCache {
     /// Chunks that had left when it was kept.
     removals: AtomicUsize,
     /// The next one in the page heap's list.
-    next: AtomicPtr<RunCache>,
+    next: Link<RunCache>,
 }
 
 const _: () = assert!(size_of::<RunCache>() == 64, "a cache line for each CPU");
 
+// SAFETY: the first CPU's is part of the page heap. The others' are in states that stay until `CpuTable::take_out`, and
+// the list forgets them before.
+unsafe impl Linked for RunCache {}
+
 /// Every CPU's but the first one's: a list that only grows. All zero is empty.
 #[derive(Debug)]
 pub(super) struct RunCacheList {
-    newest: AtomicPtr<RunCache>,
+    newest: Link<RunCache>,
 }
 
 impl RunCacheList {
     pub(super) const fn new() -> Self {
-        Self { newest: AtomicPtr::new(null_mut()) }
+        Self { newest: Link::new() }
     }
 
-    /// Adds one. Lock-free, any context.
-    ///
-    /// # Safety
-    /// It is in no list, and stays where it is until [`clear`](Self::clear).
-    pub(super) unsafe fn add(&self, kept: &RunCache) {
-        let link = core::ptr::from_ref(kept).cast_mut();
-        let mut newest = self.newest.load(Relaxed);
-        loop {
-            kept.next.store(newest, Relaxed);
-            match self.newest.compare_exchange_weak(newest, link, Ordering::AcqRel, Relaxed) {
-                Ok(_) => return,
-                Err(now) => newest = now,
-            }
-        }
+    /// Adds one, which is in no list. Lock-free, any context.
+    pub(super) fn add(&self, kept: &RunCache) {
+        self.newest.push(kept, &kept.next, Ordering::AcqRel);
     }
 
     /// Forgets all.
     pub(super) fn clear(&self) {
-        self.newest.store(null_mut(), Relaxed);
+        self.newest.set(None);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &RunCache> {
-        // SAFETY: null, or what `add` was given, which is there as long as it is in the list.
-        let at = |link: &AtomicPtr<RunCache>| unsafe { link.load(Ordering::Acquire).as_ref() };
-        core::iter::successors(at(&self.newest), move |kept| at(&kept.next))
+        core::iter::successors(self.newest.get_published(), |kept: &&RunCache| kept.next.get_published())
     }
 }
 
 impl RunCache {
     pub(crate) const fn new() -> Self {
         Self {
-            run: AtomicPtr::new(null_mut()),
+            run: Link::new(),
             recent_len: AtomicUsize::new(0),
             last_run: AtomicPtr::new(null_mut()),
             start: AtomicPtr::new(null_mut()),
             last: AtomicUsize::new(0),
             granule: AtomicUsize::new(0),
             removals: AtomicUsize::new(0),
-            next: AtomicPtr::new(null_mut()),
+            next: Link::new(),
         }
     }
 
     /// Whether no run is kept. A guess, but for the holder, to whom it may only become true.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.run.load(Relaxed).is_null()
+        self.run.is_empty()
     }
 
     /// A run was cut by the holder, while none is kept.
@@ -116,7 +110,7 @@ impl RunCache {
         if !is_likely || !self.is_empty() {
             return false;
         }
-        self.last_run.store(run.as_link(), Relaxed);
+        self.last_run.store(core::ptr::from_ref(run).cast_mut(), Relaxed);
         self.start.store(Chunk::start_of(run).as_ptr(), Relaxed);
         self.last.store((tag.len() << descs.shift()).wrapping_sub(1), Relaxed);
         self.granule.store(1 << descs.shift(), Relaxed);
@@ -137,7 +131,7 @@ impl RunCache {
         // SAFETY: `keep` set it together with the address. A chunk's removal is counted before its memory can come to
         // anybody else, so with equal counts the caller's block at that address is in the very chunk that the run was
         // in, which cannot leave before the block is free.
-        let Some(run) = (unsafe { PageDesc::from_link(self.last_run.load(Relaxed)) }) else { return false };
+        let Some(run) = (unsafe { self.last_run.load(Relaxed).as_ref() }) else { return false };
         let tag = run.tag();
         // While a run is kept, it is the known one, and deferred.
         let is_same = tag.is(Kind::Large) && tag.len() == self.recent_len.load(Relaxed);
@@ -150,39 +144,28 @@ impl RunCache {
     #[inline(always)]
     fn fill(&self, run: &PageDesc, tag: Tag) {
         run.put(Tag::new(Kind::Deferred, tag.len(), false));
-        self.run.store(run.as_link(), Ordering::Release);
+        self.run.publish(Some(run));
     }
 
     /// The cached run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if
     /// it is as long as that takes; and its address.
     #[inline(always)]
     pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<(&'a PageDesc, NonNull<u8>)> {
-        let (link, start) = (self.run.load(Relaxed), NonNull::new(self.start.load(Relaxed))?);
+        let start = NonNull::new(self.start.load(Relaxed))?;
         let fits = self.last.load(Relaxed).wrapping_sub(last) < self.granule.load(Relaxed)
             && start.as_ptr().addr() & align.wrapping_sub(1) == 0;
-        if link.is_null() || !fits {
-            return None;
-        }
-        let run = self.take_link(link)?;
+        let run = if fits { self.run.take() } else { None }?;
         run.put(Tag::new(Kind::Large, run.len(), false));
         Some((run, start))
     }
 
     /// The cached run, which is the caller's then. Any context.
     pub(super) fn take<'a>(&self) -> Option<&'a PageDesc> {
-        let link = self.run.load(Relaxed);
-        if link.is_null() { None } else { self.take_link(link) }
+        self.run.take()
     }
 
     /// Whether it is this one. A guess.
     pub(super) fn is_keeping(&self, run: &PageDesc) -> bool {
-        core::ptr::eq(self.run.load(Relaxed), run)
-    }
-
-    #[inline(always)]
-    fn take_link<'a>(&self, link: *mut PageDesc) -> Option<&'a PageDesc> {
-        let link = self.run.compare_exchange(link, null_mut(), Ordering::Acquire, Relaxed).ok()?;
-        // SAFETY: null, or a run that `keep` was given; its chunk cannot leave the heap while the run is not free.
-        unsafe { PageDesc::from_link(link) }
+        self.run.leads_to(run)
     }
 }

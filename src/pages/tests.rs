@@ -28,16 +28,18 @@ fn nothing(use_: Use) -> Want {
 }
 
 impl Given {
-    fn map(&self, run: PageRun) -> NonNull<u8> {
+    fn map(&self, run: PageRun) -> Mapping {
         // SAFETY: a run's length is not 0.
         let start = NonNull::new(unsafe { alloc(run.layout()) }).unwrap();
         // SAFETY: the run was just allocated.
         unsafe { start.write_bytes(0xa5, run.len()) };
         self.0.lock().unwrap().push((start.as_ptr().expose_provenance(), run));
-        start
+        // SAFETY: just allocated, and nobody else's.
+        unsafe { Mapping::new(start, run) }
     }
 
-    fn unmap(&self, start: NonNull<u8>, run: PageRun) {
+    fn unmap(&self, memory: Mapping) {
+        let (start, run) = (memory.start(), memory.run());
         let mut runs = self.0.lock().unwrap();
         let at = runs.iter().position(|given| *given == (start.as_ptr().addr(), run));
         runs.remove(at.expect("the heap gave back a run that it was not given"));
@@ -45,6 +47,15 @@ impl Given {
         unsafe { start.write_bytes(0x5a, run.len()) };
         // SAFETY: as above.
         unsafe { dealloc(start.as_ptr(), run.layout()) };
+    }
+
+    /// The provider has the chunk back.
+    fn take(&self, chunk: EmptyChunk) -> GoneChunk {
+        let taken = chunk.offer(|memory| {
+            self.unmap(memory);
+            Ok(())
+        });
+        taken.unwrap()
     }
 
     fn chunk<const N: usize>(&self, pages: &Pages<N>, len: usize, align: usize, use_: Use, shard: usize) {
@@ -61,17 +72,18 @@ impl Given {
         shard: usize,
     ) {
         let run = PageRun::new(len, align, KIB).unwrap();
-        let start = self.map(run);
-        // SAFETY: just given, not zeroed. `Busy` when a thread was preempted in the map's lock.
-        while let Err(refused) = unsafe { pages.add_chunk(start, run, nothing(use_), shard, provided, WAITING) } {
+        let mut memory = self.map(run);
+        loop {
+            // `Busy` when a thread was preempted in the map's lock.
+            let refused;
+            (refused, memory) = match pages.add_chunk(memory, nothing(use_), shard, provided, WAITING) {
+                Ok(_) => return,
+                Err(refused) => refused,
+            };
             match refused {
                 AddError::Full => {
-                    let run = PageRun::new(pages.next_table_len(), 4096, 4096).unwrap();
-                    let start = self.map(run);
-                    // SAFETY: just given.
-                    if unsafe { pages.add_table(start, run) }.is_err() {
-                        self.unmap(start, run);
-                    }
+                    let table = self.map(PageRun::new(pages.next_table_len(), 4096, 4096).unwrap());
+                    let _ = pages.add_table(table).map_err(|(_, table)| self.unmap(table));
                 }
                 _ => assert_eq!(refused, AddError::Busy),
             }
@@ -229,8 +241,7 @@ fn kept_of<const N: usize>(pages: &Pages<N>, cpu: usize) -> &RunCache {
     const OTHERS: usize = 2;
     if pages.kept.iter().next().is_none() {
         for _ in 0..OTHERS {
-            // SAFETY: new, and leaked.
-            unsafe { pages.add_run_cache(Box::leak(Box::new(RunCache::new()))) };
+            pages.add_run_cache(Box::leak(Box::new(RunCache::new())));
         }
     }
     [pages.first_run_cache()].into_iter().chain(pages.kept.iter()).nth(cpu).unwrap()
@@ -440,7 +451,7 @@ fn the_run_that_was_kept_last_is_kept_again() {
     let run = kept();
     let gone = pages.take_empty(0).unwrap();
     assert!(!again(run), "a chunk has left since, which may be this one");
-    pages.chunk_gone(gone);
+    pages.chunk_gone(gone.offer(|_| Ok(())).unwrap());
     pages.free(run);
     assert!(again(kept()), "none has left since");
     assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole));
@@ -530,9 +541,8 @@ fn a_small_chunk_has_as_many_granules_as_fit() {
         give(&pages, block);
     }
     let (given, pages, run) = (Given::default(), Pages::<1>::new(), PageRun::new(256, KIB, 256).unwrap());
-    // SAFETY: just given.
-    let refused = unsafe { pages.add_chunk(given.map(run), run, nothing(Use::Large), 0, Provided::UNKNOWN, WAITING) };
-    assert_eq!(refused.err(), Some(AddError::TooSmall));
+    let refused = pages.add_chunk(given.map(run), nothing(Use::Large), 0, Provided::UNKNOWN, WAITING);
+    assert!(refused.is_err_and(|(error, memory)| error == AddError::TooSmall && memory.run() == run));
 }
 
 #[test]
@@ -565,8 +575,7 @@ fn whoever_asked_for_a_chunk_is_served_before_it_is_entered() {
         let (given, pages) = (Given::default(), Box::new(Pages::<1>::new()));
         let run = chunk_len_for(len, 8, 4 * KIB).unwrap();
         let want = Want { len, least_len: len, align: 8, use_: Use::Large };
-        // SAFETY: just given, not zeroed.
-        let served = unsafe { pages.add_chunk(given.map(run), run, want, 0, Provided::UNKNOWN, WAITING) }.unwrap();
+        let served = pages.add_chunk(given.map(run), want, 0, Provided::UNKNOWN, WAITING).unwrap();
         assert!(served.is_some_and(|served| served.len >= len), "{len} bytes of a chunk of {}", run.len());
     }
 }
@@ -578,7 +587,14 @@ fn with_zeroed_chunk(test: impl FnOnce(&Pages<1>)) {
     let start = NonNull::new(unsafe { alloc_zeroed(run.layout()) }).unwrap();
     let pages = Box::new(Pages::<1>::new());
     // SAFETY: just allocated, zeroed.
-    unsafe { pages.add_chunk(start, run, nothing(Use::Large), 0, Provided { zeroed: true, ..COARSE }, WAITING) }
+    pages
+        .add_chunk(
+            unsafe { Mapping::new(start, run) },
+            nothing(Use::Large),
+            0,
+            Provided { zeroed: true, ..COARSE },
+            WAITING,
+        )
         .unwrap();
     test(&pages);
     // SAFETY: allocated above; the test has ended.
@@ -631,7 +647,8 @@ fn a_run_handed_out_first_may_be_freed_before_its_chunk_arrives() {
     {
         let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
         // SAFETY: just allocated, zeroed.
-        let first = unsafe { pages.add_chunk(start, run, want, 0, Provided { zeroed: true, ..COARSE }, WAITING) }
+        let first = pages
+            .add_chunk(unsafe { Mapping::new(start, run) }, want, 0, Provided { zeroed: true, ..COARSE }, WAITING)
             .unwrap()
             .unwrap();
         assert!(first.zeroed && first.len == 100 * KIB && first.start == start);
@@ -699,16 +716,14 @@ fn an_empty_chunk_is_taken_put_back_and_given_back() {
     assert_eq!(pages.verify(), Ok(()));
 
     let first = pages.take_empty(0).unwrap();
-    assert_eq!(first.run, run);
-    assert!(pages.lookup(first.start).is_none(), "a leaving chunk is not found");
+    assert_eq!(first.memory.run(), run);
+    assert!(pages.lookup(first.memory.start()).is_none(), "a leaving chunk is not found");
     let second = pages.take_empty(0).unwrap();
     assert!(pages.take_empty(0).is_none(), "the third one is in use");
     assert_eq!(pages.alloc(700 * KIB, 1, Use::Large, 0, true).err(), Some(Refused::Empty));
-    // SAFETY: untouched since it was taken.
-    unsafe { pages.put_back(first) };
+    pages.put_back(first.offer(Err).unwrap_err());
     give(&pages, get(&pages, 700 * KIB, 1, Use::Large, 0, 2).unwrap());
-    given.unmap(second.start, second.run);
-    pages.chunk_gone(second);
+    pages.chunk_gone(given.take(second));
     assert_eq!((pages.held_len(), pages.free_len()), (held_len - MIB, free_len - 1016 * KIB));
     assert_eq!(pages.verify(), Ok(()));
 
@@ -716,14 +731,12 @@ fn an_empty_chunk_is_taken_put_back_and_given_back() {
     let third = pages.take_empty(0).unwrap();
     {
         let _locks: Vec<_> = pages.pools().filter_map(|pool| pages.open(pool, false)).collect();
-        // SAFETY: untouched since it was taken.
-        unsafe { pages.put_back(third) };
+        pages.put_back(third);
     }
     assert_eq!(pages.verify(), Ok(()));
     give(&pages, block);
     while let Some(chunk) = pages.take_empty(0) {
-        given.unmap(chunk.start, chunk.run);
-        pages.chunk_gone(chunk);
+        pages.chunk_gone(given.take(chunk));
     }
     assert_eq!((pages.held_len(), pages.free_len(), pages.map.used()), (0, 0, 0));
     assert_eq!(given.0.lock().unwrap().len(), 0, "page for page");
@@ -742,10 +755,9 @@ fn the_chunk_emptied_last_is_kept() {
     give(&pages, block);
     assert!(pages.has_surplus());
     let taken = pages.take_empty(0).unwrap();
-    assert_ne!(taken.start.as_ptr().addr(), last);
+    assert_ne!(taken.memory.start().as_ptr().addr(), last);
     assert!(!pages.has_surplus());
-    given.unmap(taken.start, taken.run);
-    pages.chunk_gone(taken);
+    pages.chunk_gone(given.take(taken));
 }
 
 #[test]
@@ -867,12 +879,8 @@ fn work(seed: u64, me: usize, pages: &Pages<4>, parcel: &Mutex<Vec<Block>>, give
                 }
             }
             15 if step % 8 == 0 => match pages.take_empty(0) {
-                Some(chunk) if rng.below(2) == 0 => {
-                    given.unmap(chunk.start, chunk.run);
-                    pages.chunk_gone(chunk);
-                }
-                // SAFETY: untouched since it was taken.
-                Some(chunk) => unsafe { pages.put_back(chunk) },
+                Some(chunk) if rng.below(2) == 0 => pages.chunk_gone(given.take(chunk)),
+                Some(chunk) => pages.put_back(chunk),
                 None => given.chunk(pages, MIB + rng.below(64) * 4096, 4096, [Use::Slab, Use::Large][me % 2], me),
             },
             _ => {}
@@ -908,13 +916,12 @@ fn huge_blocks_are_found_by_their_start() {
 }
 
 fn fake(start: usize, len: usize) -> Entry {
-    Entry::chunk(start, NonNull::new(core::ptr::without_provenance_mut(start + len)).unwrap())
+    Entry::fake(start, start + len)
 }
 
 fn add_table(map: &ChunkMap, given: &Given) {
     let run = PageRun::new(map.next_table_len(), 4096, 4096).unwrap();
-    // SAFETY: just given.
-    unsafe { map.add_table(given.map(run), run) }.unwrap();
+    map.add_table(given.map(run)).unwrap();
 }
 
 /// Chunks side by side with lengths from 4 KiB to 4 MiB (1 MiB, where addresses are short), some with gaps between.
@@ -964,8 +971,8 @@ fn thousands_of_chunks_are_found_and_leave_no_trace() {
             assert_eq!(found(*start), None);
         }
         assert_eq!(map.used(), 0);
-        while let Some((start, run)) = map.take_empty_table() {
-            given.unmap(start, run);
+        while let Some(table) = map.take_empty_table() {
+            given.unmap(table);
             tables -= 1;
         }
         assert_eq!(tables, 0);
@@ -1009,8 +1016,8 @@ fn lookups_are_right_while_the_map_changes() {
                 go.iter().for_each(|(_, (start, len))| enter(*start, *len));
                 go.iter().for_each(|(_, (start, len))| map.change(&fake(*start, *len), Change::Remove));
                 for _ in 0..1000 {
-                    if let Some((start, run)) = map.take_empty_table() {
-                        given.unmap(start, run);
+                    if let Some(table) = map.take_empty_table() {
+                        given.unmap(table);
                         returned += 1;
                     }
                 }
@@ -1065,14 +1072,14 @@ fn verify_names_what_is_broken() {
     assert_eq!(broken(&|_, used, _| inside(used, 4).set(Kind::Free, 5, false)), 2);
     let free_unmerged = |_: &Pages<1>, used: &Block, _: &Block| {
         used.desc().set(Kind::Free, 5, false);
-        used.desc().next.store(used.desc().as_link(), Relaxed);
-        used.desc().prev.store(used.desc().as_link(), Relaxed);
+        used.desc().next.set(Some(used.desc()));
+        used.desc().prev.set(Some(used.desc()));
         inside(used, 4).set(Kind::Free, 5, false);
     };
     assert_eq!(broken(&free_unmerged), 3);
-    assert_eq!(broken(&|_, _, free| free.desc().prev.store(core::ptr::null_mut(), Relaxed)), 4);
-    assert_eq!(broken(&|_, _, free| free.desc().next.store(free.desc().as_link(), Relaxed)), 4);
-    let chunk = |block: &Block| entry_of(Chunk::of(block.desc()));
+    assert_eq!(broken(&|_, _, free| free.desc().prev.set(None)), 4);
+    assert_eq!(broken(&|_, _, free| free.desc().next.set(Some(free.desc()))), 4);
+    let chunk = |block: &Block| Entry::of(Chunk::of(block.desc()));
     assert_eq!(broken(&|pages, used, _| pages.map.change(&chunk(used), Change::Remove)), 7);
     assert_eq!(broken(&|pages, _, _| pages.held_len.add(1)), 8);
     assert_eq!(broken(&|pages, _, _| _ = pages.own_len.fetch_add(1, Relaxed)), 8);
@@ -1157,10 +1164,11 @@ fn idle_pages_leave_what_is_to_be_kept() {
     let (free_len, keep) = (pages.free_len(), 256 * KIB);
     assert!(pages.take_idle(4 * KIB, free_len, 4 * KIB).is_none(), "all are to be kept");
     let idle = pages.take_idle(4 * KIB, keep, 4 * KIB).unwrap();
-    assert_eq!((idle.start.addr().get() % (4 * KIB), idle.len % (4 * KIB)), (0, 0));
+    let (start, len) = idle.pages();
+    assert_eq!((start.addr().get() % (4 * KIB), len % (4 * KIB)), (0, 0));
     assert!((keep..keep + 8 * KIB).contains(&pages.free_len()), "{} of {free_len} are left", pages.free_len());
     assert_eq!(pages.verify(), Ok(()));
-    pages.free(idle.desc);
+    pages.stayed(idle);
     pages.free(block.desc);
     assert_eq!((pages.verify(), pages.free_len()), (Ok(()), whole));
 }

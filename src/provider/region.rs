@@ -28,6 +28,8 @@
 //! space. A run given back twice is the one mistake that is not always found; like any breach of
 //! [`unmap`](PageProvider::unmap)'s contract it is the caller's.
 
+#![expect(unsafe_code, reason = "regions, and tables in them")]
+
 use core::alloc::Layout;
 use core::error::Error;
 use core::fmt;

@@ -55,6 +55,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// # Safety
     /// No context of that CPU is inside the heap, nor enters it before this returns; and what it did there happened
     /// before this call, as for anything that is handed from one CPU to another.
+    #[expect(unsafe_code, reason = "a promise that a CPU is not in the heap")]
     pub unsafe fn retire_cpu(&self, index: usize) -> bool {
         let Some(cache) = self.engine.cache(index) else { return index < CPUS };
         let is_empty = (0..RETIRE_TRIES).any(|_| {

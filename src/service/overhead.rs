@@ -14,7 +14,7 @@ const SLAB_BLOCKS: usize = 4;
 const CHUNK_LEN: usize = 2 << 20;
 /// Long chunks that a little use keeps.
 const CHUNKS: usize = 2;
-/// Homes beside the CPUs' own.
+/// Owners beside the CPUs.
 const SPARE_HOMES: usize = 3;
 
 /// Shares of the bytes held, in 128ths: free pages (1/4), caches (1/8), chunks on their way in (1/8).

@@ -5,6 +5,8 @@
 //! gave up (an unsafe promise, at `free`) or out of pages that are ours (at a slab's first use). With them, the
 //! files above are safe code. Price: a token must be put somewhere; dropping one leaks its blocks, hence `must_use`.
 
+#![expect(unsafe_code, reason = "links of free blocks")]
+
 use core::ptr::{NonNull, null_mut};
 
 use crate::harden::Key;

@@ -5,6 +5,8 @@
 //! taker's. Price: a walk over the list; slabs of more blocks than there are bits cannot be looked at, which is one
 //! reason why slabs do not have more.
 
+#![expect(unsafe_code, reason = "blocks by their place in a slab")]
+
 use core::ops::Range;
 use core::ptr::NonNull;
 

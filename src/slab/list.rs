@@ -18,16 +18,16 @@
 //! each LISTED slab is in exactly one list or the inbox.
 
 use core::ops::RangeInclusive;
-use core::ptr::null_mut;
 
+use crate::base::link::Link;
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
-use crate::base::sync::{AtomicPtr, Held, Ordering, TryLock};
+use crate::base::sync::{Held, Ordering, TryLock};
 use crate::harden::Damage;
 use crate::pages::{Kind, PageDesc};
 use crate::slab::block::{Chain, List};
 use crate::slab::free_blocks::Places;
 use crate::slab::missed::Missed;
-use crate::slab::ring::{Ring, pop_inbox};
+use crate::slab::ring::Ring;
 use crate::slab::word::{Slab, Taken};
 
 /// Slabs moved from the inbox to the lists in one hold of the lock.
@@ -65,7 +65,7 @@ pub(crate) struct Bin {
     pub(crate) missed: Missed,
     partial: Ring,
     empty: Ring,
-    inbox: AtomicPtr<PageDesc>,
+    inbox: Link<PageDesc>,
     /// Blocks lost out of the slabs' lists.
     pub(crate) damage: Damage,
 }
@@ -103,14 +103,14 @@ impl Bin {
             missed: Missed::new(),
             partial: Ring::new(),
             empty: Ring::new(),
-            inbox: AtomicPtr::new(null_mut()),
+            inbox: Link::new(),
             damage: Damage::new(),
         }
     }
 
     /// Whether there seems to be nothing to take. A guess, without the lock.
     pub(crate) fn looks_empty(&self) -> bool {
-        self.partial.is_empty() && self.empty.is_empty() && self.inbox.load(Ordering::Relaxed).is_null()
+        self.partial.is_empty() && self.empty.is_empty() && self.inbox.is_empty()
     }
 
     /// Whether somebody holds the lock. A guess.
@@ -121,15 +121,7 @@ impl Bin {
     /// Makes a slab known here: the duty `enlist`. Lock-free, callable from any context; the slab is not touched after
     /// the exchange that publishes it.
     pub(crate) fn enlist(&self, slab: Slab<'_>) {
-        let link = slab.desc().as_link();
-        let mut head = self.inbox.load(Ordering::Relaxed);
-        loop {
-            slab.desc().next.store(head, Ordering::Relaxed);
-            match self.inbox.compare_exchange_weak(head, link, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
+        self.inbox.push(slab.desc(), &slab.desc().next, Ordering::AcqRel);
     }
 
     /// Takes up to `most` blocks out of a few slabs. `Err`: there may be blocks, but somebody was in the way, and
@@ -330,7 +322,7 @@ impl Bin {
     /// [`COUNT_HOLDS`] batches; if the lock is taken, what is there is not counted. Never waits.
     pub(crate) fn counts(&self) -> (u32, u32) {
         for _ in 0..COUNT_HOLDS {
-            if self.inbox.load(Ordering::Relaxed).is_null() {
+            if self.inbox.is_empty() {
                 break;
             }
             let Some(held) = self.lock.try_lock() else { break };
@@ -342,12 +334,12 @@ impl Bin {
     /// Moves a few slabs from the inbox to the lists; true if some may be left.
     fn receive(&self, held: &Held<'_>) -> bool {
         for _ in 0..INBOX_BATCH {
-            let Some(slab) = pop_inbox(&self.inbox).and_then(Slab::of) else {
+            let Some(slab) = self.inbox.pop(|desc| &desc.next, u32::MAX).and_then(Slab::of) else {
                 return false;
             };
             if slab.is_empty() { self.reserve(held, slab) } else { self.link(held, slab, Kind::SlabPartial) }
         }
-        !self.inbox.load(Ordering::Relaxed).is_null()
+        !self.inbox.is_empty()
     }
 
     /// The slab to take from next.

@@ -4,45 +4,23 @@
 //! others. Links live in the descriptors. Every method is called under the lock of the list's owner; the fields are
 //! atomics only so that a guess from outside is no data race. All zero is the empty ring.
 
-use core::ptr::null_mut;
-
-use crate::base::sync::{AtomicPtr, AtomicU32, Ordering};
+use crate::base::link::Link;
+use crate::base::sync::{AtomicU32, Ordering};
 use crate::pages::PageDesc;
 
 #[derive(Debug)]
 pub(crate) struct Ring {
-    first: AtomicPtr<PageDesc>,
+    first: Link<PageDesc>,
     count: AtomicU32,
-}
-
-/// The descriptor behind a link of a ring or of an inbox.
-fn follow<'a>(link: *mut PageDesc) -> Option<&'a PageDesc> {
-    // SAFETY: links are null or come from `PageDesc::as_link` of a slab in the list. A slab leaves its list before its
-    // run is freed, and its chunk goes only when all its runs are free; so the descriptor lives while a list leads to
-    // it.
-    unsafe { PageDesc::from_link(link) }
-}
-
-/// Takes the newest descriptor off an inbox. Only one context at a time may do so: the holder of the bin's lock.
-pub(crate) fn pop_inbox(inbox: &AtomicPtr<PageDesc>) -> Option<&PageDesc> {
-    loop {
-        let head = inbox.load(Ordering::Acquire);
-        let desc = follow(head)?;
-        // Nobody else takes off, so while `head` is the head its link stands still.
-        let next = desc.next.load(Ordering::Relaxed);
-        if inbox.compare_exchange(head, next, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-            return Some(desc);
-        }
-    }
 }
 
 impl Ring {
     pub(crate) const fn new() -> Self {
-        Self { first: AtomicPtr::new(null_mut()), count: AtomicU32::new(0) }
+        Self { first: Link::new(), count: AtomicU32::new(0) }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.first.load(Ordering::Relaxed).is_null()
+        self.first.is_empty()
     }
 
     pub(crate) fn count(&self) -> u32 {
@@ -50,7 +28,7 @@ impl Ring {
     }
 
     pub(crate) fn first(&self) -> Option<&PageDesc> {
-        follow(self.first.load(Ordering::Relaxed))
+        self.first.get()
     }
 
     fn add(&self, count: u32) {
@@ -60,34 +38,33 @@ impl Ring {
     /// Puts a descriptor that is in no list first.
     pub(crate) fn push(&self, desc: &PageDesc) {
         let (next, prev) = match self.first() {
-            Some(first) => (first.as_link(), first.prev.load(Ordering::Relaxed)),
-            None => (desc.as_link(), desc.as_link()),
+            Some(first) => (Some(first), first.prev.get()),
+            None => (Some(desc), Some(desc)),
         };
-        desc.next.store(next, Ordering::Relaxed);
-        desc.prev.store(prev, Ordering::Relaxed);
-        if let Some(next) = follow(next) {
-            next.prev.store(desc.as_link(), Ordering::Relaxed);
+        desc.next.set(next);
+        desc.prev.set(prev);
+        if let Some(next) = next {
+            next.prev.set(Some(desc));
         }
-        if let Some(prev) = follow(prev) {
-            prev.next.store(desc.as_link(), Ordering::Relaxed);
+        if let Some(prev) = prev {
+            prev.next.set(Some(desc));
         }
-        self.first.store(desc.as_link(), Ordering::Relaxed);
+        self.first.set(Some(desc));
         self.add(1);
     }
 
     /// Takes a descriptor out that is in this ring.
     pub(crate) fn remove(&self, desc: &PageDesc) {
-        let next = desc.next.load(Ordering::Relaxed);
-        let prev = desc.prev.load(Ordering::Relaxed);
-        if let Some(next) = follow(next) {
-            next.prev.store(prev, Ordering::Relaxed);
+        let (next, prev) = (desc.next.get(), desc.prev.get());
+        if let Some(next) = next {
+            next.prev.set(prev);
         }
-        if let Some(prev) = follow(prev) {
-            prev.next.store(next, Ordering::Relaxed);
+        if let Some(prev) = prev {
+            prev.next.set(next);
         }
-        let alone = next == desc.as_link();
-        if alone || self.first.load(Ordering::Relaxed) == desc.as_link() {
-            self.first.store(if alone { null_mut() } else { next }, Ordering::Relaxed);
+        let alone = next.is_some_and(|next: &PageDesc| core::ptr::eq(next, desc));
+        if alone || self.first.leads_to(desc) {
+            self.first.set(if alone { None } else { next });
         }
         self.add(u32::MAX);
     }
@@ -95,14 +72,14 @@ impl Ring {
     /// Makes the first one the last.
     pub(crate) fn turn(&self) {
         if let Some(first) = self.first() {
-            self.first.store(first.next.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.first.set(first.next.get());
         }
     }
 
     /// Makes the last one the first.
     pub(crate) fn turn_back(&self) {
         if let Some(first) = self.first() {
-            self.first.store(first.prev.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.first.set(first.prev.get());
         }
     }
 
@@ -111,9 +88,8 @@ impl Ring {
         let Some(first) = self.first() else {
             return self.count() == 0;
         };
-        let (next, prev) = (follow(first.next.load(Ordering::Relaxed)), follow(first.prev.load(Ordering::Relaxed)));
-        let leads_here = |link: &AtomicPtr<PageDesc>| link.load(Ordering::Relaxed) == first.as_link();
-        next.is_some_and(|next| leads_here(&next.prev)) && prev.is_some_and(|prev| leads_here(&prev.next))
+        let (next, prev): (Option<&PageDesc>, Option<&PageDesc>) = (first.next.get(), first.prev.get());
+        next.is_some_and(|next| next.prev.leads_to(first)) && prev.is_some_and(|prev| prev.next.leads_to(first))
     }
 
     /// Whether links agree in both directions all the way round, `count` is right, and `good` holds for each.
@@ -123,13 +99,13 @@ impl Ring {
         };
         let mut desc = first;
         for step in 1..=self.count() {
-            let Some(next) = follow(desc.next.load(Ordering::Relaxed)) else {
+            let Some(next): Option<&PageDesc> = desc.next.get() else {
                 return false;
             };
-            if next.prev.load(Ordering::Relaxed) != desc.as_link() || !good(desc) {
+            if !next.prev.leads_to(desc) || !good(desc) {
                 return false;
             }
-            if next.as_link() == first.as_link() {
+            if core::ptr::eq(next, first) {
                 return step == self.count();
             }
             desc = next;
@@ -181,17 +157,6 @@ mod tests {
         assert_eq!(order(&ring), [2]);
     }
 
-    #[test]
-    fn an_inbox_gives_the_newest_first() {
-        let (inbox, descs) = (AtomicPtr::new(null_mut()), descs());
-        for desc in &descs {
-            desc.next.store(inbox.load(Ordering::Relaxed), Ordering::Relaxed);
-            inbox.store(desc.as_link(), Ordering::Relaxed);
-        }
-        let popped: Vec<_> = core::iter::from_fn(|| pop_inbox(&inbox)).map(PageDesc::index).collect();
-        assert_eq!(popped, [3, 2, 1, 0]);
-    }
-
     /// B1 and what the bin asks of each, broken by hand.
     #[test]
     fn verify_sees_each_rule_broken() {
@@ -203,11 +168,11 @@ mod tests {
             !ring.verify(good)
         };
         let all = |_: &PageDesc| true;
-        assert!(broken(&|_, descs| descs[2].prev.store(descs[2].as_link(), Ordering::Relaxed), &all));
-        assert!(broken(&|_, descs| descs[1].next.store(null_mut(), Ordering::Relaxed), &all));
+        assert!(broken(&|_, descs| descs[2].prev.set(Some(&descs[2])), &all));
+        assert!(broken(&|_, descs| descs[1].next.set(None), &all));
         assert!(broken(&|ring, _| ring.add(1), &all), "counted twice");
         assert!(broken(&|ring, _| ring.add(u32::MAX), &all), "not counted");
-        assert!(broken(&|ring, _| ring.first.store(null_mut(), Ordering::Relaxed), &all), "counted, but not there");
+        assert!(broken(&|ring, _| ring.first.set(None), &all), "counted, but not there");
         assert!(broken(&|_, _| (), &|desc| desc.index() != 0), "one that does not belong");
     }
 }

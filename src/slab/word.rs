@@ -38,13 +38,15 @@
 //! popper except in front, which changes `head`: no ABA tag is needed. The release sequence carries every earlier
 //! pusher's links to the popper.
 
+#![expect(unsafe_code, reason = "blocks by their place in a slab")]
+
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::size_class::SizeClass;
 use crate::base::sync::{Ordering, SPLIT};
 use crate::harden::Key;
-use crate::pages::{Chunk, Kind, PageDesc};
+use crate::pages::{Chunk, Kind, PageDesc, Run};
 use crate::slab::block::{Chain, peek};
 
 const HEAD_SHIFT: u32 = 0;
@@ -70,7 +72,7 @@ const CLASS: u64 = (1 << CLASS_BITS) - 1;
 const HEAD_UNIT: usize = 8;
 
 /// The most shards there can be.
-pub(crate) const MAX_HOMES: usize = 1 << OWNER_BITS;
+pub(crate) const MAX_OWNERS: usize = 1 << OWNER_BITS;
 
 /// The most blocks in a slab.
 const MAX_BLOCKS: usize = (1 << COUNT_BITS) - 1;
@@ -186,8 +188,10 @@ impl<'a> Slab<'a> {
         }
     }
 
-    /// Makes a run that the caller got for this purpose a slab: all fresh, LISTED, in no list yet.
-    pub(crate) fn found(desc: &'a PageDesc, class: SizeClass, owner: usize) -> Self {
+    /// Makes a run that was taken for this purpose a slab: all fresh, LISTED, in no list yet.
+    #[expect(clippy::needless_pass_by_value, reason = "the run is the slab's from now on")]
+    pub(crate) fn create(run: Run<'a>, class: SizeClass, owner: usize) -> Self {
+        let desc = run.desc;
         let slab = Self { desc };
         let word = (class.index() as u64) << CLASS_SHIFT | (owner as u64 & OWNER) << OWNER_SHIFT;
         for rest in Chunk::of(desc).descs_of(desc).skip(1) {
@@ -485,7 +489,7 @@ impl<'a> Slab<'a> {
 pub(crate) mod tests {
     use super::*;
     use crate::contract::provider::PageRun;
-    use crate::pages::{Pages, Provided, Use, Want};
+    use crate::pages::{Mapping, Pages, Provided, Use, Want};
     use core::alloc::Layout;
     use std::boxed::Box;
     use std::vec::Vec;
@@ -512,14 +516,18 @@ pub(crate) mod tests {
             let memory = NonNull::new(unsafe { std::alloc::alloc(Self::run().layout()) }).unwrap();
             let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
             // SAFETY: just allocated, not zeroed; it goes when the page heap goes.
-            unsafe { pages.add_chunk(memory, Self::run(), nothing, 0, Provided::UNKNOWN, &|work| work(true)) }.unwrap();
+            pages
+                .add_chunk(unsafe { Mapping::new(memory, Self::run()) }, nothing, 0, Provided::UNKNOWN, &|work| {
+                    work(true)
+                })
+                .unwrap();
             Self { pages, memory }
         }
 
         /// A slab that belongs to `owner`, in no list yet.
         pub(crate) fn slab(&self, class: SizeClass, len: usize, owner: usize) -> Slab<'_> {
             let run = self.pages.alloc(len, class.block_align(), Use::Slab, 0, true).unwrap();
-            Slab::found(run.desc, class, owner)
+            Slab::create(run, class, owner)
         }
     }
 

@@ -170,8 +170,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "chunk that leaves still counts as held",
         file: "src/pages/pool.rs",
-        shipped: "sub(&self.pool.chunk_count, 1);\n        sub(&self.pool.held_len, chunk.given().1.len());",
-        planted: "sub(&self.pool.chunk_count, 1);\n        sub(&self.pool.held_len, if @bug { 0 } else { chunk.given().1.len() });",
+        shipped: "sub(&self.pool.chunk_count, 1);\n        sub(&self.pool.held_len, chunk.given_len());",
+        planted: "sub(&self.pool.chunk_count, 1);\n        sub(&self.pool.held_len, if @bug { 0 } else { chunk.given_len() });",
         suite: Suite::Lib,
         test: "pages::tests::an_empty_chunk_is_taken_put_back_and_given_back",
         gap: None,
@@ -386,8 +386,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "one hold receives the whole inbox",
         file: "src/slab/list.rs",
-        shipped: "for _ in 0..INBOX_BATCH {\n            let Some(slab) = pop",
-        planted: "for _ in 0..if @bug { u32::MAX } else { INBOX_BATCH } {\n            let Some(slab) = pop",
+        shipped: "for _ in 0..INBOX_BATCH {\n            let Some(slab) = self",
+        planted: "for _ in 0..if @bug { u32::MAX } else { INBOX_BATCH } {\n            let Some(slab) = self",
         suite: Suite::Lib,
         test: "slab::list::tests::one_hold_receives_a_bounded_number_and_none_is_lost",
         gap: None,
@@ -746,8 +746,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "refused chunk not put back",
         file: "src/heap/growth.rs",
-        shipped: "                unsafe { self.engine.pages.put_back(empty) };",
-        planted: "                if !@bug {\n                    unsafe { self.engine.pages.put_back(empty) };\n                }",
+        shipped: "                    self.engine.pages.put_back(empty);",
+        planted: "                    if !@bug {\n                        self.engine.pages.put_back(empty);\n                    }",
         suite: Suite::Host,
         test: "promises::a_provider_that_takes_nothing_back_is_asked_for_little",
         gap: None,

@@ -16,6 +16,7 @@
 //! A sequentially consistent access is put behind a sequentially consistent fence, since loom takes such accesses for
 //! acquire and release only. That orders a weaker access before it too, which the language does not.
 
+#![expect(unsafe_code, reason = "memory under the model checker")]
 #![expect(dead_code, reason = "every atomic has the same methods, used or not")]
 #![expect(clippy::cast_possible_truncation, reason = "loom's values have 64 bits, which hold any other")]
 

@@ -4,6 +4,7 @@
 //! the books, and lets another CPU go on where it likes (`tests/scaling`). Everything else of the crate is compiled as
 //! it ships. Price: a call for each access.
 
+#![expect(unsafe_code, reason = "memory whose accesses are counted")]
 #![expect(dead_code, reason = "every atomic has the same methods, used or not")]
 
 use core::sync::atomic as plain;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::contract::provider::PageRun;
-use crate::pages::Provided;
+use crate::pages::{Mapping, Provided};
 use crate::slab::list::tests::while_locked;
 use crate::slab::word::tests::class;
 use core::time::Duration;
@@ -32,7 +32,7 @@ impl Alone {
         let memory = NonNull::new(unsafe { std::alloc::alloc(run.layout()) }).unwrap();
         let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
         // SAFETY: just allocated, not zeroed; it goes when the engine goes.
-        unsafe { engine.pages.add_chunk(memory, run, nothing, 0, Provided::UNKNOWN, &step) }.unwrap();
+        engine.pages.add_chunk(unsafe { Mapping::new(memory, run) }, nothing, 0, Provided::UNKNOWN, &step).unwrap();
         // All of it was used once, or sizes would follow what is used.
         let all = engine.pages.alloc_any(engine.pages.free_len(), 1, Use::Large, &step).unwrap();
         engine.pages.free(all.desc);

@@ -4,6 +4,8 @@
 //! stack, and one shootdown for each
 //! [`FRAMES`] of them.
 
+#![expect(unsafe_code, reason = "page tables and frames")]
+
 use core::mem::MaybeUninit;
 
 use x86_64::PhysAddr;

@@ -36,6 +36,8 @@
 //! Sources of the ideas: `vmalloc` of Linux (a window mapped page by page, guard pages), its `mremap` (moving
 //! page-table entries) and its `mmu_gather` (frames wait for one flush of many pages).
 
+#![expect(unsafe_code, reason = "page tables and frames")]
+
 mod batch;
 #[cfg(test)]
 mod tests;
