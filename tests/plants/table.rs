@@ -115,8 +115,8 @@ pub(crate) const PLANTS: &[Plant] = &[
     Plant {
         name: "inbox_read_relaxed",
         file: "base/link.rs",
-        shipped: "let mut head = self.to.load(Acquire);",
-        planted: "let mut head = self.to.load(Relaxed);",
+        shipped: "(self.to.load(Acquire), limit)",
+        planted: "(self.to.load(Relaxed), limit)",
         model: "slab::two_slabs_arrive_while_one_is_received",
     },
     Plant {
