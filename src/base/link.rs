@@ -118,7 +118,8 @@ impl<T: Linked> Link<T> {
         }
     }
 
-    /// Takes the newest item off a stack, by the one context that may; gives up when more than `limit` others came between.
+    /// Takes the newest item off a stack, by the one context that may; gives up when more than `limit` others came
+    /// between.
     #[inline]
     pub(crate) fn pop<'a>(&self, next: impl Fn(&'a T) -> &'a Self, limit: u32) -> Option<&'a T>
     where

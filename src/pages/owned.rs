@@ -1,9 +1,9 @@
 //! What is one context's alone, as values: memory of the provider's, runs, chunks on their way.
 //!
 //! Decision: what the provider gives is a [`Mapping`] from then until it goes back or is taken in, and a run is a
-//! [`Run`] from when it is handed out until it is a slab, a CPU's state or a block. Neither is `Copy` or `Clone`, and only the
-//! page heap makes runs: whoever takes one in takes the value, and hands it out again if that fails. So the compiler
-//! checks who owns memory between provider, page heap and slabs.
+//! [`Run`] from when it is handed out until it is a slab, a CPU's state or a block. Neither is `Copy` or `Clone`, and
+//! only the page heap makes runs: whoever takes one in takes the value, and hands it out again if that fails. So the
+//! compiler checks who owns memory between provider, page heap and slabs.
 //! Price: a failure carries two words more; on cold paths only.
 
 #![expect(unsafe_code, reason = "the promise that memory is the heap's")]
