@@ -48,7 +48,7 @@
 //!
 //! ```text
 //! models     what the model checker runs, under `cfg(loom)` only
-//! battery    checks that a kernel runs over its own heap
+//! battery    checks that a kernel runs over its own heap, and a provider that fails on demand
 //! observe    dump, stats, verify                                  numbers, the same as lines for tools, all invariants
 //! api        c, allocator, guarded, leaks, debug_header, reserve, mod
 //!                                                                 alloc to free, GlobalAlloc, Allocator, malloc
@@ -168,6 +168,10 @@ pub use service::{worst_case_overhead, worst_case_overhead_after};
 #[cfg(all(test, target_os = "linux", not(miri), not(loom), not(simulated)))]
 #[path = "../tests/watchdog/mod.rs"]
 mod watchdog;
+
+#[cfg(test)]
+#[path = "../tests/host_pages/mod.rs"]
+mod host_pages;
 
 /// The examples of the documents, compiled.
 #[cfg(all(doctest, feature = "region", target_arch = "x86_64"))]

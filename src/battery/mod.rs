@@ -3,12 +3,15 @@
 //!
 //! Each function fills every block it gets with a pattern of its own and checks it before the block goes, so that two
 //! blocks that overlap, or one that is shorter than it said, cannot pass. Nothing is kept but in the blocks themselves
-//! and in the caller's slots, so the battery needs no other heap, and little stack.
+//! and in the caller's slots, so the battery needs no other heap, and little stack. [`Faulty`] takes memory away from
+//! what is tested.
 
 #![expect(unsafe_code, reason = "blocks are written and freed")]
 
+mod faulty;
 mod run;
 
+pub use faulty::{Call, Faults, Faulty, Moment};
 pub use run::{Failed, run};
 
 use core::alloc::Layout;

@@ -3,13 +3,12 @@
 use super::*;
 use crate::PageRun;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering};
-use crate::battery::Filled;
+use crate::battery::{Call, Faulty, Filled, Moment};
 use crate::contract::cpu::{CpuHint, CpuPin, UnknownCpu};
+use crate::host_pages::HostPages;
 use crate::pages::Use;
 use crate::{Hint, Pinned};
 use std::boxed::Box;
-use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::vec::Vec;
 
 /// Every caller is on CPU 0 and stays there.
@@ -25,107 +24,19 @@ unsafe impl CpuPin for OneCpu {
     }
 }
 
-/// The host's memory with books, as a provider that does what a test tells it to. `MOVES`: it can move runs, and its
-/// pages come zeroed.
-#[derive(Debug, Default)]
-struct Host<const MOVES: bool> {
-    /// By address: what the heap has, and what the host's allocator gave for it.
-    runs: Mutex<BTreeMap<usize, (PageRun, Layout)>>,
-    held_len: AtomicUsize,
-    calls: AtomicUsize,
-    /// Most bytes out at once; 0: any number.
-    limit_len: AtomicUsize,
-    /// Shorter runs are refused.
-    least_len: AtomicUsize,
-    /// Takes nothing back, moves nothing.
-    stubborn: AtomicBool,
-    /// What `relieve` adds to the limit.
-    relief_len: AtomicUsize,
+/// The host's memory with knobs and books. `MOVES`: it can move runs, and its pages come zeroed.
+type Host<const MOVES: bool> = Faulty<HostPages<false, MOVES>>;
+
+/// Calls of the provider, of all kinds.
+fn calls_of<P, H>(provider: &Faulty<P, H>) -> usize {
+    let kinds = [Call::Map, Call::Unmap, Call::Resize, Call::Remap, Call::Relieve];
+    kinds.map(|call| provider.on(call).made()).into_iter().sum()
 }
 
-impl<const MOVES: bool> Host<MOVES> {
-    fn calls(&self) -> usize {
-        self.calls.load(Ordering::Relaxed)
-    }
-    fn held_len(&self) -> usize {
-        self.held_len.load(Ordering::Relaxed)
-    }
-    fn is_stubborn(&self) -> bool {
-        self.stubborn.load(Ordering::Relaxed)
-    }
-    fn fits(&self, more: usize) -> bool {
-        let limit = self.limit_len.load(Ordering::Relaxed);
-        limit == 0 || self.held_len() + more <= limit
-    }
-    fn give(&self, run: PageRun) -> Option<NonNull<u8>> {
-        let layout = run.layout();
-        let alloc = if MOVES { std::alloc::alloc_zeroed } else { std::alloc::alloc };
-        // SAFETY: a run's length is not 0.
-        let start = NonNull::new(unsafe { alloc(layout) })?;
-        self.runs.lock().unwrap().insert(start.addr().get(), (run, layout));
-        self.held_len.fetch_add(run.len(), Ordering::Relaxed);
-        Some(start)
-    }
-    fn take(&self, start: NonNull<u8>, run: PageRun) {
-        let (given, layout) = self.runs.lock().unwrap().remove(&start.addr().get()).unwrap();
-        assert_eq!(given, run, "a run goes back as it came");
-        self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
-        // SAFETY: the host's allocator gave it with this layout, and the heap uses it no more.
-        unsafe { std::alloc::dealloc(start.as_ptr(), layout) };
-    }
-}
-
-// SAFETY: runs come from the host's allocator, are remembered until they are given back, and given back once.
-unsafe impl<const MOVES: bool> PageProvider for Host<MOVES> {
-    const ZEROED: bool = MOVES;
-    const REMAPS: bool = MOVES;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let refused = run.len() < self.least_len.load(Ordering::Relaxed) || !self.fits(run.len());
-        if refused { None } else { self.give(run) }
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        if self.is_stubborn() {
-            return false;
-        }
-        self.take(start, run);
-        true
-    }
-
-    unsafe fn resize(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> bool {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let mut runs = self.runs.lock().unwrap();
-        let (given, _) = runs.get_mut(&start.addr().get()).unwrap();
-        assert_eq!(*given, old);
-        if self.is_stubborn() || new.len() > old.len() {
-            return false;
-        }
-        *given = new;
-        self.held_len.fetch_sub(old.len() - new.len(), Ordering::Relaxed);
-        true
-    }
-
-    unsafe fn remap(&self, start: NonNull<u8>, old: PageRun, new: PageRun) -> Option<NonNull<u8>> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        if self.is_stubborn() {
-            return None;
-        }
-        let place = self.give(new)?;
-        // SAFETY: both runs are at least that long, and the new one is nobody else's.
-        unsafe { start.copy_to_nonoverlapping(place, old.len().min(new.len())) };
-        self.take(start, old);
-        Some(place)
-    }
-
-    fn relieve(&self, _: PageRun) -> bool {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let more = self.relief_len.swap(0, Ordering::Relaxed);
-        self.limit_len.fetch_add(more, Ordering::Relaxed);
-        more > 0
-    }
+/// Takes nothing back and moves nothing, or does again.
+fn set_stubborn<P, H>(provider: &Faulty<P, H>, is_stubborn: bool) {
+    let count = if is_stubborn { usize::MAX } else { 0 };
+    [Call::Unmap, Call::Resize, Call::Remap].into_iter().for_each(|call| provider.on(call).fail(0, count));
 }
 
 fn layout(size: usize) -> Layout {
@@ -166,7 +77,7 @@ fn a_nested_pinned_context_never_calls_the_provider() {
     // Chunks of their own, all of which are empty once these are free.
     let large: Vec<_> = (0..4).map(|index| filled(&heap, 1_500_000 << index).unwrap()).collect();
     filled(&heap, 300_000).unwrap().free().unwrap();
-    let before = (heap.provider().calls(), heap.provider().held_len());
+    let before = (calls_of(heap.provider()), heap.provider().held_len());
     let interrupted = heap.enter().unwrap();
     for size in sizes {
         filled(&heap, size).unwrap().free().unwrap();
@@ -176,7 +87,7 @@ fn a_nested_pinned_context_never_calls_the_provider() {
     heap.drain_current();
     heap.drain();
     drop(interrupted);
-    assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
+    assert_eq!((calls_of(heap.provider()), heap.provider().held_len()), before);
     assert!(heap.engine.pages.has_surplus(), "left to the next ordinary caller");
     // The first one is kept.
     [(); 2].map(|()| filled(&heap, 40_000).unwrap()).into_iter().for_each(|block| block.free().unwrap());
@@ -184,36 +95,19 @@ fn a_nested_pinned_context_never_calls_the_provider() {
     all_back(&heap);
 }
 
-/// A provider with a lock that keeps interrupts out: whoever holds it runs on another CPU, so it may be re-entered.
-#[derive(Debug, Default)]
-struct Locking {
-    host: Host<false>,
-    lock: Mutex<()>,
-}
-
-// SAFETY: the host's.
-unsafe impl PageProvider for Locking {
-    const REENTRANT: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        let _held = self.lock.lock().unwrap();
-        self.host.map(run)
-    }
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        let _held = self.lock.lock().unwrap();
-        // SAFETY: the contract is the same.
-        unsafe { self.host.unmap(start, run) }
-    }
-}
-
+/// The provider has a lock that keeps interrupts out: whoever holds it runs on another CPU, so it may be re-entered.
 #[test]
 fn a_nested_context_waits_for_a_lock_that_masks_interrupts() {
-    let heap = Heap::<_, _, 2>::new(Locking::default(), Pinned(OneCpu));
-    let done = AtomicBool::new(false);
+    let (done, is_locked) = (AtomicBool::new(false), AtomicBool::new(false));
+    let lock = |_, moment| match moment {
+        Moment::Before => wait_until(|| !is_locked.swap(true, Ordering::Acquire)),
+        Moment::After => is_locked.store(false, Ordering::Release),
+    };
+    let heap = Heap::<_, _, 2>::new(Faulty::with_hook(HostPages::<true>::default(), lock), Pinned(OneCpu));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // Another CPU's calls of the provider, one after the other.
-            let run = PageRun::new(4096, 4096, Host::<false>::PAGE_LEN).unwrap();
+            let run = PageRun::new(4096, 4096, HostPages::<true>::PAGE_LEN).unwrap();
             while !done.load(Ordering::Relaxed) {
                 let start = heap.provider().map(run).unwrap();
                 // SAFETY: it came from there, with this run.
@@ -232,7 +126,7 @@ fn a_nested_context_waits_for_a_lock_that_masks_interrupts() {
         done.store(true, Ordering::Relaxed);
     });
     heap.verify_all().unwrap();
-    assert_eq!(heap.provider().host.held_len(), heap.stats().held_len);
+    assert_eq!(heap.provider().held_len(), heap.stats().held_len);
 }
 
 #[test]
@@ -258,7 +152,7 @@ fn a_nested_context_with_nothing_at_hand_is_refused_at_once() {
         assert!(filled(&heap, size).is_none());
     }
     drop(interrupted);
-    assert_eq!((heap.provider().calls(), heap.stats().relief_count), (0, 0));
+    assert_eq!((calls_of(heap.provider()), heap.stats().relief_count), (0, 0));
     filled(&heap, 200).unwrap().free().unwrap();
     all_back(&heap);
 }
@@ -305,7 +199,7 @@ fn slabs_that_nested_frees_emptied_are_found() {
         drop(interrupted);
         if needs_pages {
             let free_len = heap.stats().free_len;
-            heap.provider().limit_len.store(heap.provider().held_len(), Ordering::Relaxed);
+            heap.provider().set_limit(heap.provider().held_len());
             let all = fill(&heap, 40_000);
             assert!(
                 all.len() * 45_000 > heap.provider().held_len(),
@@ -326,7 +220,7 @@ fn slabs_that_nested_frees_emptied_are_found() {
 fn all_that_is_free_is_had<C: CpuMode>(mode: C, panics: bool, size: usize) {
     const LONG: usize = 900 << 10;
     let heap = Heap::<Host<false>, C, 2>::new(Host::default(), mode);
-    heap.provider().limit_len.store(64 << 20, Ordering::Relaxed);
+    heap.provider().set_limit(64 << 20);
     let free = |block: NonNull<u8>, size| {
         // SAFETY: allocated below with this Layout, and used by nobody.
         unsafe { heap.free(block, layout(size)) }
@@ -349,13 +243,13 @@ fn all_that_is_free_is_had<C: CpuMode>(mode: C, panics: bool, size: usize) {
     }
     let free_len = heap.engine.pages.free_len();
     assert!(free_len > 8 << 20, "{free_len}");
-    let calls = heap.provider().calls();
+    let calls = calls_of(heap.provider());
     let interrupted = heap.enter();
     if panics {
         heap.enter_panic_mode();
     }
     let len = fill(size).count() * size;
-    assert_eq!(heap.provider().calls(), calls, "the provider was left alone");
+    assert_eq!(calls_of(heap.provider()), calls, "the provider was left alone");
     assert!(len * 100 >= 85 * free_len, "{len} of {free_len} bytes in blocks of {size}, panic: {panics}");
     drop((interrupted, rest));
 }
@@ -379,11 +273,11 @@ fn a_nested_context_gets_whatever_page_is_free() {
 fn a_huge_block_freed_when_nested_waits_for_a_task() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Pinned(OneCpu));
     let huge = filled(&heap, 2 << 20).unwrap();
-    let before = (heap.provider().calls(), heap.provider().held_len());
+    let before = (calls_of(heap.provider()), heap.provider().held_len());
     let interrupted = heap.enter().unwrap();
     huge.free().unwrap();
     drop(interrupted);
-    assert_eq!((heap.provider().calls(), heap.provider().held_len()), before);
+    assert_eq!((calls_of(heap.provider()), heap.provider().held_len()), before);
     all_back(&heap);
 }
 
@@ -536,7 +430,7 @@ fn a_lap_begins_where_the_last_one_succeeded() {
 #[cfg_attr(feature = "debug-heap", ignore = "with a frame, 48 bytes need an alignment that 64 do not have")]
 fn a_longer_block_serves_when_no_other_is_left() {
     fn serve<C: CpuMode>(heap: &Heap<Host<false>, C, 2>, nested: bool) {
-        heap.provider().limit_len.store(256 << 10, Ordering::Relaxed);
+        heap.provider().set_limit(256 << 10);
         let mut blocks = fill(heap, 64);
         assert!(filled(heap, 48).is_none());
         for _ in 0..3 {
@@ -558,7 +452,7 @@ fn a_longer_block_serves_when_no_other_is_left() {
 #[test]
 fn free_chunks_may_be_had_again_in_another_length() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(UnknownCpu));
-    heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
+    heap.provider().set_limit(8 << 20);
     let blocks = fill(&heap, 1 << 20);
     blocks.into_iter().for_each(|block| block.free().unwrap());
     filled(&heap, 7 << 20).expect("the chunks went back for it").free().unwrap();
@@ -590,7 +484,7 @@ fn draining_frees_the_cached_run() {
 fn what_another_cpus_cache_holds_is_had_before_null() {
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     // A chunk's granules and nothing else.
-    heap.provider().limit_len.store(1 << 20, Ordering::Relaxed);
+    heap.provider().set_limit(1 << 20);
     let class = SizeClass::of(layout(2048)).unwrap();
     filled(&heap, 2048).unwrap().free().unwrap();
     assert!(heap.engine.add_cpu(1));
@@ -621,7 +515,7 @@ fn what_another_cpus_cache_holds_is_had_before_null() {
 fn huge_blocks_that_were_not_taken_back_are_used_again() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     let block = filled(&heap, 3 << 20).unwrap();
-    heap.provider().stubborn.store(true, Ordering::Relaxed);
+    set_stubborn(heap.provider(), true);
     block.free().unwrap();
     let held_len = heap.provider().held_len();
     assert_eq!(heap.stats().held_len, held_len);
@@ -629,7 +523,7 @@ fn huge_blocks_that_were_not_taken_back_are_used_again() {
     let again: Vec<_> = (0..5).map(|_| Filled::zeroed(&heap, layout(500_000), 7).unwrap().unwrap()).collect();
     assert_eq!(heap.provider().held_len(), held_len, "no new pages");
     again.into_iter().for_each(|block| block.free().unwrap());
-    heap.provider().stubborn.store(false, Ordering::Relaxed);
+    set_stubborn(heap.provider(), false);
     all_back(&heap);
 }
 
@@ -638,7 +532,7 @@ fn huge_blocks_shrink_move_and_stay_with_their_content() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
     let mut block = filled(&heap, 6 << 20).unwrap();
     for (stubborn, size) in [(false, 4 << 20), (false, 9 << 20), (true, 12 << 20), (true, 2 << 20), (false, 3 << 20)] {
-        heap.provider().stubborn.store(stubborn, Ordering::Relaxed);
+        set_stubborn(heap.provider(), stubborn);
         assert!(block.realloc(size).unwrap());
         heap.verify_all().unwrap();
     }
@@ -654,13 +548,13 @@ fn huge_blocks_shrink_move_and_stay_with_their_content() {
 #[cfg_attr(feature = "debug-heap", ignore = "a frame does not fit beside a block of all that there is")]
 fn a_huge_block_is_had_after_chunks_went_back_or_relief() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
-    heap.provider().limit_len.store(8 << 20, Ordering::Relaxed);
+    heap.provider().set_limit(8 << 20);
     let blocks = fill(&heap, 900_000);
     assert!(blocks.len() > 4);
     blocks.into_iter().for_each(|block| block.free().unwrap());
     let block = filled(&heap, 8 << 20).expect("after all chunks went back");
     assert!(filled(&heap, 7 << 20).is_none());
-    heap.provider().relief_len.store(8 << 20, Ordering::Relaxed);
+    heap.provider().set_relief(8 << 20, 1);
     let more = filled(&heap, 7 << 20).expect("after relief");
     [block, more].into_iter().for_each(|block| block.free().unwrap());
     all_back(&heap);
@@ -670,7 +564,7 @@ fn a_huge_block_is_had_after_chunks_went_back_or_relief() {
 #[test]
 fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
-    heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
+    heap.provider().set_least(256 << 10);
     let huge = || heap.alloc(layout(1 << 20)).ok();
     let mut blocks: Vec<_> = core::iter::from_fn(huge).take(10_000).collect();
     assert!(blocks.len() < 10_000, "no table was needed");
@@ -678,7 +572,7 @@ fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
     let mut small: Vec<_> = (0..8).filter_map(|_| filled(&heap, 64)).collect();
     blocks.extend((0..50).filter_map(|_| huge()));
     assert_eq!(heap.provider().held_len(), heap.stats().held_len, "after {} blocks", blocks.len());
-    heap.provider().least_len.store(0, Ordering::Relaxed);
+    heap.provider().set_least(0);
     small.push(filled(&heap, 64).expect("in a chunk that a new table has"));
     blocks.extend((0..500).map(|_| huge().expect("in a new table")));
     heap.verify_all().unwrap();
@@ -687,11 +581,11 @@ fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
         unsafe { heap.free(block.cast(), layout(1 << 20)) };
     }
     small.into_iter().for_each(|block| block.free().unwrap());
-    heap.provider().stubborn.store(true, Ordering::Relaxed);
+    set_stubborn(heap.provider(), true);
     let held_len = heap.provider().held_len();
     assert!(held_len > 0 && heap.trim(0) == 0);
     assert_eq!((heap.provider().held_len(), heap.stats().held_len), (held_len, held_len));
-    heap.provider().stubborn.store(false, Ordering::Relaxed);
+    set_stubborn(heap.provider(), false);
     all_back(&heap);
 }
 
@@ -699,10 +593,10 @@ fn runs_that_cannot_be_noted_go_back_and_tables_come_and_go() {
 #[test]
 fn huge_blocks_that_nobody_takes_go_back_later() {
     let heap = Heap::<Host<true>, _, 2>::new(Host::default(), Hint(UnknownCpu));
-    heap.provider().least_len.store(256 << 10, Ordering::Relaxed);
+    heap.provider().set_least(256 << 10);
     let blocks: Vec<_> = core::iter::from_fn(|| heap.alloc(layout(1 << 20)).ok()).take(10_000).collect();
     assert!(blocks.len() < 10_000, "no table was needed");
-    heap.provider().stubborn.store(true, Ordering::Relaxed);
+    set_stubborn(heap.provider(), true);
     for block in blocks {
         // SAFETY: allocated above with this Layout; nobody used it.
         unsafe { heap.free(block.cast(), layout(1 << 20)) };
@@ -710,7 +604,7 @@ fn huge_blocks_that_nobody_takes_go_back_later() {
     let stats = heap.stats();
     assert!(stats.held_len < heap.provider().held_len(), "every run found a slot, so nothing is shown");
     heap.verify_all().unwrap();
-    heap.provider().stubborn.store(false, Ordering::Relaxed);
+    set_stubborn(heap.provider(), false);
     heap.trim(0);
     assert_eq!((heap.stats().held_len, heap.provider().held_len()), (0, 0));
     all_back(&heap);
@@ -736,7 +630,7 @@ impl CpuHint for ThreadCpu {
 fn blocks_in_a_cache_that_is_held_are_waited_for() {
     const ROUNDS: usize = 20;
     let heap = Heap::<Host<false>, _, 2>::new(Host::default(), Hint(ThreadCpu));
-    heap.provider().limit_len.store(1 << 20, Ordering::Relaxed);
+    heap.provider().set_limit(1 << 20);
     filled(&heap, 1000).unwrap().free().unwrap();
     CPU.set(1);
     filled(&heap, 1000).unwrap().free().unwrap();
@@ -783,34 +677,11 @@ fn what_outgrows_short_blocks_gets_the_cached_run() {
     // SAFETY: allocated by `grow` with this Layout.
     let free = |start| unsafe { heap.free(start, layout(8192)) };
     free(grow(first()));
-    let (start, mut grown, calls) = (first(), None, heap.provider().calls());
+    let (start, mut grown, calls) = (first(), None, calls_of(heap.provider()));
     heap.engine.pages.for_each_run(&mut |_| grown = grown.or_else(|| Some(grow(start))));
-    assert!(grown.is_some() && heap.provider().calls() == calls, "with the pages' lock held");
+    assert!(grown.is_some() && calls_of(heap.provider()) == calls, "with the pages' lock held");
     grown.into_iter().for_each(free);
     all_back(&heap);
-}
-
-/// A provider without memory until it was asked so many times.
-struct Late {
-    host: Host<false>,
-    refusals: AtomicUsize,
-}
-
-// SAFETY: the host's.
-unsafe impl PageProvider for Late {
-    const REENTRANT: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        let more = |left: usize| left.checked_sub(1);
-        match self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => None,
-            Err(_) => self.host.map(run),
-        }
-    }
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        unsafe { self.host.unmap(start, run) }
-    }
 }
 
 /// Every caller says that it is on CPU 0 and has its interrupts masked.
@@ -828,7 +699,7 @@ impl CpuHint for Masked {
 /// Blocks of a class in caches and slabs, in a heap of one chunk, which has one lock, and no room for another one.
 fn in_one_chunk<C: CpuMode>(heap: &Heap<Host<false>, C, 1>) -> SizeClass {
     let first = filled(heap, 900_000).unwrap();
-    heap.provider().limit_len.store(heap.provider().held_len(), Ordering::Relaxed);
+    heap.provider().set_limit(heap.provider().held_len());
     first.free().unwrap();
     let blocks: Vec<_> = (0..1000).map(|_| filled(heap, 100).unwrap()).collect();
     blocks.into_iter().for_each(|block| block.free().unwrap());
@@ -925,9 +796,9 @@ fn who_may_wait_waits_for_locked_pages_before_it_drains() {
 #[test]
 fn one_lie_does_not_end_all_waiting() {
     const WAITS: usize = 60;
-    let late = |refusals| Late { host: Host::default(), refusals: AtomicUsize::new(refusals) };
     let asks = |lies: bool, waits_in_vain: usize| {
-        let heap = Heap::<_, _, 2>::new(late(WAITS), Hint(Masked));
+        let heap = Heap::<_, _, 2>::new(Faulty::new(HostPages::<true>::default()), Hint(Masked));
+        heap.provider().on(Call::Map).fail(0, WAITS);
         let (early, other) = (heap.searches.begin(0), heap.searches.begin(0));
         if lies {
             early.watch();
@@ -937,11 +808,11 @@ fn one_lie_does_not_end_all_waiting() {
         let walk = heap.engine.in_hand.begin();
         let block = filled(&heap, 200);
         drop((other, early, walk));
-        let refusals = heap.provider().refusals.load(Ordering::Relaxed);
+        let refusals = heap.provider().on(Call::Map).failed();
         let found = block.map(|block| block.free().unwrap()).is_some();
         heap.drain_current();
         heap.trim(0);
-        (found, WAITS - refusals)
+        (found, refusals)
     };
     assert_eq!(asks(true, 0), (true, WAITS));
     assert_eq!(asks(true, 1), (true, WAITS));
@@ -950,60 +821,32 @@ fn one_lie_does_not_end_all_waiting() {
     assert!(!asks(false, 0).0, "what the caller's CPU interrupted does not go on before it");
 }
 
-/// A provider that looks whether its caller holds anything of [`PROBED`], and comes back into it.
-struct Probe {
-    host: Host<false>,
-    depth: AtomicUsize,
-    deepest: AtomicUsize,
-    held: AtomicBool,
-}
+static PROBED: Heap<Host<false>, Pinned<OneCpu>, 1> =
+    Heap::new(Faulty::with_hook(HostPages::aligned(1), probe), Pinned(OneCpu));
+static DEPTH: AtomicUsize = AtomicUsize::new(0);
+static DEEPEST: AtomicUsize = AtomicUsize::new(0);
+static HELD: AtomicBool = AtomicBool::new(false);
 
-static PROBED: Heap<Probe, Pinned<OneCpu>, 1> = Heap::new(
-    Probe {
-        host: Host {
-            runs: Mutex::new(BTreeMap::new()),
-            held_len: AtomicUsize::new(0),
-            calls: AtomicUsize::new(0),
-            limit_len: AtomicUsize::new(0),
-            least_len: AtomicUsize::new(0),
-            stubborn: AtomicBool::new(false),
-            relief_len: AtomicUsize::new(0),
-        },
-        depth: AtomicUsize::new(0),
-        deepest: AtomicUsize::new(0),
-        held: AtomicBool::new(false),
-    },
-    Pinned(OneCpu),
-);
-
-impl Probe {
-    fn call<T>(&self, call: impl FnOnce(&Host<false>) -> T) -> T {
-        let depth = self.depth.fetch_add(1, Ordering::Relaxed) + 1;
-        self.deepest.fetch_max(depth, Ordering::Relaxed);
-        let locked = SizeClass::all().any(|class| PROBED.engine.bins(class).any(|(_, bin)| bin.looks_busy()));
-        let held = locked || PROBED.engine.pages.is_busy() || PROBED.enter().is_err();
-        self.held.fetch_or(held, Ordering::Relaxed);
-        if depth == 1 {
-            for size in [24, 5000, 40_000, 20 << 20] {
-                if let Some(block) = filled(&PROBED, size) {
-                    block.free().unwrap();
-                }
+/// Looks whether the provider's caller holds anything of [`PROBED`], and comes back into that.
+fn probe(call: Call, moment: Moment) {
+    if call == Call::Relieve {
+        return;
+    }
+    if moment == Moment::After {
+        DEPTH.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let depth = DEPTH.fetch_add(1, Ordering::Relaxed) + 1;
+    DEEPEST.fetch_max(depth, Ordering::Relaxed);
+    let locked = SizeClass::all().any(|class| PROBED.engine.bins(class).any(|(_, bin)| bin.looks_busy()));
+    let held = locked || PROBED.engine.pages.is_busy() || PROBED.enter().is_err();
+    HELD.fetch_or(held, Ordering::Relaxed);
+    if depth == 1 {
+        for size in [24, 5000, 40_000, 20 << 20] {
+            if let Some(block) = filled(&PROBED, size) {
+                block.free().unwrap();
             }
         }
-        let result = call(&self.host);
-        self.depth.fetch_sub(1, Ordering::Relaxed);
-        result
-    }
-}
-
-// SAFETY: the host's.
-unsafe impl PageProvider for Probe {
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.call(|host| host.map(run))
-    }
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        self.call(|host| unsafe { host.unmap(start, run) })
     }
 }
 
@@ -1018,9 +861,8 @@ fn the_provider_is_called_with_nothing_held_and_once() {
     blocks.into_iter().chain(many).for_each(|block| block.free().unwrap());
     heap.trim(0);
     heap.verify_all().unwrap();
-    let probe = heap.provider();
-    assert!(probe.host.calls() > 10);
-    assert!(!probe.held.load(Ordering::Relaxed), "something was held while the provider was called");
-    assert_eq!(probe.deepest.load(Ordering::Relaxed), 1, "the provider was entered again from within");
-    assert_eq!(probe.host.held_len(), 0);
+    assert!(calls_of(heap.provider()) > 10);
+    assert!(!HELD.load(Ordering::Relaxed), "something was held while the provider was called");
+    assert_eq!(DEEPEST.load(Ordering::Relaxed), 1, "the provider was entered again from within");
+    assert_eq!(heap.provider().held_len(), 0);
 }

@@ -10,7 +10,7 @@ use smp_heap::battery::{Failed, Failure, Filled, Random, churn, exhaust, free_al
 use smp_heap::cpu::{CpuMode, UnknownCpu};
 use smp_heap::{CpuPin, Heap, Hint, PageProvider, PageRun, Pinned, RunKind};
 
-use crate::common::{Books, ThreadCpu, filled, layout, play_cpu};
+use crate::common::{Books, ThreadCpu, filled, layout, limited, play_cpu};
 
 /// So many threads as CPUs, all at work at once.
 fn on_threads(count: usize, work: &(dyn Fn() + Sync)) {
@@ -43,7 +43,7 @@ fn a_sound_heap_passes_the_battery() {
     for (passed, report) in [
         report(Books::default(), Hint(ThreadCpu)),
         report(Books::default(), Pinned(ThreadCpu)),
-        report(Books::with_limit(8 << 20), Pinned(ThreadCpu)),
+        report(limited(8 << 20), Pinned(ThreadCpu)),
     ] {
         assert_eq!(passed, Ok(()), "{report}");
         assert!(report.lines().count() > 15, "{report}");
@@ -238,7 +238,7 @@ fn the_battery_sees_damage_missing_zeros_and_missing_memory() {
     assert!(matches!(block.realloc(60_000), Err(Failure::Damaged { .. })));
     assert!(matches!(block.free(), Err(Failure::Damaged { .. })));
 
-    let heap = Heap::<_, _, 2>::new(Books::with_limit(1 << 20), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 2>::new(limited(1 << 20), Hint(UnknownCpu));
     assert!(matches!(layouts(&heap, 8, 4 << 20, false), Err(Failure::OutOfMemory { .. })));
     assert_eq!(layouts(&heap, 8, 4 << 20, true), Ok(()));
     assert_eq!(exhaust(&heap, layout(100, 8), 7), Ok(7));

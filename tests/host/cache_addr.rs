@@ -2,12 +2,13 @@
 //! before the cache does.
 
 use std::cell::Cell;
-use std::ptr::NonNull;
 use std::sync::Barrier;
 
 use crate::common::{AtRest, Books, filled, play_cpu};
+use crate::host_pages::HostPages;
+use smp_heap::battery::Faulty;
 use smp_heap::cpu::{ByAddr, CacheAddr, CpuArea, CpuHint, NO_INDEX, NeverPreempts, UnknownCpu};
-use smp_heap::{Heap, PageProvider, PageRun, Pinned};
+use smp_heap::{Heap, Pinned};
 
 const CPUS: usize = 4;
 /// Places for addresses: one more than CPUs.
@@ -142,21 +143,6 @@ fn a_heap_at_rest_takes_addresses_back_with_caches() {
     }
 }
 
-/// Not to be re-entered.
-struct Strict(Books);
-
-// SAFETY: the runs are those of `Books`.
-unsafe impl PageProvider for Strict {
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.0.map(run)
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        unsafe { self.0.unmap(start, run) }
-    }
-}
-
 /// It gets its cache by a call that tells no address; if it passed for nested from then on, its provider would not be
 /// asked.
 #[test]
@@ -165,14 +151,14 @@ fn a_cpu_that_only_takes_pages_is_not_nested() {
     let pin = unsafe { NeverPreempts::new(UnknownCpu) };
     // SAFETY: as in `heap`.
     let pin = unsafe { ByAddr::<_, Area<5>>::new(pin) };
-    let heap: Box<Heap<_, _, CPUS>> = Box::new(Heap::new(Strict(Books::default()), Pinned(pin)));
+    let heap: Box<Heap<_, _, CPUS>> = Box::new(Heap::new(Faulty::new(HostPages::<false>::default()), Pinned(pin)));
     play(1, 1);
     for len in [1 << 20, 64 << 20] {
         filled(&heap, len).free().unwrap();
     }
     assert!(is_known::<5>(1));
     heap.trim_all();
-    assert_eq!(heap.provider().0.held_len(), 0);
+    assert_eq!(heap.provider().held_len(), 0);
 }
 
 /// Blocks go from CPU to CPU, each with its own address.

@@ -2,94 +2,25 @@
 
 use std::alloc::Layout;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use smp_heap::battery::Filled;
+use crate::host_pages::HostPages;
+#[cfg(target_os = "linux")]
+use smp_heap::PageRun;
+use smp_heap::battery::{Faulty, Filled};
 use smp_heap::cpu::CpuMode;
-use smp_heap::{CpuHint, CpuPin, Heap, PageProvider, PageRun, Violation};
+use smp_heap::{CpuHint, CpuPin, Heap, PageProvider, Violation};
 
-/// A provider over the host's allocator that knows every run it gave, refuses on demand, and checks what it gets back.
-#[derive(Debug, Default)]
-pub(crate) struct Books {
-    runs: Mutex<BTreeMap<usize, PageRun>>,
-    /// Bytes that may be out at once; 0: any number.
-    pub(crate) limit_len: AtomicUsize,
-    pub(crate) held_len: AtomicUsize,
-    pub(crate) peak_len: AtomicUsize,
-    pub(crate) calls: AtomicU64,
-    /// The call of `map` to fail, counted from 1; 0: none.
-    pub(crate) failing_call: AtomicU64,
-    /// Fail this many of 256 calls at random.
-    pub(crate) failing_share: AtomicU64,
-    /// Never take anything back.
-    pub(crate) keeps: AtomicBool,
-    /// Runs lie at multiples of this too; 0: of what is asked for only.
-    least_align: usize,
-}
+/// The host's memory, with knobs and books; every run is checked when it comes back.
+pub(crate) type Books = Faulty<HostPages>;
 
-impl Books {
-    pub(crate) fn with_limit(len: usize) -> Self {
-        Self { limit_len: AtomicUsize::new(len), ..Self::default() }
-    }
-
-    /// Every run lies at a multiple of `least_align`, so that nothing depends on where the host's memory is.
-    #[cfg(not(feature = "debug-heap"))]
-    pub(crate) fn aligned(least_align: usize) -> Self {
-        Self { least_align, ..Self::default() }
-    }
-
-    pub(crate) fn held_len(&self) -> usize {
-        self.held_len.load(Ordering::Relaxed)
-    }
-
-    fn layout(&self, run: PageRun) -> Layout {
-        run.layout().align_to(self.least_align.max(1)).unwrap()
-    }
-
-    fn fails(&self) -> bool {
-        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        let mixed = call.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        call == self.failing_call.load(Ordering::Relaxed) || mixed < self.failing_share.load(Ordering::Relaxed)
-    }
-}
-
-// SAFETY: runs come from the host's allocator, are remembered until they are given back, and given back once.
-unsafe impl PageProvider for Books {
-    // The mutex is held for moments and never across a call of the heap; contexts that interrupt it use no `Books`.
-    const REENTRANT: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        let limit = self.limit_len.load(Ordering::Relaxed);
-        let mut runs = self.runs.lock().unwrap();
-        let held = self.held_len.load(Ordering::Relaxed) + run.len();
-        if self.fails() || limit != 0 && held > limit {
-            return None;
-        }
-        // SAFETY: a run's length is not 0.
-        let start = NonNull::new(unsafe { std::alloc::alloc(self.layout(run)) })?;
-        // The heap must not rely on zeros from a provider that does not promise them.
-        // SAFETY: just allocated, that long.
-        unsafe { start.write_bytes(0xa5, run.len()) };
-        assert!(runs.insert(start.addr().get(), run).is_none());
-        self.held_len.store(held, Ordering::Relaxed);
-        self.peak_len.fetch_max(held, Ordering::Relaxed);
-        Some(start)
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        if self.keeps.load(Ordering::Relaxed) {
-            return false;
-        }
-        let mut runs = self.runs.lock().unwrap();
-        assert_eq!(runs.remove(&start.addr().get()), Some(run), "a run goes back as it came");
-        self.held_len.fetch_sub(run.len(), Ordering::Relaxed);
-        // SAFETY: the run came from `map` with this layout and the heap uses it no more.
-        unsafe { std::alloc::dealloc(start.as_ptr(), self.layout(run)) };
-        true
-    }
+/// So many bytes of it.
+pub(crate) fn limited(len: usize) -> Books {
+    let books = Books::default();
+    books.set_limit(len);
+    books
 }
 
 /// A provider over the host's address space: zeroed pages, growth in place and by moving pages.

@@ -4,10 +4,10 @@ use std::alloc::Layout;
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::{AtRest, Books};
-use smp_heap::battery::Random;
+use smp_heap::battery::{Call, Faulty, Random};
 use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, PageProvider, PageRun, SizeClass, worst_case_overhead};
 
@@ -19,21 +19,21 @@ const ABSENT: u8 = 0xde;
 /// The books' memory, with pages that may have none: these are filled, and must still be so when they have memory
 /// again.
 #[derive(Default)]
-pub(crate) struct Frames {
+pub(crate) struct FramePages {
     books: Books,
     absent: Mutex<BTreeSet<usize>>,
     /// The most bytes that had memory at once.
     peak_len: AtomicUsize,
-    commits_fail: AtomicBool,
-    decommits_fail: AtomicBool,
 }
+
+pub(crate) type Frames = Faulty<FramePages>;
 
 fn pages(start: NonNull<u8>, run: PageRun) -> impl Iterator<Item = NonNull<u8>> {
     // SAFETY: inside the run.
     (0..run.len() / PAGE).map(move |page| unsafe { start.add(page * PAGE) })
 }
 
-impl Frames {
+impl FramePages {
     /// Bytes that have memory.
     fn resident_len(&self) -> usize {
         self.books.held_len() - self.absent.lock().unwrap().len() * PAGE
@@ -55,7 +55,7 @@ impl Frames {
 }
 
 // SAFETY: the books'; a page without memory stays readable and writable here, so that it can be watched.
-unsafe impl PageProvider for Frames {
+unsafe impl PageProvider for FramePages {
     const REENTRANT: bool = true;
     const DECOMMITS: bool = true;
 
@@ -66,18 +66,12 @@ unsafe impl PageProvider for Frames {
     }
 
     unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        if self.books.keeps.load(Ordering::Relaxed) {
-            return false;
-        }
         self.leave(start, run);
         // SAFETY: the contract is the same.
         unsafe { self.books.unmap(start, run) }
     }
 
     unsafe fn decommit(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        if self.decommits_fail.load(Ordering::Relaxed) {
-            return false;
-        }
         // SAFETY: by the contract the pages are in a run of the books', and nobody uses them.
         unsafe { start.write_bytes(ABSENT, run.len()) };
         let mut absent = self.absent.lock().unwrap();
@@ -86,9 +80,6 @@ unsafe impl PageProvider for Frames {
     }
 
     unsafe fn commit(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        if self.commits_fail.load(Ordering::Relaxed) {
-            return false;
-        }
         self.leave(start, run);
         // SAFETY: as in `decommit`.
         unsafe { start.write_bytes(0xa5, run.len()) };
@@ -183,10 +174,10 @@ fn emptied(len: usize, order: Order, sizes: Sizes, maintained: bool) -> (usize, 
     if maintained {
         (0..60).for_each(|_| _ = heap.maintain(usize::MAX));
     }
-    let (left_len, stats) = (heap.provider().resident_len(), heap.stats());
+    let (left_len, stats) = (heap.provider().inner().resident_len(), heap.stats());
     assert_eq!(stats.held_len, left_len, "the heap knows");
     heap.verify_all().unwrap();
-    let peak_len = heap.provider().peak_len.load(Ordering::Relaxed);
+    let peak_len = heap.provider().inner().peak_len.load(Ordering::Relaxed);
     println!(
         "{} MiB of {sizes:?}, {order:?}, maintained: {maintained}: {left_len} of {peak_len}; slabs {}, free {}",
         len / MIB,
@@ -195,8 +186,8 @@ fn emptied(len: usize, order: Order, sizes: Sizes, maintained: bool) -> (usize, 
     );
     heap.trim(0);
     heap.verify_all().unwrap();
-    assert_eq!(heap.provider().books.held_len(), 0, "everything goes with a trim");
-    assert!(heap.provider().absent.lock().unwrap().is_empty());
+    assert_eq!(heap.provider().held_len(), 0, "everything goes with a trim");
+    assert!(heap.provider().inner().absent.lock().unwrap().is_empty());
     (left_len, peak_len)
 }
 
@@ -233,7 +224,7 @@ fn a_trim_leaves_pages_of_blocks_in_use() {
     blocks.into_iter().for_each(|block| free(&heap, block));
     heap.trim(0);
     let live_len: usize = kept.iter().map(|(_, layout)| layout.size()).sum();
-    let resident_len = heap.provider().resident_len();
+    let resident_len = heap.provider().inner().resident_len();
     println!("{resident_len} bytes for {live_len}: {:.1} times", resident_len as f64 / live_len as f64);
     assert!(resident_len <= 8 * live_len, "{resident_len} for {live_len}");
     heap.verify_all().unwrap();
@@ -271,8 +262,8 @@ fn pages_that_have_no_memory_serve_before_new_addresses() {
 fn memory_that_cannot_be_had_again_is_a_null_and_no_more() {
     let (heap, mut blocks) = mostly_absent();
     let provider = heap.provider();
-    provider.commits_fail.store(true, Ordering::Relaxed);
-    provider.books.limit_len.store(1, Ordering::Relaxed);
+    provider.on(Call::Commit).fail(0, usize::MAX);
+    provider.set_limit(1);
     let absent_len = heap.stats().absent_len;
     let layout = Layout::from_size_align(1000, 8).unwrap();
     while let Ok(block) = heap.alloc(layout) {
@@ -280,7 +271,7 @@ fn memory_that_cannot_be_had_again_is_a_null_and_no_more() {
     }
     heap.verify_all().unwrap();
     assert_eq!(heap.stats().absent_len, absent_len, "none of it came back");
-    provider.commits_fail.store(false, Ordering::Relaxed);
+    provider.on(Call::Commit).fail(0, 0);
     blocks.extend(fill(&heap, MIB, Sizes(Some(1000))));
     assert!(heap.stats().absent_len < absent_len);
     heap.verify_all().unwrap();
@@ -291,19 +282,19 @@ fn memory_that_cannot_be_had_again_is_a_null_and_no_more() {
 fn a_provider_that_refuses_to_decommit_loses_nothing() {
     let heap = host::<Frames>();
     let provider = heap.provider();
-    provider.decommits_fail.store(true, Ordering::Relaxed);
-    provider.books.keeps.store(true, Ordering::Relaxed);
+    provider.on(Call::Decommit).fail(0, usize::MAX);
+    provider.on(Call::Unmap).fail(0, usize::MAX);
     let blocks = fill(&heap, 16 * MIB, Sizes(None));
     blocks.into_iter().for_each(|block| free(&heap, block));
     assert_eq!(heap.trim(0), 0);
-    assert!(provider.absent.lock().unwrap().is_empty());
+    assert!(provider.inner().absent.lock().unwrap().is_empty());
     heap.verify_all().unwrap();
     // Decommitted as a whole, and not taken back at first.
-    provider.decommits_fail.store(false, Ordering::Relaxed);
+    provider.on(Call::Decommit).fail(0, 0);
     heap.trim(0);
     heap.verify_all().unwrap();
-    provider.books.keeps.store(false, Ordering::Relaxed);
+    provider.on(Call::Unmap).fail(0, 0);
     heap.trim(0);
     heap.verify_all().unwrap();
-    assert_eq!((heap.stats().held_len, provider.books.held_len()), (0, 0));
+    assert_eq!((heap.stats().held_len, provider.held_len()), (0, 0));
 }

@@ -3,7 +3,7 @@
 use std::alloc::GlobalAlloc;
 use std::ptr::NonNull;
 
-use crate::common::{AtRest, Books, filled, layout};
+use crate::common::{AtRest, Books, filled, layout, limited};
 use smp_heap::battery::Filled;
 use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint};
@@ -113,7 +113,7 @@ fn size_zero_is_no_block_to_free_or_to_become() {
 /// class's blocks.
 #[test]
 fn a_run_takes_a_new_size_by_its_own_length_not_by_its_class() {
-    let heap = Heap::<_, _, 2>::new(Books::with_limit(100 << 10), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 2>::new(limited(100 << 10), Hint(UnknownCpu));
     let mut blocks: Vec<_> = (0..3).map(|_| filled(&heap, 4000)).collect();
     for block in &mut blocks {
         assert!(block.realloc(8300).unwrap());
@@ -130,7 +130,7 @@ fn a_run_takes_a_new_size_by_its_own_length_not_by_its_class() {
 
 #[test]
 fn a_block_that_grows_takes_one_of_a_slab_when_there_is_no_run() {
-    let heap = Heap::<_, _, 2>::new(Books::with_limit(2 << 20), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 2>::new(limited(2 << 20), Hint(UnknownCpu));
     let fill = |size| std::iter::from_fn(|| Filled::new(&heap, layout(size, 8), 1).unwrap()).collect::<Vec<_>>();
     let mut small = filled(&heap, 100);
     let (mut long, rest) = (fill(5000), fill(64));

@@ -12,7 +12,7 @@ use smp_heap::battery::{Filled, Random};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
 use smp_heap::{Heap, Hint, PageProvider, Pinned, RegionError, RegionProvider};
 
-use crate::common::{AtRest, Books, Memory, ThreadCpu};
+use crate::common::{AtRest, Memory, ThreadCpu, limited};
 use crate::sequences::{At, Cpus, Failing, Kinds, Limit, Mode, Report, Sequence, Setup, Source, Step, run};
 use crate::stress::{all_back, on_threads};
 
@@ -213,8 +213,8 @@ fn run_out<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, CPUS>) {
 
 #[test]
 fn all_cpus_run_out_of_memory_at_once() {
-    run_out(&Heap::new(Books::with_limit(SCARCE_LEN), Hint(ThreadCpu)));
-    run_out(&Heap::new(Books::with_limit(SCARCE_LEN), Pinned(ThreadCpu)));
+    run_out(&Heap::new(limited(SCARCE_LEN), Hint(ThreadCpu)));
+    run_out(&Heap::new(limited(SCARCE_LEN), Pinned(ThreadCpu)));
     let memory = [Memory::new(SCARCE_LEN, 4096), Memory::new(SCARCE_LEN, 4096)];
     let regions = |index: usize| {
         let provider = RegionProvider::<2>::new();

@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 #[cfg(target_os = "linux")]
 use crate::common::Mmap;
 use crate::common::{AtRest, Books};
+use crate::host_pages::HostPages;
+use smp_heap::battery::{Call, Faulty};
 use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, MAX_SMALL_LEN, PageProvider};
 
@@ -133,33 +135,16 @@ fn a_block_that_is_copied_is_counted_by_its_length() {
 /// A block may outgrow the slab sizes when there are no pages for a run of its own.
 #[test]
 fn growth_in_place_is_taken_when_there_are_no_pages() {
-    let heap = Grown::new(Limited::default(), Hint(UnknownCpu));
+    // It can move pages, and never has any to do it with.
+    let heap = Grown::new(Faulty::new(HostPages::<true, true>::default()), Hint(UnknownCpu));
+    [Call::Resize, Call::Remap].into_iter().for_each(|call| heap.provider().on(call).fail(0, usize::MAX));
     let mut bytes = Bytes::new(&heap, 3000);
     bytes.realloc(30_000);
-    heap.provider().books.limit_len.store(heap.stats().held_len, std::sync::atomic::Ordering::Relaxed);
+    heap.provider().set_limit(heap.stats().held_len);
     let held_len = heap.stats().held_len;
     bytes.realloc(400_000);
     bytes.realloc(600_000);
     assert_eq!((heap.stats().held_len, heap.stats().copied_long_len), (held_len, 0), "in place, in its chunk");
-}
-
-/// Says that it can move pages, and never has any to do it with.
-#[derive(Debug, Default)]
-struct Limited {
-    books: Books,
-}
-
-// SAFETY: the books'.
-unsafe impl PageProvider for Limited {
-    const REENTRANT: bool = true;
-    const REMAPS: bool = true;
-    fn map(&self, run: smp_heap::PageRun) -> Option<NonNull<u8>> {
-        self.books.map(run)
-    }
-    unsafe fn unmap(&self, start: NonNull<u8>, run: smp_heap::PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        unsafe { self.books.unmap(start, run) }
-    }
 }
 
 /// A block of size 0 is none of the heap's, so nothing moves out of it.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(target_os = "linux")]
 use crate::common::{AtRest, Mmap};
-use crate::common::{Books, ThreadCpu, play_cpu};
+use crate::common::{Books, ThreadCpu, limited, play_cpu};
 use crate::stress::{all_back, on_threads};
 use smp_heap::battery::{Filled, Random, churn, exhaust, free_all};
 use smp_heap::cpu::CpuMode;
@@ -60,7 +60,7 @@ fn reports<P: PageProvider, C: CpuMode, const N: usize>(heap: &Heap<P, C, N>) ->
 
 /// On four threads, handing blocks over, with little memory so that blocks are lent too.
 fn nothing_is_reported<C: CpuMode + Sync>(mode: C, limit_len: usize) {
-    let heap: Heap<_, C, 4> = Heap::new(Books::with_limit(limit_len), mode);
+    let heap: Heap<_, C, 4> = Heap::new(limited(limit_len), mode);
     let left = std::sync::Mutex::new(Vec::new());
     on_threads(4, |index| {
         let mut random = Random::new(index as u64);
@@ -80,8 +80,8 @@ fn nothing_is_reported<C: CpuMode + Sync>(mode: C, limit_len: usize) {
 
 #[test]
 fn a_program_without_bugs_is_left_in_peace() {
-    nothing_is_reported(Pinned(ThreadCpu), 0);
-    nothing_is_reported(Hint(ThreadCpu), 0);
+    nothing_is_reported(Pinned(ThreadCpu), usize::MAX);
+    nothing_is_reported(Hint(ThreadCpu), usize::MAX);
     nothing_is_reported(Pinned(ThreadCpu), 256 << 10);
     nothing_is_reported(Hint(|| None), 256 << 10);
 }
@@ -89,7 +89,7 @@ fn a_program_without_bugs_is_left_in_peace() {
 #[test]
 fn blocks_of_a_fallback_class_are_no_mismatch() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Books::with_limit(64 << 10), Hint(ThreadCpu));
+    let heap: Heap<_, _, 2> = Heap::new(limited(64 << 10), Hint(ThreadCpu));
     let layout = |size| Layout::from_size_align(size, 8).unwrap();
     let long: Vec<_> = std::iter::from_fn(|| heap.alloc(layout(640)).ok()).collect();
     // SAFETY: allocated above with this Layout, and used no more.

@@ -26,6 +26,7 @@ mod documents;
 mod emptied;
 mod faces;
 mod faults;
+mod faulty;
 mod figures;
 #[cfg(not(feature = "debug-heap"))]
 mod fullness;
@@ -36,6 +37,8 @@ mod growth;
 mod guard_pages;
 #[cfg(feature = "hardened")]
 mod hardening;
+#[path = "../host_pages/mod.rs"]
+mod host_pages;
 mod hourglass;
 mod layers;
 mod manifest;
@@ -60,3 +63,5 @@ mod waits;
 #[cfg(all(target_os = "linux", not(miri)))]
 #[path = "../watchdog/mod.rs"]
 mod watchdog;
+
+use smp_heap::{PageProvider, PageRun};

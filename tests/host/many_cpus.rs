@@ -5,7 +5,7 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 
 use smp_heap::battery::Filled;
-use smp_heap::{CpuHint, Heap, Hint, PageProvider, Pinned, RegionProvider};
+use smp_heap::{CpuHint, Heap, Hint, Pinned, RegionProvider};
 
 use crate::common::{AtRest, Books, Memory, ThreadCpu, play_cpu};
 
@@ -156,23 +156,13 @@ mod linux {
         static _end: u8;
     }
 
-    /// A provider with a state that is not zero.
-    struct Limited {
-        _limit_len: usize,
-    }
-
-    // SAFETY: it gives nothing.
-    unsafe impl PageProvider for Limited {
-        fn map(&self, _: smp_heap::PageRun) -> Option<NonNull<u8>> {
-            None
-        }
-        unsafe fn unmap(&self, _: NonNull<u8>, _: smp_heap::PageRun) -> bool {
-            false
-        }
-    }
+    use crate::host_pages::HostPages;
+    use smp_heap::battery::Faulty;
 
     static ZERO: Heap<RegionProvider<1>, Hint<ThreadCpu>, 1024> = Heap::new(RegionProvider::new(), Hint(ThreadCpu));
-    static LIMITED: Heap<Limited, Hint<ThreadCpu>, 16> = Heap::new(Limited { _limit_len: 1 << 20 }, Hint(ThreadCpu));
+    /// A heap over a provider with a state that is not zero.
+    static LIMITED: Heap<Faulty<HostPages>, Hint<ThreadCpu>, 16> =
+        Heap::new(Faulty::new(HostPages::aligned(1)), Hint(ThreadCpu));
 
     #[test]
     fn a_static_heap_is_bss_or_short() {
@@ -184,6 +174,7 @@ mod linux {
         let [many, few] = if cfg!(any(feature = "hardened", feature = "trace")) { [72, 48] } else { [64, 32] };
         assert!(bss.contains(&zero) && size_of_val(&ZERO) <= many << 10, "{} bytes", size_of_val(&ZERO));
         assert!(data.contains(&limited) && size_of_val(&LIMITED) <= few << 10, "{} bytes", size_of_val(&LIMITED));
+        LIMITED.provider().set_limit(0);
         assert!(LIMITED.alloc(layout(8)).is_err());
     }
 

@@ -7,13 +7,14 @@
 use std::alloc::Layout;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, limited, play_cpu};
+use crate::host_pages::HostPages;
 use crate::stress::all_back;
 #[cfg(not(feature = "hardened"))]
 use smp_heap::battery::Random;
-use smp_heap::{Heap, Hint, PageProvider, PageRun, Pinned, SizeClass, worst_case_overhead};
+use smp_heap::battery::{Call, Faulty};
+use smp_heap::{Heap, Hint, Pinned, SizeClass, worst_case_overhead};
 
 const CPUS: usize = 8;
 const MIB: usize = 1 << 20;
@@ -31,7 +32,7 @@ fn cpu_constant() -> usize {
 type Tested = Heap<Books, Pinned<ThreadCpu>, CPUS>;
 
 fn heap() -> Tested {
-    Heap::new(Books::aligned(64 << 10), Pinned(ThreadCpu))
+    Heap::new(Books::new(HostPages::aligned(64 << 10)), Pinned(ThreadCpu))
 }
 
 /// A block with its first and last word written, by its Layout.
@@ -191,7 +192,7 @@ fn survivors(cpus: usize) -> f64 {
         }
     }
     live.pieces.extend(kept);
-    let peak = heap.provider().peak_len.load(Ordering::Relaxed);
+    let peak = heap.provider().peak_len();
     heap.verify_all().unwrap();
     live.end();
     let ratio = peak as f64 / LIVE_LEN as f64;
@@ -257,7 +258,7 @@ fn long_random_churn_holds_little_more_than_is_live() {
 
 /// How much of a heap of 1 MiB can be live at once, when all CPUs ask for lengths in turn.
 fn filled(cpus: usize, lens: &[usize], by_cpu: bool) -> f64 {
-    let heap: Tested = Heap::new(Books::with_limit(MIB), Pinned(ThreadCpu));
+    let heap: Tested = Heap::new(limited(MIB), Pinned(ThreadCpu));
     let mut pieces = Vec::new();
     let mut refused = vec![false; lens.len()];
     let mut turn = 0_usize;
@@ -342,7 +343,7 @@ fn handed_over(shape: Shape, len: usize) -> (usize, usize) {
             }
         }
     }
-    let held = heap.provider().peak_len.load(Ordering::Relaxed);
+    let held = heap.provider().peak_len();
     for (cpu, queue) in queues.into_iter().enumerate() {
         play_cpu(cpu);
         queue.into_iter().for_each(|piece| piece.free(&heap));
@@ -465,7 +466,7 @@ fn a_cpu_that_goes_leaves_everything_to_the_others() {
 #[cfg(not(feature = "hardened"))]
 fn free_neighbours_serve_a_longer_class_and_return_as_they_were() {
     play_cpu(0);
-    let heap: Tested = Heap::new(Books::with_limit(MIB), Pinned(ThreadCpu));
+    let heap: Tested = Heap::new(limited(MIB), Pinned(ThreadCpu));
     let short: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 32)).collect();
     let (count, full) = (short.len(), heap.stats());
     // Every tenth stays, in each slab; so there is no page for another class.
@@ -492,41 +493,16 @@ fn free_neighbours_serve_a_longer_class_and_return_as_they_were() {
     all_back(&heap, 1);
 }
 
-/// A provider that gives a little more each time that it is asked to relieve the pressure.
-struct Relieving {
-    books: Books,
-    asked: AtomicUsize,
-}
-
-// SAFETY: the books'.
-unsafe impl PageProvider for Relieving {
-    const REENTRANT: bool = true;
-    const REMAPS: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.books.map(run)
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        unsafe { self.books.unmap(start, run) }
-    }
-
-    fn relieve(&self, _: PageRun) -> bool {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        self.books.limit_len.fetch_add(256 << 10, Ordering::Relaxed);
-        true
-    }
-}
-
 #[test]
 fn a_huge_block_asks_for_relief_as_long_as_it_helps() {
-    let provider = Relieving { books: Books::with_limit(MIB), asked: AtomicUsize::new(0) };
+    let provider = Faulty::new(HostPages::<true, true>::default());
+    provider.set_limit(MIB);
+    provider.set_relief(256 << 10, usize::MAX);
     let heap: Heap<_, _, 2> = Heap::new(provider, Hint(ThreadCpu));
     play_cpu(0);
     let layout = Layout::from_size_align(4 * MIB, 4096).unwrap();
     let block = heap.alloc(layout).expect("after it was asked for relief often enough");
-    assert_eq!(heap.provider().asked.load(Ordering::Relaxed), 12, "a quarter of a MiB each time");
+    assert_eq!(heap.provider().on(Call::Relieve).made(), 12, "a quarter of a MiB each time");
     // SAFETY: just allocated with this Layout, and never used.
     unsafe { heap.free(block.cast(), layout) };
     all_back(&heap, 1);

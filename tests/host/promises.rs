@@ -4,10 +4,10 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::common::{AtRest, Books, Memory, ThreadCpu, play_cpu};
-use smp_heap::battery::{Filled, Random, churn, exhaust, free_all, layouts};
+use crate::common::{AtRest, Books, Memory, ThreadCpu, limited, play_cpu};
+use smp_heap::battery::{Call, Faulty, Filled, Moment, Random, churn, exhaust, free_all, layouts};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
-use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun, Pinned, RegionError, RegionProvider, RunKind, SizeClass};
+use smp_heap::{CpuHint, Heap, Hint, PageProvider, Pinned, RegionError, RegionProvider, RunKind, SizeClass};
 
 type Small = Heap<RegionProvider<4>, Hint<ThreadCpu>, 4>;
 
@@ -107,7 +107,7 @@ fn a_heap_of_100_kib_serves_twenty_classes_on_four_cpus() {
 #[cfg_attr(feature = "debug-heap", ignore = "frames are more than the share of short blocks that may be lost")]
 fn what_one_size_used_another_size_can_have() {
     for len in [100 << 10, 1 << 20, 16 << 20] {
-        let heap = Heap::<_, _, 2>::new(Books::with_limit(len), Hint(UnknownCpu));
+        let heap = Heap::<_, _, 2>::new(limited(len), Hint(UnknownCpu));
         for size in [16, 64, 700, 4096, 20_000, 40_000, 64, 16] {
             let count = exhaust(&heap, layout(size, 8), usize::MAX).unwrap();
             let used = count * size;
@@ -201,7 +201,7 @@ fn huge_blocks_move_without_a_copy_and_come_zeroed() {
 }
 
 /// A mixed run that must not break whatever the provider does; gives the calls of `map` it made.
-fn mixed_run(heap: &Heap<Books, Hint<UnknownCpu>, 2>) -> u64 {
+fn mixed_run(heap: &Heap<Books, Hint<UnknownCpu>, 2>) -> usize {
     let mut random = Random::new(11);
     let mut slots: Vec<Option<Filled<_>>> = (0..60).map(|_| None).collect();
     for _ in 0..6 {
@@ -212,16 +212,16 @@ fn mixed_run(heap: &Heap<Books, Hint<UnknownCpu>, 2>) -> u64 {
         heap.verify_all().unwrap();
         assert_eq!(heap.provider().held_len(), 0, "something leaked");
     }
-    heap.provider().calls.load(Ordering::Relaxed)
+    heap.provider().on(Call::Map).made()
 }
 
 #[test]
 fn a_provider_that_fails_its_kth_call_leaves_the_heap_whole() {
     let calls = mixed_run(&heap());
     assert!(calls > 5, "only {calls} calls to fail");
-    for call in 1..=calls {
+    for call in 0..calls {
         let heap = heap();
-        heap.provider().failing_call.store(call, Ordering::Relaxed);
+        heap.provider().on(Call::Map).fail(call, 1);
         mixed_run(&heap);
     }
 }
@@ -230,7 +230,7 @@ fn a_provider_that_fails_its_kth_call_leaves_the_heap_whole() {
 fn a_provider_that_fails_at_random_leaves_the_heap_whole() {
     for share in [3, 25, 64, 128, 256] {
         let heap = heap();
-        heap.provider().failing_share.store(share, Ordering::Relaxed);
+        heap.provider().on(Call::Map).fail_share(share);
         mixed_run(&heap);
     }
 }
@@ -238,7 +238,7 @@ fn a_provider_that_fails_at_random_leaves_the_heap_whole() {
 #[test]
 fn a_provider_that_takes_nothing_back_is_asked_for_little() {
     let heap = heap();
-    heap.provider().keeps.store(true, Ordering::Relaxed);
+    heap.provider().on(Call::Unmap).fail(0, usize::MAX);
     for _ in 0..20 {
         let mut random = Random::new(3);
         let mut slots: Vec<Option<Filled<_>>> = (0..60).map(|_| None).collect();
@@ -249,47 +249,31 @@ fn a_provider_that_takes_nothing_back_is_asked_for_little() {
     }
     let (held, once) = (heap.provider().held_len(), 60 << 18);
     assert!(held <= once, "{held} bytes held, though {once} are the most that was ever live");
-    heap.provider().keeps.store(false, Ordering::Relaxed);
+    heap.provider().on(Call::Unmap).fail(0, 0);
     heap.trim(0);
     assert_eq!(heap.provider().held_len(), 0);
 }
 
-/// Asks for relief, and gets another region the first time.
-struct Relieved {
-    regions: RegionProvider<2>,
-    spare: Memory,
-    calls: AtomicUsize,
-}
-
-// SAFETY: the region provider's.
-unsafe impl PageProvider for Relieved {
-    const PAGE_LEN: usize = RegionProvider::<2>::PAGE_LEN;
-    const REENTRANT: bool = true;
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.regions.map(run)
-    }
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        unsafe { self.regions.unmap(start, run) }
-    }
-    fn relieve(&self, _: PageRun) -> bool {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the memory lives as long as the provider, and is added once.
-        unsafe { self.regions.add_region(self.spare.start(), self.spare.len()) }.is_ok()
-    }
-}
-
 #[test]
 fn out_of_memory_only_after_the_pressure_hook_said_no() {
-    let provider =
-        Relieved { regions: RegionProvider::new(), spare: Memory::new(1 << 20, 4096), calls: AtomicUsize::new(0) };
-    let heap = Heap::<_, _, 2>::new(provider, Hint(UnknownCpu));
-    let block = filled(&heap, 500_000);
-    assert_eq!(heap.provider().calls.load(Ordering::Relaxed), 1);
-    assert!(heap.alloc(layout(600_000, 8)).is_err());
-    assert_eq!(heap.provider().calls.load(Ordering::Relaxed), 2);
+    /// Adds a region at the first call for relief.
+    fn add_region(call: Call, moment: Moment) {
+        let provider = HEAP.provider();
+        if (call, moment) == (Call::Relieve, Moment::Before) && provider.on(Call::Relieve).made() == 0 {
+            let memory = Box::leak(Box::new(Memory::new(1 << 20, 4096)));
+            // SAFETY: the memory is the region's from now on.
+            unsafe { provider.inner().add_region(memory.start(), memory.len()) }.unwrap();
+            provider.set_relief(0, 1);
+        }
+    }
+    static HEAP: Heap<Faulty<RegionProvider<2>>, Hint<UnknownCpu>, 2> =
+        Heap::new(Faulty::with_hook(RegionProvider::new(), add_region), Hint(UnknownCpu));
+    let block = filled(&HEAP, 500_000);
+    assert_eq!(HEAP.provider().on(Call::Relieve).made(), 1);
+    assert!(HEAP.alloc(layout(600_000, 8)).is_err());
+    assert_eq!(HEAP.provider().on(Call::Relieve).made(), 2);
     block.free().unwrap();
-    filled(&heap, 600_000).free().unwrap();
+    filled(&HEAP, 600_000).free().unwrap();
 }
 
 #[test]

@@ -6,73 +6,25 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use smp_heap::battery::{Filled, Random};
+use smp_heap::battery::{Call, Faulty, Filled, Moment, Random};
 use smp_heap::cpu::{CpuMode, UnknownCpu};
-use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun, Pinned, RegionProvider};
+use smp_heap::{CpuHint, Heap, Hint, Pinned, RegionProvider};
 #[cfg(not(feature = "hardened"))]
 use smp_heap::{MAX_SMALL_LEN, SizeClass};
 
-#[cfg(not(feature = "hardened"))]
-use crate::common::Books;
 use crate::common::{AtRest, Memory, ThreadCpu, play_cpu};
+#[cfg(not(feature = "hardened"))]
+use crate::host_pages::HostPages;
 
 fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
-/// A region whose pressure hook counts, and does what a test tells it to.
-struct Pressed {
-    region: RegionProvider<2>,
-    hooks: AtomicU64,
-    unmaps: AtomicU64,
-    /// Called by the hook.
-    help: Cell<fn()>,
-}
-
-// SAFETY: each test that sets `help` uses the provider on one thread.
-unsafe impl Sync for Pressed {}
-
-impl Pressed {
-    const fn new() -> Self {
-        Self {
-            region: RegionProvider::new(),
-            hooks: AtomicU64::new(0),
-            unmaps: AtomicU64::new(0),
-            help: Cell::new(|| ()),
-        }
-    }
-
-    fn hooks(&self) -> u64 {
-        self.hooks.load(Ordering::Relaxed)
-    }
-}
-
-// SAFETY: the region's.
-unsafe impl PageProvider for Pressed {
-    const PAGE_LEN: usize = <RegionProvider<2> as PageProvider>::PAGE_LEN;
-    const REENTRANT: bool = true;
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.region.map(run)
-    }
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        self.unmaps.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the contract is the same.
-        unsafe { self.region.unmap(start, run) }
-    }
-    fn could_give(&self, run: PageRun) -> bool {
-        self.region.could_give(run)
-    }
-    fn prefer(&self, run: PageRun) -> PageRun {
-        self.region.prefer(run)
-    }
-    fn is_busy(&self) -> bool {
-        self.region.is_busy()
-    }
-    fn relieve(&self, _: PageRun) -> bool {
-        self.hooks.fetch_add(1, Ordering::Relaxed);
-        (self.help.get())();
-        self.hooks() < 1000
-    }
+/// A region whose pressure hook says a thousand times that it helped.
+fn pressed() -> Faulty<RegionProvider<2>> {
+    let provider = Faulty::new(RegionProvider::new());
+    provider.set_relief(0, 1000);
+    provider
 }
 
 fn add(region: &RegionProvider<2>, memory: &Memory) {
@@ -82,8 +34,8 @@ fn add(region: &RegionProvider<2>, memory: &Memory) {
 
 fn absurd_requests_touch_nothing<C: CpuMode>(mode: C) {
     let memory = Memory::new(8 << 20, 4096);
-    let heap = Heap::<_, C, 4>::new(Pressed::new(), mode);
-    add(&heap.provider().region, &memory);
+    let heap = Heap::<_, C, 4>::new(pressed(), mode);
+    add(heap.provider().inner(), &memory);
     let sizes = [24, 64, 100, 1000, 4000, 20_000, 100_000];
     for size in sizes.into_iter().flat_map(|size| [size; 100]) {
         if let Ok(Some(block)) = Filled::new(&heap, layout(size), 1) {
@@ -96,18 +48,19 @@ fn absurd_requests_touch_nothing<C: CpuMode>(mode: C) {
     let longest = isize::MAX as usize;
     for len in [longest >> 18, 16 << 20, longest - 7, longest / 2, longest >> 23].map(|len| len.max(16 << 20)) {
         for _ in 0..20 {
-            let hooks = heap.provider().hooks.swap(0, Ordering::Relaxed);
-            assert!(hooks <= 1, "{hooks} calls of the hook for {len} bytes");
+            let hooks = || heap.provider().on(Call::Relieve).made();
+            let before = hooks();
             assert!(heap.alloc(layout(len)).is_err());
+            let one = hooks() - before;
             // SAFETY: the Layout has a size.
             assert!(unsafe { GlobalAlloc::alloc(&heap, layout(len)) }.is_null());
-            heap.provider().hooks.fetch_min(1, Ordering::Relaxed);
+            assert!(one <= 1 && hooks() - before <= 2 * one, "{one} calls of the hook for {len} bytes");
         }
     }
     let after = heap.stats();
     assert_eq!((after.free_len, after.held_len), (before.free_len, before.held_len));
     assert_eq!((after.cpus[0].cached_count, after.unmap_count), (before.cpus[0].cached_count, before.unmap_count));
-    assert_eq!(heap.provider().unmaps.load(Ordering::Relaxed), after.unmap_count);
+    assert_eq!(heap.provider().on(Call::Unmap).made() as u64, after.unmap_count);
     heap.verify_all().unwrap();
 }
 
@@ -121,8 +74,8 @@ fn an_absurd_request_drains_no_cache_and_asks_for_help_once() {
 #[test]
 fn size_zero_and_null_are_the_same_at_every_level() {
     let memory = Memory::new(1 << 20, 4096);
-    let heap = Heap::<_, _, 4>::new(Pressed::new(), Hint(UnknownCpu));
-    add(&heap.provider().region, &memory);
+    let heap = Heap::<_, _, 4>::new(pressed(), Hint(UnknownCpu));
+    add(heap.provider().inner(), &memory);
     for align in [1, 8, 64, 4096, 1 << 30] {
         let nothing = Layout::from_size_align(0, align).unwrap();
         let expected = heap.alloc(nothing).unwrap().cast::<u8>();
@@ -143,7 +96,10 @@ fn size_zero_and_null_are_the_same_at_every_level() {
         unsafe { GlobalAlloc::dealloc(&heap, null_mut(), layout(size)) };
     }
     let stats = heap.stats();
-    assert_eq!((stats.map_count + stats.failed_map_count, heap.provider().hooks(), stats.stray_count), (0, 0, 0));
+    assert_eq!(
+        (stats.map_count + stats.failed_map_count, heap.provider().on(Call::Relieve).made(), stats.stray_count),
+        (0, 0, 0)
+    );
     heap.verify_all().unwrap();
 }
 
@@ -205,22 +161,10 @@ fn a_full_heap_shrinks_every_block() {
 #[test]
 #[cfg(not(feature = "hardened"))]
 fn a_huge_block_shrinks_where_it_is() {
-    struct Stiff(Books);
-    // SAFETY: the books'.
-    unsafe impl PageProvider for Stiff {
-        const REENTRANT: bool = true;
-        const REMAPS: bool = true;
-        fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-            self.0.map(run)
-        }
-        unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-            // SAFETY: the contract is the same.
-            unsafe { self.0.unmap(start, run) }
-        }
-    }
-    let heap = Heap::<_, _, 2>::new(Stiff(Books::default()), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 2>::new(Faulty::new(HostPages::<true, true>::default()), Hint(UnknownCpu));
+    [Call::Resize, Call::Remap].into_iter().for_each(|call| heap.provider().on(call).fail(0, usize::MAX));
     let mut start = heap.alloc(layout(4 << 20)).unwrap().cast::<u8>();
-    heap.provider().0.limit_len.store(heap.provider().0.held_len(), Ordering::Relaxed);
+    heap.provider().set_limit(heap.provider().held_len());
     for (old, new) in [(4 << 20, 3 << 20), (3 << 20, 1 << 20), (1 << 20, 50_000)] {
         // SAFETY: a live block of that Layout.
         start = unsafe { heap.realloc(start, layout(old), new) }.unwrap().cast();
@@ -228,15 +172,19 @@ fn a_huge_block_shrinks_where_it_is() {
     // SAFETY: as above, and nobody uses it.
     unsafe { heap.free(start, layout(50_000)) };
     heap.trim(0);
-    assert_eq!((heap.provider().0.held_len(), heap.stats().held_len), (0, 0));
+    assert_eq!((heap.provider().held_len(), heap.stats().held_len), (0, 0));
 }
 
-static HUNGRY: Heap<Pressed, Hint<UnknownCpu>, 2> = Heap::new(Pressed::new(), Hint(UnknownCpu));
+static HUNGRY: Heap<Faulty<RegionProvider<2>>, Hint<UnknownCpu>, 2> =
+    Heap::new(Faulty::with_hook(RegionProvider::new(), allocate), Hint(UnknownCpu));
 static LIVE_HOOKS: AtomicUsize = AtomicUsize::new(0);
 static DEEPEST_HOOK: AtomicUsize = AtomicUsize::new(0);
 
 /// A hook that needs memory itself.
-fn allocate() {
+fn allocate(call: Call, moment: Moment) {
+    if (call, moment) != (Call::Relieve, Moment::Before) {
+        return;
+    }
     let depth = LIVE_HOOKS.fetch_add(1, Ordering::Relaxed) + 1;
     DEEPEST_HOOK.fetch_max(depth, Ordering::Relaxed);
     if depth < 100 {
@@ -253,8 +201,8 @@ fn allocate() {
 #[test]
 fn a_pressure_hook_that_allocates_is_not_entered_again() {
     let memory = Box::leak(Box::new(Memory::new(256 << 10, 4096)));
-    HUNGRY.provider().help.set(allocate);
-    add(&HUNGRY.provider().region, memory);
+    HUNGRY.provider().set_relief(0, 1000);
+    add(HUNGRY.provider().inner(), memory);
     for size in [24, 5000, 100_000] {
         let mut blocks = Vec::new();
         while let Ok(block) = HUNGRY.alloc(layout(size)) {
@@ -263,7 +211,7 @@ fn a_pressure_hook_that_allocates_is_not_entered_again() {
         // SAFETY: allocated above with this Layout, used by nobody.
         blocks.into_iter().for_each(|block| unsafe { HUNGRY.free(block, layout(size)) });
     }
-    assert!(HUNGRY.provider().hooks() > 0);
+    assert!(HUNGRY.provider().on(Call::Relieve).made() > 0);
     assert_eq!(DEEPEST_HOOK.load(Ordering::Relaxed), 1);
     HUNGRY.verify_all().unwrap();
 }

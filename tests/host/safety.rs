@@ -10,11 +10,12 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use smp_heap::battery::{Random, churn, free_all};
+use smp_heap::battery::{Faulty, Random, churn, free_all};
 use smp_heap::cpu::{CpuMode, NeverPreempts};
-use smp_heap::{CpuHint, Heap, Hint, Pinned, Skipped, Violation};
+use smp_heap::{CpuHint, Heap, Hint, PageProvider, Pinned, Skipped, Violation};
 
-use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, limited, play_cpu};
+use crate::host_pages::HostPages;
 
 /// Steps of each thread.
 const STEPS: usize = if cfg!(miri) { 200 } else { 150_000 };
@@ -112,7 +113,7 @@ const ALONE: &str = "SMP_HEAP_ALONE";
 fn a_panic_in_a_hint_does_not_unwind_through_the_heap() {
     const TEST: &str = "a_panic_in_a_hint_does_not_unwind_through_the_heap";
     let Ok(what) = std::env::var(ALONE) else {
-        for what in ["hint", "pin", "wait"] {
+        for what in ["hint", "pin", "wait", "hook"] {
             let ended = alone(TEST, what);
             assert_eq!(ended.signal(), Some(libc::SIGABRT), "{what}: {ended}");
         }
@@ -128,13 +129,19 @@ fn a_panic_in_a_hint_does_not_unwind_through_the_heap() {
         }
     }
     fn use_it<C: CpuMode>(mode: C) {
-        let heap = Heap::<_, _, 2>::new(Books::with_limit(1), mode);
+        use_heap(Heap::new(limited(1), mode));
+    }
+    fn use_heap<P: PageProvider, C: CpuMode>(heap: Heap<P, C, 2>) {
         // SAFETY: the size is not 0.
         drop(catch_unwind(AssertUnwindSafe(|| unsafe { GlobalAlloc::alloc(&heap, Layout::new::<u64>()) })));
     }
     match what.as_str() {
         "hint" => use_it(Hint(Panics(false))),
         "wait" => use_it(Hint(Panics(true))),
+        "hook" => {
+            let provider = Faulty::with_hook(HostPages::<true>::default(), |_, _| panic!("in a hook"));
+            use_heap(Heap::new(provider, Hint(ThreadCpu)));
+        }
         // SAFETY: it never gives a number.
         _ => use_it(Pinned(unsafe { NeverPreempts::new(Panics(false)) })),
     }

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::common::{AtRest, Books, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, limited, play_cpu};
 use smp_heap::battery::Filled;
 use smp_heap::{Heap, Hint, Pinned, Reserve};
 
@@ -19,7 +19,7 @@ fn layout(size: usize) -> Layout {
 #[test]
 fn a_reserve_gives_its_blocks_while_others_exhaust_the_heap() {
     for size in [64, 1536, 40_000] {
-        let heap: Heap<Books, Pinned<ThreadCpu>, CPUS> = Heap::new(Books::with_limit(4 << 20), Pinned(ThreadCpu));
+        let heap: Heap<Books, Pinned<ThreadCpu>, CPUS> = Heap::new(limited(4 << 20), Pinned(ThreadCpu));
         let reserve: Reserve<'_, _, 8> = Reserve::new(&heap, layout(size));
         play_cpu(0);
         reserve.fill().unwrap();
@@ -62,7 +62,7 @@ fn a_reserve_gives_its_blocks_while_others_exhaust_the_heap() {
 /// A reserve of nothing cannot be had; a reserve of too much says so and keeps what there was.
 #[test]
 fn a_reserve_that_cannot_be_filled_says_so() {
-    let heap: Heap<Books, Hint<ThreadCpu>, CPUS> = Heap::new(Books::with_limit(1 << 20), Hint(ThreadCpu));
+    let heap: Heap<Books, Hint<ThreadCpu>, CPUS> = Heap::new(limited(1 << 20), Hint(ThreadCpu));
     play_cpu(0);
     assert!(Reserve::<_, 1>::new(&heap, layout(0)).fill().is_err());
     let reserve: Reserve<'_, _, 64> = Reserve::new(&heap, layout(100_000));

@@ -8,44 +8,13 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::common::{AtRest, Books, ThreadCpu, filled, layout, play_cpu};
-use smp_heap::battery::Random;
+use smp_heap::battery::{Call, Random};
 use smp_heap::cpu::UnknownCpu;
-use smp_heap::{Heap, Hint, MAX_SMALL_LEN, PageProvider, PageRun, RunKind, SizeClass, Stats};
+use smp_heap::{Heap, Hint, MAX_SMALL_LEN, RunKind, SizeClass, Stats};
 
 const CPUS: usize = 3;
 
-/// Books, and how often each call was made.
-#[derive(Debug, Default)]
-struct Called {
-    books: Books,
-    unmaps: AtomicU64,
-    refused_unmaps: AtomicU64,
-    reliefs: AtomicU64,
-}
-
-// SAFETY: the pages are those of `Books`, and counting changes none.
-unsafe impl PageProvider for Called {
-    const REENTRANT: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        self.books.map(run)
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        let taken = unsafe { self.books.unmap(start, run) };
-        let count = if taken { &self.unmaps } else { &self.refused_unmaps };
-        count.fetch_add(1, Ordering::Relaxed);
-        taken
-    }
-
-    fn relieve(&self, _: PageRun) -> bool {
-        self.reliefs.fetch_add(1, Ordering::Relaxed);
-        false
-    }
-}
-
-type Tested = Heap<Called, Hint<ThreadCpu>, CPUS>;
+type Tested = Heap<Books, Hint<ThreadCpu>, CPUS>;
 
 /// What the heap should say, and blocks to say it about.
 #[derive(Default)]
@@ -94,15 +63,16 @@ impl Model {
         let small: usize = self.live.iter().map(|(len, count)| len * *count as usize).sum();
         assert_eq!((stats.large_len(), stats.live_len()), (self.large_len, (small + self.large_len) as u64));
         let called = heap.provider();
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        assert_eq!(stats.held_len, called.books.held_len());
-        assert_eq!(stats.high_held_len, called.books.peak_len.load(Ordering::Relaxed));
-        assert_eq!(stats.map_count + stats.failed_map_count, read(&called.books.calls));
-        assert_eq!(
-            (stats.unmap_count, stats.refused_unmap_count),
-            (read(&called.unmaps), read(&called.refused_unmaps))
-        );
-        assert_eq!((stats.relief_count, stats.stray_count), (read(&called.reliefs), 0));
+        assert_eq!((stats.held_len, stats.high_held_len), (called.held_len(), called.peak_len()));
+        for (call, done, refused) in [
+            (Call::Map, stats.map_count, stats.failed_map_count),
+            (Call::Unmap, stats.unmap_count, stats.refused_unmap_count),
+            (Call::Relieve, 0, stats.relief_count),
+        ] {
+            let calls = called.on(call);
+            assert_eq!((done + refused, refused), (calls.made() as u64, calls.failed() as u64), "{call:?}");
+        }
+        assert_eq!(stats.stray_count, 0);
         for (now, then) in stats.cpus.iter().zip(&before.cpus) {
             // A step refills once at most. Several batches may return to their slabs: of the class freed, and of one
             // that gave up its limit.
@@ -172,13 +142,13 @@ fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
 fn refuse(model: &mut Model, heap: &Tested) {
     // Longer than any chunk, so that it has one to itself, which is then empty.
     model.alloc(heap, 40 << 20);
-    heap.provider().books.failing_share.store(256, Ordering::Relaxed);
-    heap.provider().books.keeps.store(true, Ordering::Relaxed);
+    heap.provider().on(Call::Map).fail(0, usize::MAX);
+    heap.provider().on(Call::Unmap).fail(0, usize::MAX);
     model.free(heap, model.blocks.len() - 1);
     model.alloc(heap, 64 << 20);
     heap.trim(0);
-    heap.provider().books.failing_share.store(0, Ordering::Relaxed);
-    heap.provider().books.keeps.store(false, Ordering::Relaxed);
+    heap.provider().on(Call::Map).fail(0, 0);
+    heap.provider().on(Call::Unmap).fail(0, 0);
 }
 
 /// Bursts up and down on CPUs in turn, so that blocks are freed where they were not allocated, caches overflow and
@@ -187,7 +157,7 @@ fn refuse(model: &mut Model, heap: &Tested) {
 #[cfg_attr(feature = "debug-heap", ignore = "its model has no frames")]
 fn every_number_agrees_with_a_model_at_rest() {
     const STEPS: usize = 30_000;
-    let heap = Tested::new(Called::default(), Hint(ThreadCpu));
+    let heap = Tested::new(Books::default(), Hint(ThreadCpu));
     let (mut model, mut random) = (Model::default(), Random::new(0x5eed));
     // In a heap that is long enough each CPU gets its cache at once.
     model.alloc(&heap, 8 << 20);
@@ -233,7 +203,7 @@ fn live_blocks_are_within_the_stated_bound_while_others_work() {
     /// Blocks of a class in a cache's two lists at most.
     const LISTS: i64 = 2 * 256;
     const ROUNDS: u64 = 4000;
-    let heap = Tested::new(Called::default(), Hint(ThreadCpu));
+    let heap = Tested::new(Books::default(), Hint(ThreadCpu));
     let layout = Layout::new::<[u64; 16]>();
     let class = SizeClass::of(layout).unwrap().index();
     // Allocations begun and ended, frees begun and ended.
@@ -330,18 +300,18 @@ fn every_number_of_the_statistics_is_right_at_rest() {
     assert!(stats.largest_free_len >= largest / 2 && stats.largest_free_len <= largest);
     assert!((100_000..110_000).contains(&larges));
     // Calls of the provider.
-    heap.provider().failing_share.store(256, Ordering::Relaxed);
+    heap.provider().on(Call::Map).fail(0, usize::MAX);
     assert!(heap.alloc(layout(64 << 20, 8)).is_err());
     let failed = heap.stats();
     assert_eq!(failed.map_count, stats.map_count);
     assert!(failed.failed_map_count > stats.failed_map_count && failed.relief_count > stats.relief_count);
-    assert_eq!(failed.map_count + failed.failed_map_count, heap.provider().calls.load(Ordering::Relaxed));
+    assert_eq!(failed.map_count + failed.failed_map_count, heap.provider().on(Call::Map).made() as u64);
     large.free().unwrap();
-    heap.provider().keeps.store(true, Ordering::Relaxed);
+    heap.provider().on(Call::Unmap).fail(0, usize::MAX);
     assert_eq!(heap.trim_all(), 0);
     assert!(failed.refused_unmap_count == 0 && heap.stats().refused_unmap_count > 0);
     assert_eq!(heap.stats().unmap_count, failed.unmap_count);
-    heap.provider().keeps.store(false, Ordering::Relaxed);
+    heap.provider().on(Call::Unmap).fail(0, 0);
     let held = heap.stats().held_len;
     assert_eq!(heap.trim_all(), held);
     assert_eq!(heap.stats().unmap_count, heap.stats().map_count, "whatever was given went back");

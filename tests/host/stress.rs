@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 
-use crate::common::{AtRest, Books, Mmap, ThreadCpu, play_cpu};
+use crate::common::{AtRest, Books, Mmap, ThreadCpu, limited, play_cpu};
 use smp_heap::battery::{Filled, Random, churn, free_all, random_layout};
 use smp_heap::cpu::CpuMode;
 use smp_heap::{CpuHint, Heap, Hint, PageProvider, Pinned};
@@ -93,8 +93,8 @@ fn churn_over_a_provider_that_moves_pages() {
 #[test]
 fn churn_in_too_little_memory() {
     for limit in [64 << 10, 256 << 10, 2 << 20] {
-        churn_everywhere(&Heap::new(Books::with_limit(limit), Hint(ThreadCpu)), 8, 1 << 16);
-        churn_everywhere(&Heap::new(Books::with_limit(limit), Pinned(ThreadCpu)), 8, 1 << 16);
+        churn_everywhere(&Heap::new(limited(limit), Hint(ThreadCpu)), 8, 1 << 16);
+        churn_everywhere(&Heap::new(limited(limit), Pinned(ThreadCpu)), 8, 1 << 16);
     }
 }
 
@@ -185,7 +185,7 @@ fn producer_consumer<C: CpuMode + Sync>(heap: &Heap<Books, C, CPUS>, size: usize
     });
     // At most three batches are live at once: one being made, one under way, one being freed.
     let live_len = 3 * LIVE * size;
-    let peak_len = heap.provider().peak_len.load(Ordering::Relaxed);
+    let peak_len = heap.provider().peak_len();
     println!("{size}: peak {peak_len} live {live_len}\n{}", heap.stats());
     assert!(peak_len <= 2 * live_len + (1 << 20), "{peak_len} held for {live_len} live in blocks of {size}");
     all_back(heap, 2);

@@ -1,45 +1,13 @@
 //! What a request waits for when memory is in somebody's hand, and that it is had then.
 
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{AtRest, Books, ThreadCpu, filled, layout, play_cpu};
-use smp_heap::battery::Filled;
+use crate::common::{AtRest, ThreadCpu, filled, layout, limited, play_cpu};
+use crate::host_pages::HostPages;
+use smp_heap::battery::{Call, Faulty, Filled, Moment};
 use smp_heap::cpu::CpuMode;
-use smp_heap::{CpuHint, Heap, Hint, PageProvider, PageRun, Pinned};
-
-/// A provider with one run to give, which the first caller gets, but is not heard of for a while: as a virtual CPU that
-/// its host stops there.
-struct Slow {
-    books: Books,
-    given: AtomicBool,
-    refused: AtomicUsize,
-}
-
-// SAFETY: as the books.
-unsafe impl PageProvider for Slow {
-    const REENTRANT: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        if self.given.swap(true, Ordering::Relaxed) {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        let start = self.books.map(run)?;
-        // Until somebody else has asked in vain far more often than one search without anybody in sight takes.
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while self.refused.load(Ordering::Relaxed) < 500 && std::time::Instant::now() < end {
-            std::thread::yield_now();
-        }
-        Some(start)
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        // SAFETY: the contract is the same.
-        unsafe { self.books.unmap(start, run) }
-    }
-}
+use smp_heap::{CpuHint, Heap, Hint, Pinned};
 
 /// A thread as a CPU that has its interrupts masked.
 struct Masked;
@@ -63,15 +31,29 @@ fn a_chunk_that_is_just_being_given_is_waited_for() {
     wait_for_a_chunk(Hint(Masked));
 }
 
+/// The provider has one run to give, which the first caller gets, but is not heard of for a while: as a virtual CPU
+/// that its host stops there.
 fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
-    let slow = Slow { books: Books::default(), given: AtomicBool::new(false), refused: AtomicUsize::new(0) };
-    let heap = Heap::<_, _, 2>::new(slow, mode);
+    let asked = AtomicUsize::new(0);
+    let hook = |call, moment| match (call, moment, ThreadCpu.current_cpu()) {
+        (Call::Map, Moment::Before, _) => _ = asked.fetch_add(1, Ordering::Relaxed),
+        (Call::Map, Moment::After, Some(0)) => {
+            // Until the other one has asked in vain far more often than one search without anybody in sight takes.
+            let end = std::time::Instant::now() + Duration::from_secs(20);
+            while asked.load(Ordering::Relaxed) < 502 && std::time::Instant::now() < end {
+                std::thread::yield_now();
+            }
+        }
+        _ => {}
+    };
+    let heap = Heap::<_, _, 2>::new(Faulty::with_hook(HostPages::<true>::default(), hook), mode);
+    heap.provider().on(Call::Map).fail(1, usize::MAX);
     std::thread::scope(|scope| {
         for cpu in 0..2 {
             let heap = &heap;
             scope.spawn(move || {
                 play_cpu(cpu);
-                while cpu == 1 && !heap.provider().given.load(Ordering::Relaxed) {
+                while cpu == 1 && heap.provider().on(Call::Map).made() == 0 {
                     std::thread::yield_now();
                 }
                 filled(heap, 8).free().unwrap();
@@ -79,10 +61,10 @@ fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
             });
         }
     });
-    assert!(heap.provider().refused.load(Ordering::Relaxed) >= 500, "the second one asked often");
+    assert!(heap.provider().on(Call::Map).failed() >= 500, "the second one asked often");
     heap.trim_all();
     heap.verify_all().unwrap();
-    assert_eq!(heap.provider().books.held_len(), 0);
+    assert_eq!(heap.provider().held_len(), 0);
 }
 
 /// The only memory is in a pool that somebody holds for a while: found when it is let go, not refused. The wait has a
@@ -90,7 +72,7 @@ fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
 #[test]
 fn memory_behind_a_lock_is_waited_for_before_null() {
     const ROUNDS: usize = 20;
-    let heap = Heap::<_, _, 2>::new(Books::with_limit(1 << 20), Hint(ThreadCpu));
+    let heap = Heap::<_, _, 2>::new(limited(1 << 20), Hint(ThreadCpu));
     play_cpu(0);
     filled(&heap, 100).free().unwrap();
     heap.drain_current();

@@ -9,69 +9,20 @@
 
 mod common;
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use common::block::Block;
-use common::heaps::{CPUS, OverRegions, Regions, expect_left, give, heap};
+use common::heaps::{CPUS, Regions, expect_left, give, heap};
 use common::modes::{Index, heaps};
 use common::sizes::random_size;
 use common::slots::Slots;
-use smp_heap::battery::Random;
+use smp_heap::battery::{Call, Faulty, Random};
 use smp_heap::cpu::NeverPreempts;
-use smp_heap::{Hint, PageProvider, PageRun, Pinned};
+use smp_heap::{Hint, Pinned};
 use smp_heap_kernel::{Boot, arch::cpu_count, kernel, println, smp, test};
 
-/// Counts down at each `map`: at 0 it fails.
-static LEFT: AtomicIsize = AtomicIsize::new(isize::MAX);
-/// It goes on failing.
-static FOR_EVER: AtomicBool = AtomicBool::new(false);
-/// `unmap` says no.
-static KEEPS: AtomicBool = AtomicBool::new(false);
-static FAILED: AtomicUsize = AtomicUsize::new(0);
-static KEPT: AtomicUsize = AtomicUsize::new(0);
-static MAPPED: AtomicUsize = AtomicUsize::new(0);
-
-#[derive(Debug)]
-struct Failing(Regions);
-
-// SAFETY: runs come from the regions and go back there, or nothing happens.
-unsafe impl PageProvider for Failing {
-    const PAGE_LEN: usize = Regions::PAGE_LEN;
-    const REENTRANT: bool = true;
-
-    fn map(&self, run: PageRun) -> Option<NonNull<u8>> {
-        let left = LEFT.fetch_sub(1, Relaxed);
-        if left == 0 || left < 0 && FOR_EVER.load(Relaxed) {
-            FAILED.fetch_add(1, Relaxed);
-            return None;
-        }
-        MAPPED.fetch_add(1, Relaxed);
-        self.0.map(run)
-    }
-
-    unsafe fn unmap(&self, start: NonNull<u8>, run: PageRun) -> bool {
-        if KEEPS.load(Relaxed) {
-            KEPT.fetch_add(1, Relaxed);
-            return false;
-        }
-        // SAFETY: the contract is the same, and all runs are the regions'.
-        unsafe { self.0.unmap(start, run) }
-    }
-
-    fn prefer(&self, run: PageRun) -> PageRun {
-        self.0.prefer(run)
-    }
-}
-
-impl OverRegions for Failing {
-    fn regions(&self) -> &Regions {
-        &self.0
-    }
-}
-
 heaps! {
-    over Failing = Failing(Regions::new());
+    over Faulty<Regions> = Faulty::new(Regions::new());
     Hint<Index>,
     Pinned<NeverPreempts<Index>>,
 }
@@ -84,18 +35,17 @@ kernel! {
         give(boot.largest_region());
         let steps = boot.number("steps", 300);
         for (for_ever, name) in [(false, "once"), (true, "from then on")] {
-            FOR_EVER.store(for_ever, Relaxed);
-            let (mut refused, mut failed) = (0, 0);
+            let map = heap().faults(Call::Map);
+            let (mut refused, mut failed) = (0, map.failed());
             for k in 0..boot.rounds(16) {
-                FAILED.store(0, Relaxed);
-                LEFT.store(k as isize, Relaxed);
+                map.fail(k, if for_ever { usize::MAX } else { 1 });
                 refused += work(steps, k);
-                failed += FAILED.load(Relaxed);
                 common::heaps::verify();
                 clear();
-                LEFT.store(isize::MAX, Relaxed);
+                map.fail(0, 0);
                 expect_left(0);
             }
+            failed = map.failed() - failed;
             println!("failing {name}: {failed} calls failed, {refused} requests refused");
             assert!(failed > 0, "nothing failed");
             test::did(failed, "failures");
@@ -140,7 +90,9 @@ fn clear() {
 
 /// What cannot be given back stays usable, and goes back when it can.
 fn unmaps_are_refused(steps: usize) {
-    KEEPS.store(true, Relaxed);
+    let (map, unmap) = (heap().faults(Call::Map), heap().faults(Call::Unmap));
+    let kept = unmap.failed();
+    unmap.fail(0, usize::MAX);
     work(steps, 2);
     clear();
     let held_len = heap().regions().held_len();
@@ -150,21 +102,18 @@ fn unmaps_are_refused(steps: usize) {
         common::heaps::verify();
         assert_eq!(heap().regions().held_len(), held_len, "a refused run is still the heap's");
     }
-    MAPPED.store(0, Relaxed);
+    let mapped = map.made();
     let size = held_len / 64;
     for _ in 0..16 {
         let block = Block::new(heap(), size, 8, 9);
-        assert!(
-            block.is_some() && MAPPED.load(Relaxed) == 0,
-            "refused runs are not used again\n{}",
-            common::heaps::Shown
-        );
+        assert!(block.is_some() && map.made() == mapped, "refused runs are not used again\n{}", common::heaps::Shown);
         if let Some(block) = block {
             block.free(heap());
         }
     }
-    println!("{} runs not taken back, {} KiB kept and used again", KEPT.load(Relaxed), held_len / 1024);
-    assert!(KEPT.load(Relaxed) > 0, "no run was refused");
-    test::did(KEPT.load(Relaxed), "cached_runs");
-    KEEPS.store(false, Relaxed);
+    let kept = unmap.failed() - kept;
+    println!("{kept} runs not taken back, {} KiB kept and used again", held_len / 1024);
+    assert!(kept > 0, "no run was refused");
+    test::did(kept, "cached_runs");
+    unmap.fail(0, 0);
 }

@@ -6,6 +6,7 @@
 use core::alloc::GlobalAlloc;
 use core::fmt;
 
+use smp_heap::battery::{Call, Faults, Faulty, Moment};
 use smp_heap::cpu::CpuMode;
 use smp_heap::{Heap, PageProvider, RegionError, RegionProvider, Violation};
 use smp_heap_kernel::{Region, smp, sync::Once, test, time};
@@ -20,6 +21,10 @@ pub(crate) type Regions = RegionProvider<8>;
 pub(crate) trait OverRegions: PageProvider {
     /// The regions.
     fn regions(&self) -> &Regions;
+    /// What calls of this kind are told, if it can be told.
+    fn faults(&self, _: Call) -> Option<&Faults> {
+        None
+    }
 }
 
 impl OverRegions for Regions {
@@ -28,9 +33,22 @@ impl OverRegions for Regions {
     }
 }
 
+impl<H: Fn(Call, Moment)> OverRegions for Faulty<Regions, H> {
+    fn regions(&self) -> &Regions {
+        self.inner()
+    }
+
+    fn faults(&self, call: Call) -> Option<&Faults> {
+        Some(self.on(call))
+    }
+}
+
 /// What tests do with a heap, whatever its type.
 pub(crate) trait AnyHeap: GlobalAlloc + Sync {
     fn regions(&self) -> &Regions;
+    /// What calls of its provider are told, and their counts: over a `Faulty`.
+    #[allow(dead_code, clippy::allow_attributes, reason = "most kernels have a provider that works")]
+    fn faults(&self, call: Call) -> &Faults;
     /// Bytes held that are not free pages.
     #[allow(dead_code, clippy::allow_attributes, reason = "not every kernel asks how much is used")]
     fn used_len(&self) -> usize;
@@ -53,6 +71,13 @@ pub(crate) trait AnyHeap: GlobalAlloc + Sync {
 impl<P: OverRegions + Sync, C: CpuMode + Sync, const N: usize> AnyHeap for Heap<P, C, N> {
     fn regions(&self) -> &Regions {
         self.provider().regions()
+    }
+
+    fn faults(&self, call: Call) -> &Faults {
+        match self.provider().faults(call) {
+            Some(faults) => faults,
+            None => test::fail(format_args!("a provider without knobs")),
+        }
     }
 
     fn verify_all(&self) -> Result<(), Violation> {
