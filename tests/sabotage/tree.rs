@@ -28,6 +28,7 @@ pub(crate) mod sabotage {
     use core::sync::atomic::{AtomicUsize, Ordering};
     static BUG: AtomicUsize = AtomicUsize::new(0);
     #[used]
+    #[allow(unsafe_code)]
     #[unsafe(link_section = ".init_array")]
     static START: extern "C" fn() = start;
     extern "C" fn start() {
