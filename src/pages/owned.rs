@@ -2,7 +2,7 @@
 //!
 //! Decision: what the provider gives is a [`Mapping`] from then until it goes back or is taken in, and a run is a
 //! [`Run`] from when it is handed out until it is a slab, a CPU's state or a block. Neither is `Copy` or `Clone`, and
-//! only the page heap makes runs: whoever takes one in takes the value, and hands it out again if that fails. So the
+//! only [`hand_out`] makes runs: whoever takes one in takes the value, and hands it out again if that fails. So the
 //! compiler checks who owns memory between provider, page heap and slabs.
 //! Price: a failure carries two words more; on cold paths only.
 
@@ -51,7 +51,7 @@ impl Mapping {
     }
 }
 
-/// A run handed out, which is its holder's alone: only the page heap makes one.
+/// A run handed out, which is its holder's alone: only [`hand_out`] makes one.
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
     pub(crate) desc: &'a PageDesc,
