@@ -51,8 +51,13 @@ fn cpu() -> impl Strategy<Value = Cpu> {
     any::<u8>().prop_map(Cpu)
 }
 
+/// Near as often as far: most operations are over soon, and each instruction that is walked takes a signal.
+fn instruction() -> impl Strategy<Value = u16> {
+    prop_oneof![0_u16..32, 32_u16..128, 128_u16..512, 512..At::LONGEST]
+}
+
 fn interrupt() -> impl Strategy<Value = Interrupt> {
-    let at = prop_oneof![any::<u8>().prop_map(At::Call), (0..At::LONGEST).prop_map(At::Instruction)];
+    let at = prop_oneof![any::<u8>().prop_map(At::Call), instruction().prop_map(At::Instruction)];
     let ops = [op(), op(), op()];
     (at, prop::option::of(cpu()), ops).prop_map(|(at, cpu, ops)| Interrupt { at, cpu, ops })
 }

@@ -45,8 +45,8 @@ impl Profile {
 
     fn config(self) -> &'static [&'static str] {
         match self {
-            // Made at once, from nothing or because the heap has changed: nothing to keep. In one unit each, since units
-            // would each compile the heap's generic functions: that takes 2.4 times as long.
+            // Made at once, from nothing or because the heap has changed: nothing to keep. In one unit each: several
+            // would each compile the heap's generic functions, which takes 2.4 times as long.
             Self::Checked => {
                 &["inherits='dev'", "opt-level=2", "debug=1", "incremental=false", "lto='off'", "codegen-units=1"]
             }
