@@ -421,7 +421,7 @@ fn contexts<P: PageProvider, C: CpuMode, const CPUS: usize>(heap: &Heap<P, C, CP
         freed
     };
     report.judge("contexts: one that interrupts the heap is served", nested());
-    let inside = heap.source.ask(heap.asker(heap.caller()), |_| block(200)?.free().map_err(Finding::from));
+    let inside = heap.source.inside(heap.asker(heap.caller()), || block(200)?.free().map_err(Finding::from));
     report.judge("contexts: the provider may use the heap", inside.unwrap_or(Err(Finding::Busy)));
 }
 

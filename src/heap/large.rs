@@ -31,7 +31,7 @@ use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::Away;
 use crate::heap::{Entered, Heap};
-use crate::pages::{AddError, Chunk, Kind, Mapping, PageDesc, Provided, Refused, Run, Step, Use, Want, hand_out};
+use crate::pages::{AddError, AtHand, Chunk, Kind, Mapping, PageDesc, Provided, Refused, Run, Step, Use, Want};
 
 /// From this length on a fresh block is a run of its own, if the provider can move runs.
 const HUGE_LEN: usize = 1024 * 1024;
@@ -94,7 +94,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if let Some(block) = self.sample_large(layout) {
             return Some(block);
         }
-        self.alloc_near(layout).map(|desc| as_block(&hand_out(desc))).or_else(|| self.alloc_far(layout))
+        self.alloc_near(layout).map(|run| as_block(&run.into_run())).or_else(|| self.alloc_far(layout))
     }
 
     /// The start of an [`alloc_large`](Self::alloc_large). Every way but the shortest is out of line, so that this one
@@ -111,7 +111,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
         let Ok(entered) = self.enter() else { return self.alloc_far_start(layout) };
         match self.engine.pages.reuse(self.engine.run_cache(entered.cache), layout.size(), layout.align()) {
-            Some((_, start)) => Some(start),
+            Some(run) => Some(run.start()),
             None => self.alloc_cut_start(entered.held, entered.guard, layout),
         }
     }
@@ -126,13 +126,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let cut = || self.engine.pages.cut(kept, entered.index, layout.size(), layout.align());
         let run = if fits { cut() } else { None };
         drop(entered);
-        run.map(Chunk::start_of).or_else(|| self.alloc_far_start(layout))
+        run.map(|run| run.start()).or_else(|| self.alloc_far_start(layout))
     }
 
     /// What the CPU keeps, or the page heap has at hand. `None` also if this CPU's cache is busy, as it is in panic
     /// mode.
     #[inline(always)]
-    fn alloc_near(&self, layout: Layout) -> Option<&PageDesc> {
+    fn alloc_near(&self, layout: Layout) -> Option<AtHand<'_>> {
         if is_huge::<P>(layout.size()) {
             return None;
         }
@@ -140,7 +140,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         let (pages, index) = (&self.engine.pages, entered.index);
         let kept = self.engine.run_cache(entered.cache);
         let run = pages.reuse(kept, layout.size(), layout.align());
-        run.map(|(run, _)| run).or_else(|| pages.cut(kept, index, layout.size(), layout.align()))
+        run.or_else(|| pages.cut(kept, index, layout.size(), layout.align()))
     }
 
     #[cfg(not(feature = "debug-heap"))]
@@ -186,8 +186,8 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// The run that this CPU freed last, if it is as long.
     fn alloc_cached(&self, layout: Layout) -> Option<LargeBlock> {
         let entered = self.enter().ok()?;
-        let (run, _) = self.engine.pages.reuse(self.engine.run_cache(entered.cache), layout.size(), layout.align())?;
-        Some(as_block(&hand_out(run)))
+        let run = self.engine.pages.reuse(self.engine.run_cache(entered.cache), layout.size(), layout.align())?;
+        Some(as_block(&run.into_run()))
     }
 
     /// A run of its own for a block that is longer than slabs serve, if the provider can move runs and has one.
@@ -473,11 +473,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let Some(new_run) = huge_run::<P>(new_size, old.align()) else {
                 return false;
             };
-            // SAFETY: the block's run is `run`, and by the contract nobody uses what a shorter one lacks.
-            let resize = |provider: &P| unsafe { provider.resize(start, run, new_run) };
-            return run == new_run
-                || self.source.ask(self.asker(self.caller()), resize) == Some(true)
-                    && self.engine.pages.update_huge(start, new_run);
+            if run == new_run {
+                return true;
+            }
+            // SAFETY: the block's run, of which by the contract nobody uses what the new one lacks.
+            let memory = unsafe { Mapping::new(start, run) };
+            return self.source.resize(memory, new_run, self.asker(self.caller())).is_ok()
+                && self.engine.pages.update_huge(start, new_run);
         }
         // A run shorter than this could not be told from a slab's block when it is freed.
         if new_size <= MAX_GROWN_SMALL_LEN {
@@ -499,12 +501,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         self.engine.pages.leave_huge(start)?;
-        // SAFETY: the block's run is `run`, and by the contract it is ours to move.
-        let moved = self.source.ask(self.asker(caller), |provider| unsafe { provider.remap(start, run, new_run) });
-        let Some(Some(place)) = moved else {
+        // SAFETY: the block's run, which by the contract is this caller's to move.
+        let memory = unsafe { Mapping::new(start, run) };
+        let Ok(moved) = self.source.remap(memory, new_run, self.asker(caller)) else {
             self.engine.pages.huge_stays(start, run);
             return None;
         };
+        let place = moved.start();
         self.engine.pages.huge_gone(start, run);
         // The slot that has just become free makes room. Without a note (a race for the last slot, and no memory for a
         // table) the block stays usable, and is not given back when it is freed.

@@ -22,8 +22,8 @@ const IDLE_SHARE: usize = 4;
 const IDLE_LEN: usize = 1 << 20;
 const IDLE_STEP: usize = 8;
 
-/// How often a run waits for its turn to be given back, resized or moved. Else it would become a chunk, or be copied.
-const ASK_TRIES: u32 = 64;
+/// How many turns a run may miss that is given back, resized or moved. Else it would become a chunk, or be copied.
+const TURNS: u32 = 64;
 
 /// The provider and what belongs to it. All zero but for the provider itself.
 pub(crate) struct Source<P> {
@@ -85,43 +85,35 @@ impl<P> Source<P> {
 }
 
 impl<P: PageProvider> Source<P> {
-    /// Runs `call` with the provider to itself, unless the provider needs no such thing.
-    fn with<T>(&self, asker: Asker, call: impl FnOnce(&P) -> T) -> Result<T, Away> {
+    /// Runs `call` with the provider to itself, unless the provider needs no such thing: at the first of so many turns
+    /// that this caller gets, each time that somebody else was inside and has left.
+    fn ask<T>(&self, asker: Asker, turns: u32, call: impl Fn(&P) -> T) -> Result<T, Away> {
         if P::REENTRANT {
             return Ok(call(&self.provider));
         }
-        match self.gate.enter(asker.index, asker.certain, asker.may_wait) {
-            Entry::Inside(inside) => {
-                let result = call(&self.provider);
-                drop(inside);
-                Ok(result)
+        for _ in 0..turns {
+            match self.gate.enter(asker.index, asker.certain, asker.may_wait) {
+                Entry::Inside(_inside) => return Ok(call(&self.provider)),
+                Entry::Waited => {}
+                Entry::Closed => return Err(Away::Closed),
             }
-            Entry::Waited => Err(Away::Waited),
-            Entry::Closed => Err(Away::Closed),
         }
+        Err(Away::Waited)
     }
 
-    /// [`with`](Self::with), again as long as others are inside and leave. `None`: it was not this caller's turn within
-    /// the bound.
-    pub(crate) fn ask<T>(&self, asker: Asker, call: impl Fn(&P) -> T) -> Option<T> {
-        for _ in 0..ASK_TRIES {
-            match self.with(asker, &call) {
-                Ok(answer) => return Some(answer),
-                Err(Away::Waited) => {}
-                Err(Away::Closed) => return None,
-            }
-        }
-        None
+    /// Does `work` as a provider does that uses its own heap.
+    pub(crate) fn inside<T>(&self, asker: Asker, work: impl Fn() -> T) -> Result<T, Away> {
+        self.ask(asker, TURNS, |_| work())
     }
 
     /// A run from the provider.
     pub(crate) fn map(&self, run: PageRun, asker: Asker) -> Result<Option<Mapping>, Away> {
-        self.with(asker, |provider| self.map_inside(provider, run, asker.waits_inside()))
+        self.ask(asker, 1, |provider| self.map_inside(provider, run, asker.waits_inside()))
     }
 
     /// A run of `wish` bytes, then of what the provider prefers, then of ever shorter lengths down to `need`.
     pub(crate) fn map_wished(&self, need: PageRun, wish: usize, asker: Asker) -> Result<Option<Mapping>, Away> {
-        self.with(asker, |provider| self.map_wished_inside(provider, need, wish, asker.waits_inside()))
+        self.ask(asker, 1, |provider| self.map_wished_inside(provider, need, wish, asker.waits_inside()))
     }
 
     fn map_wished_inside(&self, provider: &P, need: PageRun, wish: usize, wait: bool) -> Option<Mapping> {
@@ -153,9 +145,31 @@ impl<P: PageProvider> Source<P> {
         let (start, run) = (memory.start(), memory.run());
         // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`), who has it no more if this
         // succeeds.
-        let taken = self.ask(asker, |provider| unsafe { provider.unmap(start, run) }) == Some(true);
+        let taken = self.ask(asker, TURNS, |provider| unsafe { provider.unmap(start, run) }) == Ok(true);
         Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
         if taken { Ok(()) } else { Err(memory) }
+    }
+
+    /// Another length for memory where it stands. `Err`: it has the one that it had.
+    pub(crate) fn resize(&self, memory: Mapping, new: PageRun, asker: Asker) -> Result<Mapping, Mapping> {
+        let (start, run) = (memory.start(), memory.run());
+        // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`).
+        let resized = self.ask(asker, TURNS, |provider| unsafe { provider.resize(start, run, new) }) == Ok(true);
+        if !resized {
+            return Err(memory);
+        }
+        // SAFETY: the provider gave it that length.
+        Ok(unsafe { Mapping::new(start, new) })
+    }
+
+    /// Another length for memory, and another place if need be, without a copy. `Err`: it is as it was.
+    pub(crate) fn remap(&self, memory: Mapping, new: PageRun, asker: Asker) -> Result<Mapping, Mapping> {
+        let (start, run) = (memory.start(), memory.run());
+        // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`).
+        let moved = self.ask(asker, TURNS, |provider| unsafe { provider.remap(start, run, new) });
+        let Ok(Some(place)) = moved else { return Err(memory) };
+        // SAFETY: the provider gave it there, with that length, and it is nowhere else any more.
+        Ok(unsafe { Mapping::new(place, new) })
     }
 
     /// The memory behind free pages back to the provider. False: they still have it.
@@ -163,7 +177,7 @@ impl<P: PageProvider> Source<P> {
         let (start, len) = idle.pages();
         let Some(run) = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN) else { return false };
         // SAFETY: whole pages of a run of the provider's, which are free and this caller's alone (`Idle`).
-        let taken = self.ask(asker, |provider| unsafe { provider.decommit(start, run) }) == Some(true);
+        let taken = self.ask(asker, TURNS, |provider| unsafe { provider.decommit(start, run) }) == Ok(true);
         self.calls.decommits.fetch_add(u64::from(taken), Ordering::Relaxed);
         taken
     }
@@ -173,7 +187,7 @@ impl<P: PageProvider> Source<P> {
         let (start, len) = recalled.pages();
         let Some(run) = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN) else { return false };
         // SAFETY: the pages were decommitted, are in a run of the provider's and this caller's alone (`Recalled`).
-        let given = self.ask(asker, |provider| unsafe { provider.commit(start, run) }) == Some(true);
+        let given = self.ask(asker, TURNS, |provider| unsafe { provider.commit(start, run) }) == Ok(true);
         self.calls.commits.fetch_add(u64::from(given), Ordering::Relaxed);
         given
     }

@@ -9,7 +9,6 @@ use crate::base::sync::{AtomicUsize, Ordering};
 use crate::contract::provider::PageRun;
 use crate::pages::{
     Change, Chunk, ChunkHints, ChunkMap, EmptyChunk, Entry, GoneChunk, Mapping, Pages, Provided, Run, Use, Want,
-    hand_out,
 };
 
 models! {
@@ -91,7 +90,7 @@ fn a_cached_run_is_had_once() {
     let ground = Ground::new();
     explore(3, move || {
         let (pages, out) = (ground.renew(), Kept::new());
-        let run = pages.cut(pages.first_run_cache(), 0, RUN_LEN, 8).unwrap();
+        let run = pages.cut(pages.first_run_cache(), 0, RUN_LEN, 8).unwrap().into_run();
         let written = |run: Run<'static>| {
             // SAFETY: the run is whoever's that has it, and longer than 8 bytes.
             unsafe { write(run.start.cast::<u64>().as_ptr(), 0xa5) };
@@ -102,15 +101,13 @@ fn a_cached_run_is_had_once() {
         let own = out.clone();
         together(Vec::from([
             spawn(move || {
-                written(hand_out(run));
-                assert!(pages.keep(pages.first_run_cache(), run, run.tag()), "as long as the one that was cut");
-                let Some((run, start)) = pages.reuse(pages.first_run_cache(), RUN_LEN, 8) else { return };
-                written(hand_out(run));
+                let desc = written(run).desc;
+                assert!(pages.keep(pages.first_run_cache(), desc, desc.tag()), "as long as the one that was cut");
+                let Some(run) = pages.reuse(pages.first_run_cache(), RUN_LEN, 8) else { return };
+                let start = written(run.into_run()).start;
                 assert!(pages.keep_again(pages.first_run_cache(), start), "the one that was kept last");
-                pages
-                    .reuse(pages.first_run_cache(), RUN_LEN, 8)
-                    .into_iter()
-                    .for_each(|(run, _)| own.add(written(hand_out(run))));
+                let again = pages.reuse(pages.first_run_cache(), RUN_LEN, 8);
+                again.into_iter().for_each(|run| own.add(written(run.into_run())));
             }),
             spawn({
                 let out = out.clone();
@@ -129,7 +126,7 @@ fn a_remembered_run_does_not_outlive_its_chunk() {
     explore(3, move || {
         let (pages, told) = (ground.renew(), told.fill(AtomicUsize::new(0)));
         let start = ground.memory;
-        let run = pages.cut(pages.first_run_cache(), 0, RUN_LEN, 8).unwrap();
+        let run = pages.cut(pages.first_run_cache(), 0, RUN_LEN, 8).unwrap().into_run().desc;
         assert!(
             pages.keep(pages.first_run_cache(), run, run.tag())
                 && pages.reuse(pages.first_run_cache(), RUN_LEN, 8).is_some()

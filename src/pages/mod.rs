@@ -49,7 +49,7 @@ use crate::harden::KeyCell;
 pub(crate) use chunk::{Chunk, chunk_len_for, granule_shift};
 pub(crate) use desc::{Kind, PageDesc};
 pub(crate) use hint::ChunkHints;
-pub(crate) use owned::{EmptyChunk, GoneChunk, Idle, Mapping, Recalled, Run, hand_out};
+pub(crate) use owned::{AtHand, EmptyChunk, GoneChunk, Idle, Mapping, Recalled, Run};
 pub(crate) use pool::PageFault;
 pub(crate) use run_cache::RunCache;
 pub(crate) use want::{AddError, Provided, Refused, Use, Want};
@@ -61,6 +61,7 @@ use chunk_map::{Change, ChunkMap, Entry};
 #[cfg(loom)]
 pub(crate) use chunk_map::{Change, ChunkMap, Entry};
 use desc::Tag;
+use owned::hand_out;
 use pool::{Open, Pool, Request, Told, check};
 use run_cache::RunCacheList;
 
@@ -279,20 +280,20 @@ impl<const N: usize> Pages<N> {
     /// The run for a large block that the CPU keeps whose cache the caller holds, if it fits: no lock. `len` is not 0,
     /// `align` a power of two.
     #[inline(always)]
-    pub(crate) fn reuse(&self, kept: &RunCache, len: usize, align: usize) -> Option<(&PageDesc, NonNull<u8>)> {
+    pub(crate) fn reuse(&self, kept: &RunCache, len: usize, align: usize) -> Option<AtHand<'_>> {
         kept.reuse(len.wrapping_sub(1), align)
     }
 
     /// A run for a large block that lies at hand, by who holds that CPU's cache and could not [`reuse`](Self::reuse)
     /// what it keeps. Never waits. `align` is a power of two.
     #[inline(always)]
-    pub(crate) fn cut(&self, kept: &RunCache, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
+    pub(crate) fn cut(&self, kept: &RunCache, cpu: usize, len: usize, align: usize) -> Option<AtHand<'_>> {
         if !kept.is_empty() {
             self.release_kept_of(kept);
         }
         let run = self.alloc_near(len, align, Use::Large, cpu)?;
         kept.note_cut(run);
-        Some(run)
+        Some(AtHand::new(run, None))
     }
 
     /// Lets the holder of that CPU's cache keep a run that is as long as `run`, a large block's, if none is kept.
@@ -579,14 +580,7 @@ impl<const N: usize> Pages<N> {
     fn release(&self, desc: &PageDesc, tag: Tag) {
         let pool = self.pool_of(Chunk::of(desc));
         if let Some(open) = pool.and_then(|pool| opened_for(desc, pool, self.open(pool, false))) {
-            self.release_to(&open, desc, tag);
-        }
-    }
-
-    #[inline(always)]
-    fn release_to<'a>(&self, open: &Open<'a>, desc: &'a PageDesc, tag: Tag) {
-        if open.release(Descs::around(desc), desc, tag) {
-            self.told.surplus.store(true, Relaxed);
+            open.release(Descs::around(desc), desc, tag);
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Decision: what the provider gives is a [`Mapping`] from then until it goes back or is taken in, and a run is a
 //! [`Run`] from when it is handed out until it is a slab, a CPU's state or a block. Neither is `Copy` or `Clone`, and
-//! only [`hand_out`] makes runs: whoever takes one in takes the value, and hands it out again if that fails. So the
-//! compiler checks who owns memory between provider, page heap and slabs.
+//! only the page heap makes runs ([`hand_out`]): whoever takes one in takes the value, and hands it out again if that
+//! fails. So the compiler checks who owns memory between provider, page heap and slabs.
 //! Price: a failure carries two words more; on cold paths only.
 
 #![expect(unsafe_code, reason = "the promise that memory is the heap's")]
@@ -15,7 +15,7 @@ use super::chunk_map::Entry;
 use super::desc::{Kind, PageDesc};
 use crate::contract::provider::PageRun;
 
-/// A run as the provider gave it, which no block, chunk or table is in.
+/// A run as the provider gave it, which no chunk or table is in, nor a block but one that its holder decides about.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the memory is lost"]
 pub(crate) struct Mapping {
@@ -25,8 +25,8 @@ pub(crate) struct Mapping {
 
 impl Mapping {
     /// # Safety
-    /// The provider gave `run` at `start` and has not got it back; no block, chunk or table is in it, and nothing else
-    /// says that it has it.
+    /// The provider gave `run` at `start` and has not got it back; no chunk or table is in it, nor a block but one that
+    /// the caller may free, resize and move; and nothing else says that it has it.
     pub(crate) unsafe fn new(start: NonNull<u8>, run: PageRun) -> Self {
         Self { start, run }
     }
@@ -139,10 +139,36 @@ impl Recalled<'_> {
     }
 }
 
+/// A large block's run that lay at hand: its holder's alone, as a [`Run`] is, at a fraction of the instructions for who
+/// wants no more than its start.
+#[derive(Debug)]
+pub(crate) struct AtHand<'a> {
+    desc: &'a PageDesc,
+    /// Where it starts, if that is known already.
+    start: Option<NonNull<u8>>,
+}
+
+impl<'a> AtHand<'a> {
+    #[inline(always)]
+    pub(super) fn new(desc: &'a PageDesc, start: Option<NonNull<u8>>) -> Self {
+        Self { desc, start }
+    }
+
+    #[inline(always)]
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start.unwrap_or_else(|| Chunk::start_of(self.desc))
+    }
+
+    #[inline(always)]
+    pub(crate) fn into_run(self) -> Run<'a> {
+        Run { start: self.start(), ..hand_out(self.desc) }
+    }
+}
+
 /// Finishes a run that its pool has marked at both ends: the further granules of a slab lead to its first one.
 /// Needs no lock, as the run is the caller's.
 #[inline]
-pub(crate) fn hand_out(desc: &PageDesc) -> Run<'_> {
+pub(super) fn hand_out(desc: &PageDesc) -> Run<'_> {
     let (chunk, len) = (Chunk::of(desc), desc.len());
     if desc.kind() == Kind::Slab {
         let descs = Descs::of(chunk);

@@ -489,18 +489,19 @@ impl<'a> Open<'a> {
 
     /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving`
     /// brings its chunk into the pool; the run in front of it, handed out first, may be free by then. One of kind
-    /// `Absent` merges with absent neighbours. True: the chunk is empty now, and another one was before.
+    /// `Absent` merges with absent neighbours. Tells of a surplus if the chunk is empty now and another one was before.
     #[inline(always)]
-    pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) -> bool {
+    pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) {
         if tag.is_apart() {
             return self.arrive(run);
         }
-        let is_empty = self.merge(descs, run, tag.len(), false) == descs.count();
-        is_empty && self.note_empty(descs.chunk())
+        if self.merge(descs, run, tag.len(), false) == descs.count() {
+            self.note_empty(descs.chunk());
+        }
     }
 
     #[cold]
-    fn arrive(&self, run: &'a PageDesc) -> bool {
+    fn arrive(&self, run: &'a PageDesc) {
         let (descs, tag) = (Descs::around(run), run.tag());
         let chunk = descs.chunk();
         if !tag.is(Kind::Absent) {
@@ -510,11 +511,11 @@ impl<'a> Open<'a> {
         }
         if !tag.is(Kind::Leaving) {
             sub(&self.pool.held_len, tag.len() << chunk.shift());
-            self.merge_absent(descs, run.index(), tag.len());
-            return false;
+            return self.merge_absent(descs, run.index(), tag.len());
         }
-        let len = self.merge(descs, run, tag.len(), tag.is_zeroed());
-        len == chunk.count() && self.note_empty(chunk)
+        if self.merge(descs, run, tag.len(), tag.is_zeroed()) == chunk.count() {
+            self.note_empty(chunk);
+        }
     }
 
     /// Makes granules an absent run, one with its absent neighbours.
@@ -698,9 +699,7 @@ impl<'a> Open<'a> {
     #[cold]
     fn drain(&self) {
         for run in core::iter::from_fn(|| self.pop_deferred()).take(DRAIN_LIMIT) {
-            if self.release(Descs::around(run), run, run.tag()) {
-                self.told.surplus.store(true, Relaxed);
-            }
+            self.release(Descs::around(run), run, run.tag());
         }
     }
 
@@ -735,13 +734,15 @@ impl<'a> Open<'a> {
         sub(&self.pool.empty_count, 1);
     }
 
-    /// A chunk became empty. True: it is not the only one.
+    /// A chunk became empty. If it is not the only one, that is a surplus.
     #[cold]
-    fn note_empty(&self, chunk: &Chunk) -> bool {
+    fn note_empty(&self, chunk: &Chunk) {
         self.pool.used.unlink(chunk);
         self.pool.empty.link(chunk);
         add(&self.pool.empty_count, 1);
-        self.pool.empty_count() > 1
+        if self.pool.empty_count() > 1 {
+            self.told.surplus.store(true, Relaxed);
+        }
     }
 }
 

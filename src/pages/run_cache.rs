@@ -19,6 +19,7 @@ use core::ptr::{NonNull, null_mut};
 
 use super::chunk::{Chunk, Descs};
 use super::desc::{Kind, PageDesc, Tag};
+use super::owned::AtHand;
 use crate::base::link::{Link, Linked};
 use crate::base::sync::{AtomicPtr, AtomicUsize, Ordering, Ordering::Relaxed};
 
@@ -148,15 +149,15 @@ impl RunCache {
     }
 
     /// The cached run for a large block of `last + 1` bytes at a multiple of `align`, a power of two, by the holder, if
-    /// it is as long as that takes; and its address.
+    /// it is as long as that takes.
     #[inline(always)]
-    pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<(&'a PageDesc, NonNull<u8>)> {
+    pub(super) fn reuse<'a>(&self, last: usize, align: usize) -> Option<AtHand<'a>> {
         let start = NonNull::new(self.start.load(Relaxed))?;
         let fits = self.last.load(Relaxed).wrapping_sub(last) < self.granule.load(Relaxed)
             && start.as_ptr().addr() & align.wrapping_sub(1) == 0;
         let run = if fits { self.run.take() } else { None }?;
         run.put(Tag::new(Kind::Large, run.len(), false));
-        Some((run, start))
+        Some(AtHand::new(run, Some(start)))
     }
 
     /// The cached run, which is the caller's then. Any context.

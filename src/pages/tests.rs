@@ -248,10 +248,11 @@ fn kept_of<const N: usize>(pages: &Pages<N>, cpu: usize) -> &RunCache {
 }
 
 /// A large block's run, as that CPU allocates it.
-fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: usize) -> Option<&PageDesc> {
+fn alloc_large<const N: usize>(pages: &Pages<N>, cpu: usize, len: usize, align: usize) -> Option<Run<'_>> {
     let kept = kept_of(pages, cpu);
-    let Some((run, start)) = pages.reuse(kept, len, align) else { return pages.cut(kept, cpu, len, align) };
-    assert_eq!(start, Chunk::start_of(run));
+    let at_hand = pages.reuse(kept, len, align).or_else(|| pages.cut(kept, cpu, len, align))?;
+    let (start, run) = (at_hand.start(), at_hand.into_run());
+    assert_eq!(start, Chunk::start_of(run.desc));
     Some(run)
 }
 
@@ -275,7 +276,7 @@ fn mix(seed: u64, chunks: &[usize], steps: usize) {
             let far = rng.below(8) == 0;
             let align = 1 << rng.below(if far { 22 } else { 14 });
             let own = if use_ == Use::Large { alloc_large(&pages, rng.below(3), len, align) } else { None };
-            let run = own.map(hand_out).or_else(|| pages.alloc(len, align, use_, rng.below(9), true).ok());
+            let run = own.or_else(|| pages.alloc(len, align, use_, rng.below(9), true).ok());
             if let Some(run) = run {
                 let block = new_block(&pages, &run, (len, align), use_, step as u64);
                 block.check_lookup(&pages, rng.below(MIB));
@@ -372,7 +373,7 @@ fn large_chunk() -> (Given, Box<Pages<2>>, usize) {
 #[test]
 fn a_freed_run_is_kept_for_a_block_of_its_length() {
     let (_given, pages, whole) = large_chunk();
-    let near = |len| alloc_large(&pages, 0, len, 1).unwrap();
+    let near = |len| alloc_large(&pages, 0, len, 1).unwrap().desc;
     let free = |desc| assert!(free_large(&pages, 0, desc));
     let settled = |used: usize| {
         assert_eq!(pages.verify(), Ok(()));
@@ -411,12 +412,12 @@ fn the_run_that_was_kept_last_is_kept_again() {
     let (given, pages, whole) = large_chunk();
     given.chunk(&pages, MIB, 4 * KIB, Use::Large, 1);
     let again = |run: &PageDesc| pages.keep_again(pages.first_run_cache(), Chunk::start_of(run));
-    let taken = || pages.reuse(pages.first_run_cache(), MIB, 1).map(|(run, _)| run);
+    let taken = || pages.reuse(pages.first_run_cache(), MIB, 1).map(|run| run.into_run().desc);
     let settled = |run: &PageDesc| {
         pages.free(run);
         assert_eq!((pages.verify(), pages.free_len() > whole), (Ok(()), true));
     };
-    let cut = || pages.cut(pages.first_run_cache(), 0, MIB, 1).unwrap();
+    let cut = || pages.cut(pages.first_run_cache(), 0, MIB, 1).unwrap().into_run().desc;
     let kept = || {
         let run = cut();
         assert!(!again(run), "known only when it was kept");
@@ -462,7 +463,7 @@ fn the_run_that_was_kept_last_is_kept_again() {
 fn what_one_cpu_keeps_serves_every_other() {
     let (_given, pages, whole) = large_chunk();
     let keeps = |len| {
-        let run = alloc_large(&pages, 1, len, 1).unwrap();
+        let run = alloc_large(&pages, 1, len, 1).unwrap().desc;
         assert!(free_large(&pages, 1, run));
         assert_eq!((run.kind(), pages.free_len()), (Kind::Deferred, whole - len));
         run
@@ -471,10 +472,10 @@ fn what_one_cpu_keeps_serves_every_other() {
     let all = pages.alloc(whole, 1, Use::Large, 0, false).unwrap();
     pages.free(all.desc);
     let behind = keeps(MIB);
-    let middle = alloc_large(&pages, 1, MIB, 1).unwrap();
+    let middle = alloc_large(&pages, 1, MIB, 1).unwrap().desc;
     assert!(core::ptr::eq(middle, behind));
     let front = middle;
-    let behind = alloc_large(&pages, 1, MIB, 1).unwrap();
+    let behind = alloc_large(&pages, 1, MIB, 1).unwrap().desc;
     assert!(free_large(&pages, 1, behind));
     assert_eq!(behind.kind(), Kind::Deferred);
     assert_eq!(pages.resize(front, 2 * MIB, false), Some(2 * MIB));
