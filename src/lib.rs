@@ -61,7 +61,7 @@
 //! harden     how a free block's link is written; what misuse is, and who is told
 //! provider   the page providers that come with the crate
 //! cpu        the CPU identities that come with the crate
-//! base       trace, size_class, link, sync                        atomics, links of lists, Layout to class, events
+//! base       tuning, trace, size_class, link, sync                atomics, links, Layout to class, events, numbers
 //! contract   mode, cpu, interrupts, provider, unwind              what a kernel implements
 //! ```
 //!

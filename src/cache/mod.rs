@@ -36,6 +36,7 @@ use core::ptr::{NonNull, from_ref, null_mut};
 use crate::base::link::Link;
 use crate::base::size_class::{CLASS_COUNT, ENTRY_LEN, SizeClass};
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Counter, Ordering, compiler_fence};
+use crate::base::tuning::{FIRST_LIST_LEN, HEAT, MAX_BLOCKS, MAX_LIST_LEN};
 #[cfg(not(feature = "hardened"))]
 use crate::cache::owned_pages::OwnedPages;
 use crate::contract::cpu::{CacheAddr, HELD};
@@ -45,18 +46,6 @@ use crate::harden::{Damage, Key, KeyCell};
 use crate::pages::{ChunkHints, RunCache};
 use crate::slab::block::{Block, List};
 
-/// The most blocks in one list.
-pub(crate) const MAX_BLOCKS: u32 = 256;
-
-/// The most bytes in one list.
-const MAX_LIST_LEN: usize = 256 * 1024;
-
-/// A list's first limit in bytes: a cache line's worth.
-const FIRST_LIST_LEN: usize = 64;
-
-/// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take
-/// room from each other at every slow path; with more, room stays longer where it is not needed any more.
-const HEAT: u32 = 3;
 const HEAT_SHIFT: u32 = 16;
 
 /// The most blocks of a class that both lists have together, for its limit. They mostly have nearly as many, since

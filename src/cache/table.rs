@@ -12,10 +12,10 @@
 //!   page for it. No pointer leads there, so that a heap may be moved: null stands for the first CPU's cache. A free
 //!   cache says whose it is, and the one comparison that tells whether a cache is free also turns the other CPUs away.
 //!   Price: 7 KiB of every heap.
-//! - *The others' states take at most a [`SHARE`] of the bytes held.* A CPU that has to wait for its state takes single
-//!   blocks from the slabs. Price: in a heap of 100 KiB only CPU 0 has a cache.
+//! - *The others' states take at most a [`STATES_SHARE`] of the bytes held.* A CPU that has to wait for its state takes
+//!   single blocks from the slabs. Price: in a heap of 100 KiB only CPU 0 has a cache.
 //! - *States lie side by side at the end of a chunk*, so that they part no free memory for ever, and keep one chunk. A
-//!   CPU that comes while something else lies there waits, for [`MOST_WAITS`] calls at most. Price: so many calls take
+//!   CPU that comes while something else lies there waits, for [`STATE_WAITS`] calls at most. Price: so many calls take
 //!   the slow path, some milliseconds in all.
 //! - *A state stays*, for its CPU or for the one that gets its index later, since the fast paths tell nobody that they
 //!   read it. Only a heap [at rest](crate::Heap::trim_at_rest) takes it back. Price: two pages of 4 KiB for each CPU
@@ -31,15 +31,10 @@
 use core::ptr::{NonNull, null_mut};
 
 use crate::base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use crate::base::tuning::{STATE_WAITS, STATES_SHARE};
 use crate::cache::CpuCache;
 use crate::pages::{Run, RunCache};
 use crate::slab::list::Shard;
-
-/// States take at most this share of the bytes held.
-const SHARE: usize = 64;
-
-/// So many calls in vain later a state may part the free memory.
-const MOST_WAITS: usize = 1 << 16;
 
 /// What a CPU other than the first has. All zero is valid, but for the cache's owner.
 #[derive(Debug)]
@@ -167,12 +162,12 @@ impl<const CPUS: usize> CpuTable<CPUS> {
 
     /// Whether a heap of that many bytes has room for another state, of that many bytes.
     pub(crate) fn has_room(&self, held_len: usize, state_len: usize) -> bool {
-        self.count.load(Ordering::Relaxed).saturating_add(1).saturating_mul(state_len) <= held_len / SHARE
+        self.count.load(Ordering::Relaxed).saturating_add(1).saturating_mul(state_len) <= held_len / STATES_SHARE
     }
 
     /// Whether CPUs have waited long enough for a place that parts nothing.
     pub(crate) fn has_waited(&self) -> bool {
-        self.waits.load(Ordering::Relaxed) >= MOST_WAITS
+        self.waits.load(Ordering::Relaxed) >= STATE_WAITS
     }
 
     /// There was no place for a state.
@@ -270,8 +265,8 @@ mod tests {
     #[test]
     fn states_take_a_share_of_the_heap() {
         let table = Box::new(CpuTable::<3>::new());
-        assert!(!table.has_room(SHARE * 8192 - 1, 8192) && table.has_room(SHARE * 8192, 8192));
+        assert!(!table.has_room(STATES_SHARE * 8192 - 1, 8192) && table.has_room(STATES_SHARE * 8192, 8192));
         table.install(1, place(), |_| ());
-        assert!(!table.has_room(SHARE * 8192, 8192) && table.has_room(2 * SHARE * 8192, 8192));
+        assert!(!table.has_room(STATES_SHARE * 8192, 8192) && table.has_room(2 * STATES_SHARE * 8192, 8192));
     }
 }

@@ -19,17 +19,12 @@
 
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::Ordering;
+use crate::base::tuning::{BARREN_WALKS, COALESCED_OWNERS};
 use crate::cache::CpuCache;
 use crate::heap::depot::{Caller, Engine, Group};
 use crate::slab::block::{Block, Chain, List};
 use crate::slab::free_blocks::{Places, cut, touched};
 use crate::slab::word::Slab;
-
-/// Owners beside the own one whose slabs are searched for neighbours in one attempt.
-const COALESCED_OWNERS: usize = 8;
-
-/// Walks over slabs of one class that find no neighbours, before a search goes on with shorter ones.
-const BARREN_WALKS: usize = 4;
 
 impl<const CPUS: usize> Engine<CPUS> {
     /// Up to `most` blocks of the class, joined out of the free blocks of one slab of shorter ones (if `dense`, one

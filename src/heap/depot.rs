@@ -22,6 +22,12 @@ use core::ptr::NonNull;
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::{AtomicUsize, Counter, InHand, Level, Ordering, summed};
 use crate::base::trace::{Event, Hook, Kind};
+use crate::base::tuning::{
+    AMPLE_CACHE_LEN, CACHED_SHARES, CLASS_SHARE, LARGER_HEAP_LEN, LEAST_BATCH, LONG_BLOCKS, LONG_SLAB_SHARE,
+    MAX_LONG_SLAB_LEN, MAX_MISSED_LEN, MAX_SLAB_LEN, MIN_SLAB_LEN, MISSED_SHARE, RELEASED_SLABS, RESERVE_SHARE,
+    RETURN_BATCH, RETURN_LEN, RETURN_SLABS, SLAB_SHARES, SMALL_HEAP_LEN, SPARSE_CACHED_SHARE, SPARSE_SHARE,
+    STATES_LOOK, TIGHT_SHARE,
+};
 use crate::cache::table::{AtRest, CpuState, CpuTable};
 use crate::cache::{CpuCache, Raise, Tally};
 use crate::harden::Damage;
@@ -34,73 +40,15 @@ use crate::slab::list::{Bin, Busy, Shard, Sweep};
 use crate::slab::word::{MAX_OWNERS, Slab, slab_len};
 
 /// Shards that belong to no CPU: for nested callers, and for CPUs without an index.
-const SPARE_SHARDS: usize = 3;
+pub(crate) const SPARE_SHARDS: usize = 3;
 
 /// Shards of the page heap. As many as CPUs were a third of the struct; each CPU keeps the run it freed last, so pools
 /// are asked for what lengths do not repeat.
 const PAGE_SHARDS: usize = 4;
 
-/// From this many bytes held on, memory is spent on speed.
-const LARGER_HEAP_LEN: usize = 1 << 20;
-
-/// All caches together may hold this share of the bytes held: of a small heap, of a larger one.
-const CACHED_SHARES: [usize; 2] = [16, 8];
-
-/// A cache may hold up to this many bytes, within half of the bytes held, while there is more to be had: blocks that
-/// wait in caches are then nobody's loss, and a cache that is too short for what its CPU works with is the heap's
-/// greatest cost.
-const AMPLE_CACHE_LEN: usize = 1 << 20;
-
-/// Slabs are sparse if less than this share of their bytes is out of them.
-const SPARSE_SHARE: usize = 4;
-/// All caches together may then hold this share of what is out: each block in a cache may keep a slab.
-const SPARSE_CACHED_SHARE: usize = 64;
-
-/// A slab takes at most this share of the bytes held, where it needs no more for one block: of a small heap, of a
-/// larger one.
-const SLAB_SHARES: [usize; 2] = [256, 64];
-/// A slab takes at most this share of the bytes in slabs of its class, where it needs no more for one block: what is
-/// free in it is then little beside what the class uses.
-const CLASS_SHARE: usize = 4;
-/// Up to this share of the class's bytes a slab is made longer if little is then left over behind its last block.
-const TIGHT_SHARE: usize = 2;
-const MAX_SLAB_LEN: usize = 16 * 1024;
-/// On big heaps slabs are up to four times as long: this share of the bytes held.
-const LONG_SLAB_SHARE: usize = 512;
-const MAX_LONG_SLAB_LEN: usize = 64 * 1024;
-/// A long block's slab holds this many on a big heap.
-const LONG_BLOCKS: usize = 4;
 /// A slab has at most this many blocks, if it is longer than a granule: one block that stays then keeps little, and all
 /// that are free can be looked at in one hold to join neighbours.
 const MAX_SLAB_BLOCKS: usize = Places::MOST;
-
-/// Up to so many bytes held no slab is made longer to be tight: classes need each other's memory more.
-const SMALL_HEAP_LEN: usize = 256 * 1024;
-const MIN_SLAB_LEN: usize = 256;
-
-/// Reserves of empty slabs: all bins of a class together keep this share of the bytes held.
-const RESERVE_SHARE: usize = 128;
-
-/// With those that were missed, all bins of a class within this share, and each within this length: about as much as a
-/// batch has that a cache has no room for. They are found again in constant time, without the pages' lock, and are
-/// everybody's when memory is short; beyond, a class that was busy once would keep too much, and scatter what is in
-/// use over it.
-const MISSED_SHARE: usize = 4;
-const MAX_MISSED_LEN: usize = 1 << 20;
-
-/// The most blocks that one flush returns: each is looked up. Of long blocks fewer, down to the least: as many as have
-/// so many bytes together, since each slab that they empty may go to the pages.
-const RETURN_BATCH: u32 = 48;
-const RETURN_LEN: usize = 16 << 10;
-const LEAST_BATCH: u32 = 8;
-/// CPUs' states that are looked beside for room for another one.
-const PLACES_LOOK: usize = 16;
-/// The most slabs that one flush sends blocks to while it gathers; those of the last groups come on top. Each may then
-/// be empty and go to the pages, which takes as long as thirty look-ups.
-const RETURN_SLABS: u32 = 6;
-
-/// Slabs of one bin's reserve that one call of `maintain` gives to the pages.
-const RELEASED_SLABS: u32 = 16;
 
 /// Slabs that one flush gathers blocks for at a time.
 const GROUPS: usize = 8;
@@ -209,7 +157,7 @@ impl<const CPUS: usize> Engine<CPUS> {
             return false;
         }
         let may_part = self.cpus.has_waited();
-        let others = self.cpus.places().take(PLACES_LOOK);
+        let others = self.cpus.places().take(STATES_LOOK);
         let Some(run) = self.pages.alloc_own(len, align_of::<CpuState>(), others, may_part) else {
             self.cpus.note_wait();
             return false;

@@ -9,15 +9,8 @@
 //!
 //! A provider that says `REENTRANT` has no gate.
 
-use crate::base::sync::{AtomicUsize, Ordering, looks, spin_loop};
-
-/// How often a waiter looks while another CPU is inside: some tenths of a second, more than several calls of a provider
-/// take that sends interrupts to all CPUs and waits for them. Only who says that it [may
-/// wait](crate::CpuHint::may_wait) comes here.
-const WAIT_LIMIT: u32 = looks(1 << 24);
-
-/// How often one looks whose hint is the holder's too: it may be inside itself, or have interrupted the holder.
-const EQUAL_LIMIT: u32 = looks(1 << 20);
+use crate::base::sync::{AtomicUsize, Ordering, spin_loop};
+use crate::base::tuning::{EQUAL_LIMIT, WAIT_LIMIT};
 
 const OPEN: usize = 0;
 

@@ -4,6 +4,10 @@
 
 use crate::base::sync::{SPIN_LIMIT, spin_loop};
 use crate::base::trace::{Event, Kind};
+use crate::base::tuning::{
+    CHUNK_SHARE, FINE_CHUNK_SHARE, FINE_HEAP_LEN, GROW_TRIES, KEPT_LEN, KEPT_SHARE, MAX_CHUNK_LEN, MIN_CHUNK_LEN,
+    RETURN_PIECE_LEN, RETURN_STEP,
+};
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::Heap;
@@ -11,35 +15,6 @@ use crate::heap::depot::Caller;
 use crate::heap::request::{Depth, Seek};
 use crate::heap::source::{Asker, Away};
 use crate::pages::{AddError, Mapping, Provided, Run, Step, Use, Want, chunk_len_for};
-
-/// The shortest chunk worth asking a provider for that has as much.
-const MIN_CHUNK_LEN: usize = 1024 * 1024;
-/// The longest chunk that is wished for.
-pub(crate) const MAX_CHUNK_LEN: usize = 32 * 1024 * 1024;
-/// A new chunk is this share of the bytes held, so that the number of chunks grows with the logarithm of the heap's
-/// size.
-pub(crate) const CHUNK_SHARE: usize = 8;
-
-/// Up to so many bytes held, a chunk for slabs is a smaller share of them: what is held then stays closer to what is
-/// used. On longer heaps that would be more chunks than the first table of their map holds.
-const FINE_HEAP_LEN: usize = 64 * 1024 * 1024;
-const FINE_CHUNK_SHARE: usize = 32;
-
-/// Free pages up to this share of the bytes held stay with the heap.
-const KEPT_SHARE: usize = 4;
-/// So many bytes of free pages keep their memory, whatever the heap's size, unless somebody asks.
-const KEPT_LEN: usize = 1024 * 1024;
-
-/// Memory goes back after a free when this share more than what stays is free.
-const IDLE_STEP: usize = 8;
-
-/// Pages whose memory goes back are at least so many bytes in one piece, if some may stay.
-const IDLE_LEN: usize = 16 * 1024;
-
-/// How often `search` asks for its turn at the provider, or for its chunk to be noted. The gate is not fair, so that
-/// who comes while several others are with the provider all the time loses many turns; without one turn, "none" would
-/// say nothing.
-const GROW_TRIES: u32 = 64;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Who asks the provider.
@@ -244,7 +219,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let returned_len = self.return_chunks(lately_len.max(self.engine.pages.held_len() / KEPT_SHARE), caller);
             let keep = lately_len.max(used_len / KEPT_SHARE).max(KEPT_LEN);
             // Not for a little: what stays because it was missed shrinks slowly.
-            let is_worth = self.engine.pages.free_len() > keep + keep / IDLE_STEP;
+            let is_worth = self.engine.pages.free_len() > keep + keep / RETURN_STEP;
             let idle_len = if is_worth { self.decommit(keep, caller) } else { 0 };
             recent.note_returned(returned_len + idle_len);
             recent.note_idle(self.engine.pages.free_len());
@@ -259,7 +234,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return len;
         }
         let _moving = self.source.in_transit.begin();
-        let least = if keep == 0 { P::PAGE_LEN } else { IDLE_LEN.max(P::PAGE_LEN) };
+        let least = if keep == 0 { P::PAGE_LEN } else { RETURN_PIECE_LEN.max(P::PAGE_LEN) };
         while let Some(idle) = self.held(|_| self.engine.pages.take_idle(least, keep, P::PAGE_LEN)) {
             if !self.source.decommit(&idle, self.asker(caller)) {
                 self.held(|_| self.engine.pages.stayed(idle));

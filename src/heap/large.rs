@@ -21,6 +21,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use crate::base::size_class::{MAX_SMALL_LEN, SHORT_LEN, SizeClass};
+use crate::base::tuning::{HUGE_LEN, HUGE_SLACK, NOTE_TRIES};
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
 #[cfg(feature = "hardened")]
@@ -32,15 +33,6 @@ use crate::heap::request::{Depth, Seek};
 use crate::heap::source::Away;
 use crate::heap::{Entered, Heap};
 use crate::pages::{AddError, AtHand, Chunk, Kind, Mapping, PageDesc, Provided, Refused, Run, Step, Use, Want};
-
-/// From this length on a fresh block is a run of its own, if the provider can move runs.
-const HUGE_LEN: usize = 1024 * 1024;
-
-/// A huge block is kept even if this share of its length was not missed lately: what was missed is forgotten slowly.
-const HUGE_SLACK: usize = 4;
-
-/// How often a huge block is noted while others write to the same table.
-const INSERT_TRIES: u32 = 64;
 
 /// The longest block that stays in a slab when `realloc` makes it grow. What the fast paths look up is then surely in
 /// one.
@@ -265,7 +257,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             return None;
         }
         // Who was waited for was another one's business.
-        let asked = (0..INSERT_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Away::Waited)));
+        let asked = (0..NOTE_TRIES).map(|_| self.map(run, caller)).find(|asked| !matches!(asked, Err(Away::Waited)));
         let memory = asked?.ok()??;
         self.source.recent.note_mapped(run.len(), self.used_len());
         if !self.insert_huge(memory.start(), run, caller) {
@@ -277,7 +269,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// Notes a huge block, in a new table if there is no slot left.
     fn insert_huge(&self, start: NonNull<u8>, run: PageRun, caller: Caller) -> bool {
-        for _ in 0..INSERT_TRIES {
+        for _ in 0..NOTE_TRIES {
             match self.held(|caller| self.engine.pages.insert_huge(start, run, !(C::PINNED && caller.nested))) {
                 Ok(()) => return true,
                 Err(AddError::Full) if self.add_table(caller) => {}

@@ -12,6 +12,9 @@ use core::ptr::NonNull;
 
 use crate::base::size_class::SizeClass;
 use crate::base::sync::{SPIN_LIMIT, spin_loop};
+use crate::base::tuning::{
+    BUSY_TRIES, HELD_TIMES, HOLDER_SHARE, JOIN_TRIES, LAST_TRIES, NESTED_TRIES, QUIET_LOOKS, RELIEF_TRIES, TRIED_LEN,
+};
 use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
@@ -21,40 +24,6 @@ use crate::heap::request::{Depth, Seek};
 use crate::heap::searches::Search;
 use crate::pages::{Refused, Run, Step, Want, chunk_len_for};
 use crate::slab::block::Block;
-
-/// How often `search` looks again because a lock was busy, before it asks for pages it may not need. Each look waits
-/// within the spin limit, so the sum is about a millisecond: more than any holder takes that runs, less than a time
-/// slice of one that does not.
-const BUSY_TRIES: u32 = 16;
-
-/// The same for a context that may have interrupted the heap on its own CPU, which is not certain: what other CPUs held
-/// in one moment they may have given up in the next.
-const NESTED_TRIES: u32 = 4;
-
-/// How often `search` looks again before it gives up, while it sees a lock held: a context that was preempted in the
-/// middle of a step, here or in the provider, or a virtual CPU that its host does not run, hides what it holds for a
-/// time slice. Each look waits within the spin limit.
-const LAST_TRIES: u32 = 4096;
-
-/// One part in so many of these looks goes to a holder of the pages' lock alone, before anything is drained: it may be
-/// a preempted task, and those that wait for it meanwhile would give away what handlers live on.
-const HOLDER_SHARE: u32 = 2;
-
-/// So many looks in a row without a lock in sight end the search: during a single one somebody may have come and gone
-/// unseen.
-const QUIET_LOOKS: u32 = 2;
-
-/// Looks for neighbours to join, a slab each, when there are no pages for a short block.
-const JOIN_TRIES: u32 = 64;
-
-/// How often the kernel is asked to relieve the pressure for one allocation.
-const RELIEF_TRIES: u32 = 64;
-
-/// A request that is longer than so many times what the heap holds is not made possible by what the heap could give
-/// back.
-const HELD_TIMES: usize = 16;
-/// Up to this length the heap tries everything, whatever it holds.
-const TRIED_LEN: usize = 16 << 20;
 
 /// A search for a small block.
 struct Small<'a, P, C, const CPUS: usize> {

@@ -14,6 +14,7 @@
 //! is no longer believed. Where ids lie, four waits are in vain, the first one as long as a task's.
 
 use crate::base::sync::{AtomicUsize, Ordering};
+use crate::base::tuning::{VAIN_LIMIT, VAIN_SHIFT};
 
 /// All zero: nobody is inside, and ids are believed.
 #[derive(Debug)]
@@ -28,11 +29,6 @@ pub(crate) struct Searches<const CPUS: usize> {
     /// Waits of masked contexts that were in vain, less those that were not; at most [`VAIN_LIMIT`].
     vain_waits: AtomicUsize,
 }
-
-/// A wait that was in vain leaves one of so many looks to the next, as a shift.
-const VAIN_SHIFT: usize = 3;
-/// From so many waits in vain on, no more looks are taken away.
-const VAIN_LIMIT: usize = 4;
 
 /// A search, until dropped.
 #[derive(Debug)]

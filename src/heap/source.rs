@@ -4,26 +4,12 @@
 #![expect(unsafe_code, reason = "calls of the provider")]
 
 use crate::base::sync::{AtomicUsize, Counter, InHand, Ordering};
+use crate::base::tuning::{DECAY_SHARE, LOOK_LEN, LOOK_SHARE, LOOK_STEP, PROVIDER_TURNS, REGRET_SHARE};
 use crate::contract::provider::{PageProvider, PageRun};
 use crate::heap::gate::{Entry, Gate};
 use crate::heap::huge_cache::HugeCache;
 use crate::heap::orphans::Orphans;
 use crate::pages::{Idle, Mapping, Recalled};
-
-/// Each call of `maintain` forgets this share of what was in use once and is not now.
-const DECAY_SHARE: usize = 8;
-
-/// Each free that might give pages back forgets this share of what was asked for again after it had gone back.
-const REGRET_SHARE: usize = 1 << 16;
-
-/// Free pages are looked at when they are more than this share of the bytes held, than so many bytes, and than this
-/// share more than at the last look.
-const IDLE_SHARE: usize = 4;
-const IDLE_LEN: usize = 1 << 20;
-const IDLE_STEP: usize = 8;
-
-/// How many turns a run may miss that is given back, resized or moved. Else it would become a chunk, or be copied.
-const TURNS: u32 = 64;
 
 /// The provider and what belongs to it. All zero but for the provider itself.
 pub(crate) struct Source<P> {
@@ -103,7 +89,7 @@ impl<P: PageProvider> Source<P> {
 
     /// Does `work` as a provider does that uses its own heap.
     pub(crate) fn inside<T>(&self, asker: Asker, work: impl Fn() -> T) -> Result<T, Away> {
-        self.ask(asker, TURNS, |_| work())
+        self.ask(asker, PROVIDER_TURNS, |_| work())
     }
 
     /// A run from the provider.
@@ -145,7 +131,7 @@ impl<P: PageProvider> Source<P> {
         let (start, run) = (memory.start(), memory.run());
         // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`), who has it no more if this
         // succeeds.
-        let taken = self.ask(asker, TURNS, |provider| unsafe { provider.unmap(start, run) }) == Ok(true);
+        let taken = self.ask(asker, PROVIDER_TURNS, |provider| unsafe { provider.unmap(start, run) }) == Ok(true);
         Calls::count(if taken { &self.calls.unmaps } else { &self.calls.refused_unmaps });
         if taken { Ok(()) } else { Err(memory) }
     }
@@ -154,7 +140,8 @@ impl<P: PageProvider> Source<P> {
     pub(crate) fn resize(&self, memory: Mapping, new: PageRun, asker: Asker) -> Result<Mapping, Mapping> {
         let (start, run) = (memory.start(), memory.run());
         // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`).
-        let resized = self.ask(asker, TURNS, |provider| unsafe { provider.resize(start, run, new) }) == Ok(true);
+        let resized =
+            self.ask(asker, PROVIDER_TURNS, |provider| unsafe { provider.resize(start, run, new) }) == Ok(true);
         if !resized {
             return Err(memory);
         }
@@ -166,7 +153,7 @@ impl<P: PageProvider> Source<P> {
     pub(crate) fn remap(&self, memory: Mapping, new: PageRun, asker: Asker) -> Result<Mapping, Mapping> {
         let (start, run) = (memory.start(), memory.run());
         // SAFETY: it is as the provider gave it, and nobody's but this caller's (`Mapping`).
-        let moved = self.ask(asker, TURNS, |provider| unsafe { provider.remap(start, run, new) });
+        let moved = self.ask(asker, PROVIDER_TURNS, |provider| unsafe { provider.remap(start, run, new) });
         let Ok(Some(place)) = moved else { return Err(memory) };
         // SAFETY: the provider gave it there, with that length, and it is nowhere else any more.
         Ok(unsafe { Mapping::new(place, new) })
@@ -177,7 +164,7 @@ impl<P: PageProvider> Source<P> {
         let (start, len) = idle.pages();
         let Some(run) = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN) else { return false };
         // SAFETY: whole pages of a run of the provider's, which are free and this caller's alone (`Idle`).
-        let taken = self.ask(asker, TURNS, |provider| unsafe { provider.decommit(start, run) }) == Ok(true);
+        let taken = self.ask(asker, PROVIDER_TURNS, |provider| unsafe { provider.decommit(start, run) }) == Ok(true);
         self.calls.decommits.fetch_add(u64::from(taken), Ordering::Relaxed);
         taken
     }
@@ -187,7 +174,7 @@ impl<P: PageProvider> Source<P> {
         let (start, len) = recalled.pages();
         let Some(run) = PageRun::new(len, P::PAGE_LEN, P::PAGE_LEN) else { return false };
         // SAFETY: the pages were decommitted, are in a run of the provider's and this caller's alone (`Recalled`).
-        let given = self.ask(asker, TURNS, |provider| unsafe { provider.commit(start, run) }) == Ok(true);
+        let given = self.ask(asker, PROVIDER_TURNS, |provider| unsafe { provider.commit(start, run) }) == Ok(true);
         self.calls.commits.fetch_add(u64::from(given), Ordering::Relaxed);
         given
     }
@@ -310,7 +297,7 @@ impl Recent {
     /// clearly more than stayed at the last look.
     pub(crate) fn is_worth(&self, free_len: usize, held_len: usize) -> bool {
         let idle_len = self.idle_len.load(Ordering::Relaxed);
-        free_len > (held_len / IDLE_SHARE).max(IDLE_LEN).max(idle_len + idle_len / IDLE_STEP)
+        free_len > (held_len / LOOK_SHARE).max(LOOK_LEN).max(idle_len + idle_len / LOOK_STEP)
     }
 
     fn forget(&self, share: usize) -> usize {

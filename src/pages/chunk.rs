@@ -26,6 +26,7 @@ use super::desc::{Kind, MAX_LEN, PageDesc};
 use super::owned::Mapping;
 use crate::base::link::{Link, Linked, Listed};
 use crate::base::sync::{AtomicU32, Ordering};
+use crate::base::tuning::TOUCH_STEP;
 use crate::contract::provider::PageRun;
 use crate::harden::{Key, KeyCell};
 
@@ -37,9 +38,6 @@ const GRANULES: [(usize, u32); 2] = [(16 << 10, UNIT_SHIFT), (512 << 10, 10)];
 const SMALL_HEAP: (usize, u32) = (2 << 20, 11);
 /// Granule of all other chunks, as a shift.
 pub(crate) const COARSE_SHIFT: u32 = 12;
-
-/// Granules that the mark of what was used moves by at least.
-const TOUCH_STEP: usize = 64;
 
 const HEADER_LEN: usize = size_of::<Chunk>();
 const DESC_LEN: usize = size_of::<PageDesc>();

@@ -43,6 +43,9 @@ use core::ptr::NonNull;
 
 use crate::base::link::Link;
 use crate::base::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
+use crate::base::tuning::{
+    DRAIN_HOLDS, FIRST_LEN, RELEASED_RUNS, ROUND_LIMIT, SHARD_LEN, SPARE_HEAP_LEN, SPARE_SHARE, SPARE_STEP,
+};
 use crate::contract::provider::PageRun;
 use crate::harden::KeyCell;
 
@@ -65,13 +68,6 @@ use owned::hand_out;
 use pool::{Open, Pool, Request, Told, check};
 use run_cache::RunCacheList;
 
-/// Bytes held for each active shard. Below it, slabs and large blocks share chunks when one kind is out.
-const SHARD_LEN: usize = 16 << 20;
-/// What is held is thought to be used up to this length.
-const FIRST_LEN: usize = 1 << 20;
-/// Rounds a pool is searched in by [`Pages::alloc_any`]: 16 runs each. More only than there are bins to look at.
-/// With 64, a fit behind 500 shorter runs of its bin is found.
-const ROUND_LIMIT: usize = 64;
 /// Lengths of runs that are set aside for contexts which find every lock held, as handlers do for as long as a holder
 /// is preempted, or its virtual CPU stopped: each in a heap that used [`SPARE_SHARE`] times as much.
 const SPARE_LENS: [usize; 13] = {
@@ -79,19 +75,8 @@ const SPARE_LENS: [usize; 13] = {
     let (page, slab) = (4 * KIB, 16 * KIB);
     [page, page, page, page, page, page, page, page, slab, slab, slab, slab, 48 * KIB]
 };
-const SPARE_SHARE: usize = 128;
-/// One of so many in any heap; the others only in one of one chunk, as a region is, while as much of that was never
-/// used: elsewhere each might keep a chunk, and later classes have slabs.
-const SPARE_STEP: usize = 4;
-/// Below it, nothing is set aside: a small heap is filled to the brim.
-const SPARE_HEAP_LEN: usize = 2 << 20;
 /// A shard's pool for large blocks.
 const LARGE: usize = 1;
-/// RunCache runs that an allocation frees before it is refused.
-const KEPT_LIMIT: usize = 4;
-/// Most holds that [`Pages::drain_deferred`] takes of a pool: 1024 runs.
-const DRAIN_HOLDS: usize = 256;
-
 /// Does one bounded piece of work that takes locks, in the way the caller chose: with the CPU's cache held, so that a
 /// context that interrupts it knows. The work is told whether it may wait.
 pub(crate) type Step<'a> = &'a dyn Fn(&mut dyn FnMut(bool));
@@ -305,8 +290,8 @@ impl<const N: usize> Pages<N> {
 
     /// A run of at least `len` bytes at a multiple of `align`. Laps over the active shards from `shard` on: the own
     /// kind's pools; while little is held, the other kind's too. If some lock was taken and `wait`, laps once more,
-    /// waiting for each within the spin limit. If that finds nothing, frees up to [`KEPT_LIMIT`] cached runs and does
-    /// it again. At most `8 * N + 1 + KEPT_LIMIT` holds.
+    /// waiting for each within the spin limit. If that finds nothing, frees up to [`RELEASED_RUNS`] cached runs and
+    /// does it again. At most `8 * N + 1 + RELEASED_RUNS` holds.
     pub(crate) fn alloc(
         &self,
         len: usize,
@@ -324,7 +309,7 @@ impl<const N: usize> Pages<N> {
         }
         match self.alloc_far(len, align, use_, shard, wait) {
             Err(Refused::Busy) => self.take_spare(len, align, use_).ok_or(Refused::Busy),
-            Err(_) if self.release_kept(KEPT_LIMIT) | self.release_spares() => {
+            Err(_) if self.release_kept(RELEASED_RUNS) | self.release_spares() => {
                 self.alloc_far(len, align, use_, shard, wait)
             }
             answer => answer,

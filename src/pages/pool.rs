@@ -23,22 +23,8 @@ use super::desc::{Kind, PageDesc, Tag};
 use super::want::{Use, Want};
 use crate::base::link::Link;
 use crate::base::sync::{AtomicBool, AtomicUsize, Ordering, TryLock};
+use crate::base::tuning::{ALIGNED_LOOK, DRAIN_LIMIT, EMPTY_LOOK, END_RATIO, LENGTH_LOOK, MIDDLE_RATIO, POP_LIMIT};
 use Ordering::{Relaxed, Release};
-
-/// Deferred runs freed in one hold.
-pub(crate) const DRAIN_LIMIT: usize = 4;
-/// Runs of the bin in which all are long enough that are tested for alignment.
-const ALIGNED_LOOK: usize = 8;
-/// Runs of a bin that are tested for length.
-const LENGTH_LOOK: usize = 16;
-/// Attempts to pop one deferred run; each fails only because another context pushed one.
-const POP_LIMIT: u32 = 8;
-/// Empty chunks tested for not being too long to be given back.
-const EMPTY_LOOK: usize = 8;
-/// A free run must be longer than this many times the block to have the block placed in its middle.
-const MIDDLE_RATIO: usize = 8;
-/// More than one part in so many of a pool must be free to have a CPU's state placed where it parts memory.
-const END_RATIO: usize = 4;
 
 /// A request for a run.
 #[derive(Clone, Copy, Debug)]

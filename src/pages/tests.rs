@@ -699,7 +699,7 @@ fn one_hold_drains_a_few_deferred_runs_only() {
     }
     let before = pages.free_len();
     drop(pages.open(pool, false));
-    assert_eq!(pages.free_len() - before, pool::DRAIN_LIMIT * 4096);
+    assert_eq!(pages.free_len() - before, crate::base::tuning::DRAIN_LIMIT * 4096);
     assert_eq!(pages.verify(), Ok(()));
 }
 

@@ -7,12 +7,10 @@
 
 use crate::base::size_class::SizeClass;
 use crate::base::sync::Ordering;
+use crate::base::tuning::RETIRE_TRIES;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-
-/// How often a cache that has to be empty is drained, where others may put blocks into it meanwhile.
-const RETIRE_TRIES: u32 = 64;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Gives back what was not in use lately, in small steps; for an idle loop or a timer. Returns the bytes that the

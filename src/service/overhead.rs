@@ -1,25 +1,26 @@
 //! The most that a heap holds beside what is live, as a formula.
 
 use crate::base::size_class::SizeClass;
-use crate::heap::growth::{CHUNK_SHARE, MAX_CHUNK_LEN};
+use crate::base::tuning::{
+    AMPLE_CACHE_LEN, CACHED_SHARES, CHUNK_SHARE, KEPT_SHARE, LONG_BLOCKS, MAX_CHUNK_LEN, MAX_LONG_SLAB_LEN,
+    MIN_CHUNK_LEN, RESERVE_SHARE,
+};
+use crate::heap::depot::SPARE_SHARDS;
 
-/// Bytes that each CPU's cache may hold whatever the heap's size, while the provider has more to give.
-const CACHE_LEN: usize = 1 << 20;
 /// Two slabs of a class at each owner: the one that is being used up, and the one empty slab that is always kept.
 const SLABS: usize = 2;
-/// The shortest slab that is counted with, in bytes, and the fewest blocks of a long one.
-const SLAB_LEN: usize = 64 * 1024;
-const SLAB_BLOCKS: usize = 4;
 /// Chunks that may be empty but for a little at each end of the size range: one of slabs, one of large blocks.
-const CHUNK_LEN: usize = 2 << 20;
+const CHUNK_LEN: usize = 2 * MIN_CHUNK_LEN;
 /// Long chunks that a little use keeps.
 const CHUNKS: usize = 2;
-/// Owners beside the CPUs.
-const SPARE_HOMES: usize = 3;
 
-/// Shares of the bytes held, in 128ths: free pages (1/4), caches (1/8), chunks on their way in (1/8).
-const SHARES: usize = 32 + 16 + 16;
-const WHOLE: usize = 128;
+/// Shares of the bytes held, in parts of `WHOLE`: free pages, caches, chunks on their way in.
+const SHARES: usize = {
+    let [_, cached_share] = CACHED_SHARES;
+    WHOLE / KEPT_SHARE + WHOLE / cached_share + WHOLE / CHUNK_SHARE
+};
+/// Each class's empty slabs are one such part.
+const WHOLE: usize = RESERVE_SHARE;
 
 /// The most bytes that a heap holds beside `live_len` bytes of live blocks, as long as blocks die in about the order
 /// they were born: producer and consumer, queues, bursts. `classes` are those in use, `cpus` how many CPUs use the
@@ -39,10 +40,10 @@ const WHOLE: usize = 128;
 /// length. So may a queue that took and gave in turn while it grew, and then shrank: its blocks lie where there was
 /// room. With `debug-heap` there is no such bound: blocks have headers, and each one in quarantine may keep a chunk.
 pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeClass>, live_len: usize) -> usize {
-    let owners = cpus.saturating_add(SPARE_HOMES);
-    let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(CACHE_LEN)));
+    let owners = cpus.saturating_add(SPARE_SHARDS);
+    let (mut shares, mut fixed) = (SHARES, CHUNK_LEN.saturating_add(cpus.saturating_mul(AMPLE_CACHE_LEN)));
     for class in classes {
-        let slab_len = SLAB_LEN.max(SLAB_BLOCKS * class.block_len());
+        let slab_len = MAX_LONG_SLAB_LEN.max(LONG_BLOCKS * class.block_len());
         fixed = fixed.saturating_add(owners.saturating_mul(SLABS * slab_len));
         shares += 1;
     }

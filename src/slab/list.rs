@@ -22,6 +22,7 @@ use core::ops::RangeInclusive;
 use crate::base::link::Link;
 use crate::base::size_class::{CLASS_COUNT, SizeClass};
 use crate::base::sync::{Held, Ordering, TryLock};
+use crate::base::tuning::{COUNT_HOLDS, INBOX_BATCH, JOIN_DENSITY, JOIN_LOOKS, SWEEP_SLABS, TAKE_SLABS, VERIFY_SLABS};
 use crate::harden::Damage;
 use crate::pages::{Kind, PageDesc};
 use crate::slab::block::{Chain, List};
@@ -29,27 +30,6 @@ use crate::slab::free_blocks::Places;
 use crate::slab::missed::Missed;
 use crate::slab::ring::Ring;
 use crate::slab::word::{Slab, Taken};
-
-/// Slabs moved from the inbox to the lists in one hold of the lock.
-pub(crate) const INBOX_BATCH: u32 = 8;
-
-/// Slabs looked at for blocks in one hold of the lock.
-const TAKE_SLABS: u32 = 4;
-
-/// Holds of the lock that one count of a bin's slabs may take.
-const COUNT_HOLDS: u32 = 64;
-
-/// Slabs looked at in one hold of the lock when one with many free blocks is searched for.
-const JOIN_LOOKS: u32 = 4;
-
-/// A slab is dense with free blocks if this share of its blocks is free: then most of them have neighbours.
-const JOIN_DENSITY: usize = 4;
-
-/// Slabs looked at in one hold of the lock when empty ones are searched for.
-const SWEEP_SLABS: u32 = 16;
-
-/// Slabs whose lists are walked in one hold of the lock.
-const VERIFY_SLABS: u32 = 4;
 
 /// One CPU's partial slabs. All zero is the valid empty state.
 #[derive(Debug)]

@@ -12,14 +12,12 @@
 //! [`forget`](Missed::forget), whose races lose a step of a guess.
 
 use crate::base::sync::{AtomicU32, Ordering::Relaxed};
+use crate::base::tuning::UNUSED_SHARE;
 
 /// `places` in the low bits, then `unused`, then `gone`.
 const COUNT_BITS: u32 = 12;
 const MOST: u32 = (1 << COUNT_BITS) - 1;
 const MOST_GONE: u32 = (1 << (32 - 2 * COUNT_BITS)) - 1;
-
-/// Of the places that were not used one in so many goes.
-const UNUSED_SHARE: u32 = 8;
 
 /// All zero: nothing was missed.
 #[derive(Debug)]

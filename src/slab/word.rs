@@ -45,6 +45,7 @@ use core::ptr::{NonNull, null_mut};
 
 use crate::base::size_class::SizeClass;
 use crate::base::sync::{Ordering, SPLIT};
+use crate::base::tuning::TAKE_TRIES;
 use crate::harden::Key;
 use crate::pages::{Chunk, Kind, PageDesc, Run};
 use crate::slab::block::{Chain, peek};
@@ -84,9 +85,6 @@ const _: () = assert!(
     "an offset plus one fits, also of the last block: either has a length of two units, or is one of so many"
 );
 const _: () = assert!(MAX_SLAB_LEN >= SizeClass::LONGEST.block_len(), "a block of every class has a slab");
-
-/// How often a popper tries again when pushers come in between. Each lost try is a push that succeeded.
-const TAKE_TRIES: u32 = 8;
 
 /// What a push made the pusher responsible for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -214,7 +214,7 @@ fn the_longest_holds_are_the_budgets() {
 #[test]
 fn waits_are_bounded_as_they_say() {
     let lock = written(constant("src/base/sync/mod.rs", "SPIN_LIMIT"));
-    let gate = constant("src/heap/gate.rs", "WAIT_LIMIT") / 1_000_000;
+    let gate = constant("src/base/tuning.rs", "WAIT_LIMIT") / 1_000_000;
     let wait =
         format!("A wait for a lock of the heap is at most {lock} looks, a wait at the gate some {gate} million.");
     says("docs/contexts.md", &wait);

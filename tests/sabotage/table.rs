@@ -710,8 +710,8 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "states take the whole heap",
         file: "src/cache/table.rs",
-        shipped: "<= held_len / SHARE",
-        planted: "<= if @bug { usize::MAX } else { held_len / SHARE }",
+        shipped: "<= held_len / STATES_SHARE",
+        planted: "<= if @bug { usize::MAX } else { held_len / STATES_SHARE }",
         suite: Suite::Host,
         test: "many_cpus::cpus_without_a_cache_fill_a_heap_of_100_kib",
         gap: None,
