@@ -45,13 +45,10 @@ impl Profile {
 
     fn config(self) -> &'static [&'static str] {
         match self {
-            // Made at once, from nothing or because the heap has changed: nothing to keep. In one unit each: several
-            // would each compile the heap's generic functions, which takes 2.4 times as long.
-            Self::Checked => {
-                &["inherits='dev'", "opt-level=2", "debug=1", "incremental=false", "lto='off'", "codegen-units=1"]
-            }
+            // Made at once, from nothing or because the heap has changed: nothing to keep, nor to inline across units.
+            Self::Checked => &["inherits='dev'", "opt-level=2", "incremental=false", "lto='off'"],
             Self::Fast | Self::Traced | Self::Guarded | Self::Halves => {
-                &["inherits='release'", "opt-level=3", "debug=1", "codegen-units=1"]
+                &["inherits='release'", "opt-level=3", "codegen-units=1"]
             }
         }
     }

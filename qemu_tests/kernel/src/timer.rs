@@ -25,7 +25,7 @@ pub enum Raise {
 }
 
 unsafe extern "C" {
-    static timed_call: u8;
+    static timed_begin: u8;
     static timed_end: u8;
 }
 
@@ -42,6 +42,6 @@ pub fn once_in(work: impl FnOnce(), count: u32, raise: Raise) {
 /// For the handler of [`once_in`]'s interrupt: whether it came inside the call.
 #[must_use]
 pub fn is_inside(context: &Context) -> bool {
-    let outside = (&raw const timed_call).addr() as u64..(&raw const timed_end).addr() as u64;
+    let outside = (&raw const timed_begin).addr() as u64..(&raw const timed_end).addr() as u64;
     !outside.contains(&context.pc())
 }

@@ -254,8 +254,9 @@ step_returned:
     // void timed_call(void (*work)(void *), void *argument, uint64_t count): starts the timer before the call, and
     // stops it behind it.
     .section .text.timed, "ax"
-    .global timed_call, timed_end
+    .global timed_call, timed_begin, timed_end
 timed_call:
+timed_begin:
     stp x29, x30, [sp, #-16]!
     mov x3, #1
     msr cntv_tval_el0, x2

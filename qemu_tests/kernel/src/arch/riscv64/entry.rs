@@ -200,8 +200,9 @@ step_returned:
     # at when the register is written is known only so. A sum of counts from there falls to each instruction once, and
     # to some twice.
     .section .text.timed, "ax"
-    .global timed_call, timed_end
+    .global timed_call, timed_begin, timed_end
 timed_call:
+timed_begin:
     addi sp, sp, -16
     sd ra, 0(sp)
     mv t2, a0

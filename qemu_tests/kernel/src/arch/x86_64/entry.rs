@@ -217,8 +217,9 @@ step_returned:
     # the call, and stops it in the one behind it. The timer takes a count or two to begin, for which there are
     # instructions of no use.
     .section .text.timed, "ax"
-    .global timed_call, timed_end
+    .global timed_call, timed_begin, timed_end
 timed_call:
+timed_begin:
     movq %rdi, %rax
     movq %rsi, %rdi
     pushq %rbx
