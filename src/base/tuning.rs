@@ -22,7 +22,8 @@ pub(crate) const MAX_LIST_LEN: usize = 256 * 1024;
 pub(crate) const FIRST_LIST_LEN: usize = 64;
 
 /// So many turns to give up room a class passes after a slow path of its own. Without, classes that are all busy take
-/// room from each other at every slow path; with more, room stays longer where it is not needed any more.
+/// room from each other at every slow path (329 instructions a replacement of `churn-1k` instead of 164); with more,
+/// room stays longer where it is not needed any more.
 pub(crate) const HEAT: u32 = 3;
 
 /// From this many bytes held on, memory is spent on speed.
@@ -33,7 +34,7 @@ pub(crate) const CACHED_SHARES: [usize; 2] = [16, 8];
 
 /// A cache may hold up to this many bytes, within half of the bytes held, while there is more to be had: blocks that
 /// wait in caches are then nobody's loss, and a cache that is too short for what its CPU works with is the heap's
-/// greatest cost.
+/// greatest cost. With an eighth of the bytes held a replacement of `churn-1k` takes 409 instructions, with half 329.
 pub(crate) const AMPLE_CACHE_LEN: usize = 1 << 20;
 
 /// Slabs are sparse if less than this share of their bytes is out of them.
@@ -42,8 +43,8 @@ pub(crate) const SPARSE_SHARE: usize = 4;
 /// All caches together may then hold this share of what is out: each block in a cache may keep a slab.
 pub(crate) const SPARSE_CACHED_SHARE: usize = 64;
 
-/// The most blocks that one flush returns: each is looked up. As many more as lie in one slab win back nearly all of
-/// the time that a change of sizes takes (`phases`), and make the longest `free` three times as long.
+/// The most blocks that one flush returns: each is looked up. With whole lists `phases` takes 8 % fewer instructions
+/// and a fifth less time, and the longest call up to 15,800 instructions.
 pub(crate) const RETURN_BATCH: u32 = 48;
 
 /// Of long blocks one flush returns as many as have so many bytes together, since each slab that they empty may go to
@@ -85,7 +86,7 @@ pub(crate) const MAX_SLAB_LEN: usize = 16 * 1024;
 /// On big heaps slabs are up to four times as long: this share of the bytes held.
 pub(crate) const LONG_SLAB_SHARE: usize = 512;
 
-/// None is longer on big heaps.
+/// No slab on a big heap is longer, in bytes, where one block does not need more.
 pub(crate) const MAX_LONG_SLAB_LEN: usize = 64 * 1024;
 
 /// A long block's slab holds this many on a big heap.
@@ -105,13 +106,14 @@ pub(crate) const RESERVE_SHARE: usize = 128;
 /// scatter what is in use over it.
 pub(crate) const MISSED_SHARE: usize = 4;
 
-/// And one bin keeps so many bytes of them: about as much as a batch has that a cache has no room for.
+/// One bin keeps so many bytes of missed slabs: about as much as a batch has that a cache has no room for. With 8 MiB,
+/// what caches keep was scattered over 9 of 16 MiB; with none, batches of 4 KiB took 4 to 17 times rpmalloc's time.
 pub(crate) const MAX_MISSED_LEN: usize = 1 << 20;
 
 /// Slabs of one bin's reserve that one call of `maintain` gives to the pages.
 pub(crate) const RELEASED_SLABS: u32 = 16;
 
-/// Of the places that were not used one in so many goes.
+/// Of the places that were not used one in so many goes. Without, churn on 8 CPUs held 1.63 times what is live.
 pub(crate) const UNUSED_SHARE: u32 = 8;
 
 /// Slabs moved from the inbox to the lists in one hold of the lock.
@@ -212,7 +214,8 @@ pub(crate) const CHUNK_SHARE: usize = 8;
 /// used. On longer heaps that would be more chunks than the first table of their map holds.
 pub(crate) const FINE_HEAP_LEN: usize = 64 * 1024 * 1024;
 
-/// That share.
+/// The share that a chunk for slabs is of a heap up to [`FINE_HEAP_LEN`]. With [`CHUNK_SHARE`] there, 1.125 times what
+/// is live was held instead of 1.063; on every heap, 666 instructions instead of 367 are spent.
 pub(crate) const FINE_CHUNK_SHARE: usize = 32;
 
 /// Free pages up to this share of the bytes held stay with the heap.
@@ -241,10 +244,10 @@ pub(crate) const REGRET_SHARE: usize = 1 << 16;
 /// Free pages are looked at when they are more than this share of the bytes held.
 pub(crate) const LOOK_SHARE: usize = 4;
 
-/// And more than so many bytes.
+/// Free pages are looked at when they are more than so many bytes.
 pub(crate) const LOOK_LEN: usize = 1 << 20;
 
-/// And this share more than at the last look.
+/// Free pages are looked at when they are this share more than at the last look.
 pub(crate) const LOOK_STEP: usize = 8;
 
 /// How many turns a run may miss that is given back, resized or moved. Else it would become a chunk, or be copied.
@@ -256,7 +259,8 @@ pub(crate) const HUGE_LEN: usize = 1024 * 1024;
 /// A huge block is kept even if this share of its length was not missed lately: what was missed is forgotten slowly.
 pub(crate) const HUGE_SLACK: usize = 4;
 
-/// How often a huge block is noted while others write to the same table.
+/// How often a huge block is asked for while others are with the provider, and noted while others write to the same
+/// table.
 pub(crate) const NOTE_TRIES: u32 = 64;
 
 /// How often a cache that has to be empty is drained, where others may put blocks into it meanwhile.
@@ -307,8 +311,7 @@ pub(crate) const VAIN_SHIFT: usize = 3;
 pub(crate) const VAIN_LIMIT: usize = 4;
 
 /// How often a waiter looks while another CPU is inside: some tenths of a second, more than several calls of a provider
-/// take that sends interrupts to all CPUs and waits for them. Only who says that it may wait
-/// comes here.
+/// take that sends interrupts to all CPUs and waits for them. Only who says that it may wait comes here.
 pub(crate) const WAIT_LIMIT: u32 = looks(1 << 24);
 
 /// How often one looks whose hint is the holder's too: it may be inside itself, or have interrupted the holder.

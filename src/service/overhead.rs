@@ -21,6 +21,10 @@ const SHARES: usize = {
 };
 /// Each class's empty slabs are one such part.
 const WHOLE: usize = RESERVE_SHARE;
+const _: () = {
+    let [_, cached_share] = CACHED_SHARES;
+    assert!(WHOLE % KEPT_SHARE + WHOLE % cached_share + WHOLE % CHUNK_SHARE == 0, "shares are whole parts");
+};
 
 /// The most bytes that a heap holds beside `live_len` bytes of live blocks, as long as blocks die in about the order
 /// they were born: producer and consumer, queues, bursts. `classes` are those in use, `cpus` how many CPUs use the
