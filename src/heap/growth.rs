@@ -5,8 +5,8 @@
 use crate::base::sync::{SPIN_LIMIT, spin_loop};
 use crate::base::trace::{Event, Kind};
 use crate::base::tuning::{
-    CHUNK_SHARE, FINE_CHUNK_SHARE, FINE_HEAP_LEN, GROW_TRIES, KEPT_LEN, KEPT_SHARE, MAX_CHUNK_LEN, MIN_CHUNK_LEN,
-    RETURN_PIECE_LEN, RETURN_STEP,
+    CHUNK_SHARE, FINE_CHUNK_SHARE, FINE_HEAP_LEN, GROW_TRIES, KEPT_CHUNKS, KEPT_LEN, KEPT_SHARE, MAX_CHUNK_LEN,
+    MIN_CHUNK_LEN, RETURN_PIECE_LEN, RETURN_STEP,
 };
 use crate::contract::CpuMode;
 use crate::contract::provider::{PageProvider, PageRun};
@@ -193,15 +193,27 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// frees, with nothing held.
     #[inline]
     pub(crate) fn return_surplus(&self, caller: Caller) {
-        if !caller.nested && (self.engine.pages.has_surplus() || P::DECOMMITS && self.is_idle()) {
+        if !caller.nested && (self.engine.pages.has_surplus() || self.could_return() && self.is_idle()) {
             self.return_some(caller);
         }
     }
 
+    /// Whether memory lies where it could go back although its chunk is in use, or where a little keeps a chunk.
+    #[inline]
+    fn could_return(&self) -> bool {
+        P::DECOMMITS || self.engine.pages.chunk_count() > KEPT_CHUNKS
+    }
+
     /// Whether so many pages are free that their memory should go back.
+    #[inline(never)]
     fn is_idle(&self) -> bool {
         let pages = &self.engine.pages;
         self.source.recent.is_worth(pages.free_len(), pages.held_len())
+    }
+
+    /// Whether blocks in caches, and empty slabs that wait for their class, may keep more memory than they are worth.
+    fn is_kept_by_little(&self) -> bool {
+        if P::DECOMMITS { self.engine.shrinks() } else { self.could_return() && self.is_idle() }
     }
 
     #[cold]
@@ -210,7 +222,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         if self.mode.may_wait() {
             let recent = &self.source.recent;
             recent.note(self.used_len());
-            if P::DECOMMITS && self.engine.shrinks() {
+            if self.is_kept_by_little() {
                 self.drain();
                 let _ = self.engine.release_empty(&|work| self.step(work));
             }

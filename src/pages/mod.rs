@@ -172,6 +172,10 @@ impl<const N: usize> Pages<N> {
         self.held_len().saturating_sub(self.told.untouched_len.load(Relaxed))
     }
 
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunk_count.load(Relaxed)
+    }
+
     /// The most bytes that the provider had given at once.
     pub(crate) fn high_held_len(&self) -> usize {
         self.held_len.high()
@@ -213,7 +217,7 @@ impl<const N: usize> Pages<N> {
     /// Spreads requests over as many shards as what is held, and the number of chunks, is worth; and parts the kinds if
     /// there is enough of both. A guess, if others change that meanwhile.
     fn tune(&self) {
-        let (held_len, chunk_count) = (self.held_len(), self.chunk_count.load(Relaxed));
+        let (held_len, chunk_count) = (self.held_len(), self.chunk_count());
         self.active.store(active_for(held_len, N).min(chunk_count), Relaxed);
         self.parted.store(held_len >= SHARD_LEN && chunk_count > 1 && self.is_ample(), Relaxed);
     }
@@ -332,7 +336,7 @@ impl<const N: usize> Pages<N> {
     fn basis_of(&self, turn: usize) -> usize {
         match turn % SPARE_STEP == 0 {
             true => self.worked_len(),
-            false if self.chunk_count.load(Relaxed) == 1 => self.told.untouched_len.load(Relaxed),
+            false if self.chunk_count() == 1 => self.told.untouched_len.load(Relaxed),
             false => 0,
         }
     }
@@ -340,7 +344,7 @@ impl<const N: usize> Pages<N> {
     /// Sets aside all that is missing, if a heap's first chunk came.
     #[cold]
     pub(crate) fn set_all_aside(&self, shard: usize) {
-        if self.chunk_count.load(Relaxed) == 1 {
+        if self.chunk_count() == 1 {
             SPARE_LENS.iter().for_each(|_| self.set_aside(shard));
         }
     }
@@ -690,10 +694,10 @@ impl<const N: usize> Pages<N> {
         step: Step<'_>,
     ) -> Result<Option<Run<'_>>, (AddError, Mapping)> {
         let len = memory.len();
-        let active = active_for(self.held_len() + len, N).min(self.chunk_count.load(Relaxed) + 1);
+        let active = active_for(self.held_len() + len, N).min(self.chunk_count() + 1);
         let shard = shard.checked_rem(active).unwrap_or(0);
         // An only chunk serves both kinds, and slabs can better do with the longer way.
-        let kind = if self.chunk_count.load(Relaxed) == 0 { LARGE } else { kind_index(want.use_) };
+        let kind = if self.chunk_count() == 0 { LARGE } else { kind_index(want.use_) };
         // Not where a lock is held that this context may have interrupted, or it brings a chunk for each request.
         let is_busy = |kind: usize| self.pools().nth(2 * shard + kind).is_some_and(Pool::is_busy);
         let kind = if is_busy(kind) && !is_busy(LARGE - kind) { LARGE - kind } else { kind };

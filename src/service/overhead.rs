@@ -2,8 +2,8 @@
 
 use crate::base::size_class::SizeClass;
 use crate::base::tuning::{
-    AMPLE_CACHE_LEN, CACHED_SHARES, CHUNK_SHARE, KEPT_SHARE, LONG_BLOCKS, MAX_CHUNK_LEN, MAX_LONG_SLAB_LEN,
-    MIN_CHUNK_LEN, RESERVE_SHARE,
+    AMPLE_CACHE_LEN, CACHED_SHARES, CHUNK_SHARE, KEPT_CHUNKS, KEPT_SHARE, LONG_BLOCKS, MAX_CHUNK_LEN,
+    MAX_LONG_SLAB_LEN, MIN_CHUNK_LEN, RESERVE_SHARE,
 };
 use crate::heap::depot::SPARE_SHARDS;
 
@@ -11,8 +11,6 @@ use crate::heap::depot::SPARE_SHARDS;
 const SLABS: usize = 2;
 /// Chunks that may be empty but for a little at each end of the size range: one of slabs, one of large blocks.
 const CHUNK_LEN: usize = 2 * MIN_CHUNK_LEN;
-/// Long chunks that a little use keeps.
-const CHUNKS: usize = 2;
 
 /// Shares of the bytes held, in parts of `WHOLE`: free pages, caches, chunks on their way in.
 const SHARES: usize = {
@@ -58,7 +56,8 @@ pub fn worst_case_overhead(cpus: usize, classes: impl IntoIterator<Item = SizeCl
 
 /// [`worst_case_overhead`] of a heap in which `peak_len` bytes were live before, over a provider that takes whole
 /// chunks back only: a chunk stays for a single block, and there may be two of the longest that were made for the peak,
-/// an eighth of what was held and 32 MiB at most.
+/// an eighth of what was held and 32 MiB at most. A CPU that frees no more keeps the chunks that its cached blocks lie
+/// in, unless its idle loop calls [`drain_current`](crate::Heap::drain_current).
 pub fn worst_case_overhead_after(
     cpus: usize,
     classes: impl IntoIterator<Item = SizeClass> + Clone,
@@ -67,7 +66,7 @@ pub fn worst_case_overhead_after(
 ) -> usize {
     let peak_held_len = peak_len.saturating_add(worst_case_overhead(cpus, classes.clone(), peak_len));
     let chunk_len = (peak_held_len / CHUNK_SHARE).min(MAX_CHUNK_LEN);
-    let chunks_len = if peak_len > live_len { CHUNKS * chunk_len } else { 0 };
+    let chunks_len = if peak_len > live_len { KEPT_CHUNKS * chunk_len } else { 0 };
     worst_case_overhead(cpus, classes, live_len).saturating_add(chunks_len)
 }
 

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use crate::common::{AtRest, Books, Memory, ThreadCpu, play_cpu};
 use crate::emptied::Frames;
+use crate::random_sequences::cases;
 use proptest::prelude::{Strategy, any};
 use proptest::prop_assert;
 use proptest::test_runner::{Config, TestRunner};
@@ -25,6 +26,8 @@ struct Hourglass {
     cpus: usize,
     /// Who frees is another CPU than who made it.
     hands_over: bool,
+    /// The turn of the first block: CPUs follow each other every 32 turns.
+    first_turn: usize,
 }
 
 struct Queue<'a, P> {
@@ -40,7 +43,7 @@ impl<'a, P: PageProvider> Queue<'a, P> {
     fn new(heap: &'a Host<P>, shape: Hourglass) -> Self {
         let layout = Layout::from_size_align(shape.size, 8).unwrap();
         let class = SizeClass::of(layout).unwrap();
-        Self { heap, shape, layout, class, blocks: VecDeque::new(), turn: 0 }
+        Self { heap, shape, layout, class, blocks: VecDeque::new(), turn: shape.first_turn }
     }
 
     fn len(&self) -> usize {
@@ -106,7 +109,9 @@ impl<'a, P: PageProvider> Queue<'a, P> {
 
 fn over<P: PageProvider + Default>(shape: Hourglass) -> Option<String> {
     let heap = Box::new(Host::new(P::default(), Pinned(ThreadCpu)));
-    Queue::new(&heap, shape).breach(|heap| heap.stats().held_len)
+    let breach = Queue::new(&heap, shape).breach(|heap| heap.stats().held_len);
+    heap.trim_all();
+    breach
 }
 
 /// Over one region, what was ever used of it, since it goes back as a whole only.
@@ -123,15 +128,27 @@ fn over_region(shape: Hourglass, len: usize) -> Option<String> {
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "the formula knows no debug headers and no quarantine")]
 fn a_queue_that_shrinks_stays_within_the_formula() {
-    let shape = Hourglass { size: 1000, wide_len: 256 * MIB, narrow_len: MIB, cpus: 1, hands_over: false };
+    let shape =
+        Hourglass { size: 1000, wide_len: 256 * MIB, narrow_len: MIB, cpus: 1, hands_over: false, first_turn: 0 };
     assert_eq!(over::<Frames>(shape), None);
     assert_eq!(over::<Books>(shape), None);
+}
+
+/// Blocks of 56 bytes and chunks of 1 MiB are such that one CPU's cache keeps a few blocks of each chunk.
+#[test]
+#[cfg_attr(feature = "debug-heap", ignore = "the formula knows no debug headers and no quarantine")]
+fn a_few_cached_blocks_keep_no_chunk_for_long() {
+    for (hands_over, first_turn) in [(false, 0), (true, 0), (true, 7), (true, 21)] {
+        let (wide_len, narrow_len) = (64 * MIB, 4 * MIB);
+        let shape = Hourglass { size: 49, wide_len, narrow_len, cpus: CPUS, hands_over, first_turn };
+        assert_eq!(over::<Books>(shape), None);
+    }
 }
 
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "the formula knows no debug headers and no quarantine")]
 fn producer_and_consumer_over_a_region_stay_within_the_formula() {
-    let shape = Hourglass { size: 64, wide_len: MIB, narrow_len: MIB, cpus: 2, hands_over: true };
+    let shape = Hourglass { size: 64, wide_len: MIB, narrow_len: MIB, cpus: 2, hands_over: true, first_turn: 0 };
     assert_eq!(over_region(shape, 512 * MIB), None);
 }
 
@@ -139,11 +156,11 @@ fn any_shape() -> impl Strategy<Value = (Hourglass, usize)> {
     let sizes = (3_u32..15).prop_flat_map(|doubling| 1_usize << doubling..2 << doubling);
     // A 32-bit process has no room for regions of 1.7 GiB beside the other tests.
     let spares = if usize::BITS < 64 { 0..2_u32 } else { 0..4 };
-    let shapes = (sizes, 0..4_u32, 0..6_u32, 1..=CPUS, any::<bool>(), spares);
-    shapes.prop_map(|(size, narrow, wide, cpus, hands_over, spare)| {
+    let shapes = (sizes, 0..4_u32, 0..6_u32, 1..=CPUS, any::<bool>(), 0..128_usize, spares);
+    shapes.prop_map(|(size, narrow, wide, cpus, hands_over, first_turn, spare)| {
         let narrow_len = MIB << narrow;
         let wide_len = (narrow_len << wide).min(96 * MIB);
-        (Hourglass { size, wide_len, narrow_len, cpus, hands_over }, (2 * wide_len + 16 * MIB) << spare)
+        (Hourglass { size, wide_len, narrow_len, cpus, hands_over, first_turn }, (2 * wide_len + 16 * MIB) << spare)
     })
 }
 
@@ -151,7 +168,7 @@ fn any_shape() -> impl Strategy<Value = (Hourglass, usize)> {
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "the formula knows no debug headers and no quarantine")]
 fn no_queue_breaks_the_formula() {
-    let config = Config { cases: 24, failure_persistence: None, ..Config::default() };
+    let config = Config { failure_persistence: None, ..cases(24) };
     let outcome = TestRunner::new(config).run(&any_shape(), |(shape, region_len)| {
         let steady = Hourglass { narrow_len: shape.wide_len, ..shape };
         let breaches = [over::<Frames>(shape), over::<Books>(shape), over_region(steady, region_len)];

@@ -18,7 +18,7 @@ use crate::sequences::{
     Source, Step, run,
 };
 
-/// Sequences for each kind of heap, unless `PROPTEST_CASES` says another number.
+/// Sequences for each kind of heap.
 const CASES: u32 = 48;
 
 /// Steps of one sequence at most.
@@ -101,11 +101,16 @@ fn sequences(mode: Mode, source: Source) -> impl Strategy<Value = Sequence> {
         .prop_map(|(setup, steps, at_once)| Sequence { setup, steps: at_once.into_iter().chain(steps).collect() })
 }
 
+/// So many cases, unless `PROPTEST_CASES` says another number.
+pub(crate) fn cases(count: u32) -> Config {
+    let told = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = Config::default();
+    Config { cases: if told { config.cases } else { count }, ..config }
+}
+
 /// Runs random sequences on one kind of heap, and gives what they came to.
 fn explore(mode: Mode, source: Source) -> Report {
-    let told = std::env::var_os("PROPTEST_CASES").is_some();
-    let mut config = Config::default();
-    config.cases = if told { config.cases } else { CASES };
+    let mut config = cases(CASES);
     config.source_file = Some(file!());
     config.failure_persistence = Some(Box::new(FileFailurePersistence::WithSource("txt")));
     config.max_shrink_iters = 20_000;

@@ -744,6 +744,15 @@ pub(crate) const BUGS: &[Bug] = &[
         gap: None,
     },
     Bug {
+        name: "chunks that cached blocks keep are not looked at",
+        file: "src/heap/growth.rs",
+        shipped: "P::DECOMMITS || self.engine.pages.chunk_count() > KEPT_CHUNKS",
+        planted: "P::DECOMMITS || !@bug && self.engine.pages.chunk_count() > KEPT_CHUNKS",
+        suite: Suite::Host,
+        test: "hourglass::a_few_cached_blocks_keep_no_chunk_for_long",
+        gap: None,
+    },
+    Bug {
         name: "refused chunk not put back",
         file: "src/heap/growth.rs",
         shipped: "                    self.engine.pages.put_back(empty);",
