@@ -29,7 +29,7 @@ fn border_size(random: &mut Random, sizes: &[usize]) -> usize {
     if random.below(2) == 0 { 4095 + random.below(3) } else { sizes[random.below(sizes.len())] }
 }
 
-fn resize_around_every_border<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, 2>, seed: u64) {
+fn resize_around_every_border<P: PageProvider + Sync, C: CpuMode + Sync>(heap: &Heap<P, C, 8>, seed: u64) {
     play_cpu(0);
     let (mut random, sizes) = (Random::new(seed), border_sizes());
     let layout = |size| Layout::from_size_align(size, 8).unwrap();
@@ -72,7 +72,7 @@ fn runs_and_blocks_are_resized_around_every_border() {
 #[test]
 fn a_run_takes_every_border_length_and_goes_back() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Books::default(), Pinned(ThreadCpu));
     let sizes: Vec<_> = border_sizes().into_iter().filter(|size| (2000..200_000).contains(size)).collect();
     for from in sizes.iter().filter(|size| **size > 4096) {
         for to in &sizes {
@@ -129,7 +129,7 @@ fn long_blocks_have_the_alignment_that_was_asked_for() {
     use smp_heap::{RegionProvider, cpu::UnknownCpu};
 
     for (len, granule) in [(240 << 10, 1 << 10), (1 << 20, 2 << 10), (4 << 20, 4 << 10)] {
-        let heap: Heap<RegionProvider<1>, Hint<UnknownCpu>, 1> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
+        let heap: Heap<RegionProvider<4>, Hint<UnknownCpu>, 4> = Heap::new(RegionProvider::new(), Hint(UnknownCpu));
         let memory = vec![0_u8; len + 4096].leak();
         let start = memory.as_mut_ptr().wrapping_byte_add(memory.as_ptr().align_offset(4096));
         // SAFETY: leaked, so nobody else's.

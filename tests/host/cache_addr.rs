@@ -14,19 +14,22 @@ const CPUS: usize = 4;
 /// Places for addresses: one more than CPUs.
 const PLACES: usize = CPUS + 1;
 
+/// Where the CPUs of one heap have their areas.
+type Places = &'static [CacheAddr; PLACES];
+
+static NOWHERE: CacheAddr = CacheAddr::new();
+
 thread_local! {
-    static PLACE: Cell<usize> = const { Cell::new(0) };
+    static PLACE: Cell<&'static CacheAddr> = const { Cell::new(&NOWHERE) };
 }
 
-/// The places of test number `TEST`, which has one heap.
-struct Area<const TEST: usize>;
+/// The area of the CPU that the thread plays.
+struct Area;
 
-static ADDRS: [[CacheAddr; PLACES]; 6] = [const { [const { CacheAddr::new() }; PLACES] }; 6];
-
-// SAFETY: a thread plays one CPU at a time, at a place that no other CPU of that test has then, and which stays.
-unsafe impl<const TEST: usize> CpuArea for Area<TEST> {
+// SAFETY: a thread plays one CPU at a time, at a place that no other CPU of that heap has then, and which stays.
+unsafe impl CpuArea for Area {
     fn cache_addr() -> &'static CacheAddr {
-        &ADDRS[TEST][PLACE.get()]
+        PLACE.get()
     }
 
     fn index() -> usize {
@@ -34,10 +37,14 @@ unsafe impl<const TEST: usize> CpuArea for Area<TEST> {
     }
 }
 
-type Mode<const TEST: usize> = Pinned<ByAddr<NeverPreempts<UnknownCpu>, Area<TEST>>>;
-type Tested<const TEST: usize> = Heap<Books, Mode<TEST>, CPUS>;
+type Mode = Pinned<ByAddr<NeverPreempts<UnknownCpu>, Area>>;
+type Tested = Heap<Books, Mode, CPUS>;
 
-fn heap<const TEST: usize>() -> Box<Tested<TEST>> {
+fn places() -> Places {
+    Box::leak(Box::new([const { CacheAddr::new() }; PLACES]))
+}
+
+fn heap() -> Box<Tested> {
     // SAFETY: each thread plays a CPU of its own.
     let pin = unsafe { NeverPreempts::new(UnknownCpu) };
     // SAFETY: each test has one heap, boxed, and places of its own, which nobody uses when it is dropped.
@@ -45,27 +52,27 @@ fn heap<const TEST: usize>() -> Box<Tested<TEST>> {
     Box::new(Heap::new(Books::default(), Pinned(pin)))
 }
 
-/// Plays a CPU whose area has its place at `place`.
-fn play(cpu: usize, place: usize) {
+/// Plays a CPU whose area is there.
+fn play(cpu: usize, place: &'static CacheAddr) {
     play_cpu(cpu);
     PLACE.set(place);
 }
 
 /// Takes 1000 blocks at once and gives them back; how many are in each CPU's cache then.
-fn cached<const TEST: usize>(heap: &Tested<TEST>) -> [u64; CPUS] {
+fn cached(heap: &Tested) -> [u64; CPUS] {
     let blocks: Vec<_> = (0..1000).map(|_| filled(heap, 64)).collect();
     blocks.into_iter().for_each(|block| block.free().unwrap());
     heap.verify_all().unwrap();
     heap.stats().cpus.map(|cpu| cpu.cached_count)
 }
 
-fn is_known<const TEST: usize>(place: usize) -> bool {
-    format!("{:?}", ADDRS[TEST][place]) != format!("{:?}", CacheAddr::new())
+fn is_known(place: &CacheAddr) -> bool {
+    format!("{place:?}") != format!("{:?}", CacheAddr::new())
 }
 
-fn all_back<const TEST: usize>(heap: &Tested<TEST>) {
+fn all_back(heap: &Tested, places: Places) {
     for cpu in 0..CPUS {
-        play(cpu, cpu);
+        play(cpu, &places[cpu]);
         heap.drain_current();
     }
     heap.trim_all();
@@ -76,70 +83,70 @@ fn all_back<const TEST: usize>(heap: &Tested<TEST>) {
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "looks for free blocks in a cache, and they wait in quarantine")]
 fn each_cpu_is_told_where_its_cache_is() {
-    let heap = heap::<0>();
+    let (heap, places) = (heap(), places());
     // So that there is room for the CPUs' caches.
     let ballast = filled(&heap, 8 << 20);
     for cpu in 0..CPUS {
-        play(cpu, cpu);
-        assert!(!is_known::<0>(cpu));
+        play(cpu, &places[cpu]);
+        assert!(!is_known(&places[cpu]));
         let cached = cached(&heap);
-        assert!(is_known::<0>(cpu) && cached[cpu] > 100, "CPU {cpu}: {cached:?}");
+        assert!(is_known(&places[cpu]) && cached[cpu] > 100, "CPU {cpu}: {cached:?}");
         assert!(cached[cpu + 1..].iter().all(|count| *count == 0), "CPU {cpu}: {cached:?}");
     }
     ballast.free().unwrap();
-    all_back(&heap);
+    all_back(&heap, places);
 }
 
 #[test]
 fn a_cpu_without_an_index_is_never_told() {
-    let heap = heap::<1>();
+    let (heap, places) = (heap(), places());
     for index in [CPUS, NO_INDEX] {
-        play(index, CPUS);
+        play(index, &places[CPUS]);
         assert_eq!(cached(&heap), [0; CPUS]);
-        assert!(!is_known::<1>(CPUS));
+        assert!(!is_known(&places[CPUS]));
     }
-    all_back(&heap);
+    all_back(&heap, places);
 }
 
 /// Its area may serve another index then, and its index another area.
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "looks for free blocks in a cache, and they wait in quarantine")]
 fn a_cpu_that_goes_forgets_its_address() {
-    let heap = heap::<2>();
+    let (heap, places) = (heap(), places());
     let ballast = filled(&heap, 8 << 20);
-    play(1, 1);
-    assert!(cached(&heap)[1] > 100 && is_known::<2>(1));
+    play(1, &places[1]);
+    assert!(cached(&heap)[1] > 100 && is_known(&places[1]));
     // SAFETY: this thread plays all CPUs, and is not inside the heap.
     assert!(unsafe { heap.retire_cpu(1) });
-    assert!(!is_known::<2>(1));
-    play(2, 1);
+    assert!(!is_known(&places[1]));
+    play(2, &places[1]);
     let two = cached(&heap);
     assert!(two[2] > 100 && two[1] == 0, "what was CPU 1's place is CPU 2's: {two:?}");
-    play(1, CPUS);
+    play(1, &places[CPUS]);
     let back = cached(&heap);
     assert!(back[1] > 100 && back[2] == two[2], "CPU 1 is back at another place: {back:?}");
     assert!(heap.stats().cpus[1].is_used);
-    play(2, 1);
+    play(2, &places[1]);
     heap.drain_current();
-    play(1, CPUS);
+    play(1, &places[CPUS]);
     heap.drain_current();
     ballast.free().unwrap();
-    all_back(&heap);
+    all_back(&heap, places);
 }
 
 #[test]
 fn a_heap_at_rest_takes_addresses_back_with_caches() {
-    let heap = heap::<3>();
+    let (heap, places) = (heap(), places());
     for _ in 0..3 {
         let ballast = filled(&heap, 8 << 20);
         for cpu in 0..CPUS {
-            play(cpu, cpu);
+            play(cpu, &places[cpu]);
             cached(&heap);
             heap.drain_current();
         }
         ballast.free().unwrap();
-        all_back(&heap);
-        assert!((1..CPUS).all(|cpu| !is_known::<3>(cpu)), "their caches went to the provider");
+        all_back(&heap, places);
+        assert!((1..CPUS).all(|cpu| !is_known(&places[cpu])), "their caches went to the provider");
     }
 }
 
@@ -150,13 +157,14 @@ fn a_cpu_that_only_takes_pages_is_not_nested() {
     // SAFETY: as in `heap`.
     let pin = unsafe { NeverPreempts::new(UnknownCpu) };
     // SAFETY: as in `heap`.
-    let pin = unsafe { ByAddr::<_, Area<5>>::new(pin) };
+    let pin = unsafe { ByAddr::<_, Area>::new(pin) };
     let heap: Box<Heap<_, _, CPUS>> = Box::new(Heap::new(Faulty::new(HostPages::<false>::default()), Pinned(pin)));
-    play(1, 1);
+    let places = places();
+    play(1, &places[1]);
     for len in [1 << 20, 64 << 20] {
         filled(&heap, len).free().unwrap();
     }
-    assert!(is_known::<5>(1));
+    assert!(is_known(&places[1]));
     heap.trim_all();
     assert_eq!(heap.provider().held_len(), 0);
 }
@@ -164,14 +172,14 @@ fn a_cpu_that_only_takes_pages_is_not_nested() {
 /// Blocks go from CPU to CPU, each with its own address.
 #[test]
 fn cpus_with_addresses_share_a_heap() {
-    let heap = heap::<4>();
+    let (heap, places) = (heap(), places());
     let start = Barrier::new(CPUS);
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..CPUS).map(|_| std::sync::mpsc::channel()).unzip();
     std::thread::scope(|scope| {
         for (cpu, receiver) in receivers.into_iter().enumerate() {
             let (heap, start, next) = (&heap, &start, senders[(cpu + 1) % CPUS].clone());
             scope.spawn(move || {
-                play(cpu, cpu);
+                play(cpu, &places[cpu]);
                 start.wait();
                 for turn in 0..200 {
                     let sizes = (0..200).map(|number| 8 + (turn * 31 + number * 17 + cpu) % 2000);
@@ -182,5 +190,5 @@ fn cpus_with_addresses_share_a_heap() {
             });
         }
     });
-    all_back(&heap);
+    all_back(&heap, places);
 }

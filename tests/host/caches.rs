@@ -1,6 +1,6 @@
 //! What caches keep: blocks of their own CPU, a share of what is held, and nothing once they were told to drain.
 
-use crate::common::{AtRest, Books, ThreadCpu, filled, play_cpu};
+use crate::common::{AtRest, Books, ThreadCpu, filled, play_cpu, told};
 use smp_heap::cpu::CpuMode;
 use smp_heap::{Heap, Hint, Pinned, Stats};
 
@@ -50,11 +50,12 @@ fn a_tiny_block_of_another_cpu_returns_and_an_own_one_stays() {
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "looks for one free block in a cache, and it waits in quarantine")]
 fn a_hint_out_of_range_still_means_a_cache() {
-    for hint in [None, Some(3), Some(4), Some(7), Some(usize::MAX)] {
-        let heap = Heap::<_, _, 4>::new(Books::default(), Hint(move || hint));
+    let hints: [fn() -> Option<usize>; 5] = [|| None, || Some(3), || Some(4), || Some(7), || Some(usize::MAX)];
+    for hint in hints {
+        let heap = Heap::<_, _, 4>::new(Books::default(), told(hint));
         filled(&heap, 100).free().unwrap();
         let stats = heap.stats();
-        assert_eq!(stats.cpus.iter().filter(|cpu| cpu.is_used && cpu.cached_count > 0).count(), 1, "{hint:?}");
+        assert_eq!(stats.cpus.iter().filter(|cpu| cpu.is_used && cpu.cached_count > 0).count(), 1, "{:?}", hint());
     }
 }
 

@@ -11,10 +11,17 @@ use crate::host_pages::HostPages;
 use smp_heap::PageRun;
 use smp_heap::battery::{Faulty, Filled};
 use smp_heap::cpu::CpuMode;
-use smp_heap::{CpuHint, CpuPin, Heap, PageProvider, Violation};
+use smp_heap::{CpuHint, CpuPin, Heap, Hint, PageProvider, Violation};
 
 /// The host's memory, with knobs and books; every run is checked when it comes back.
 pub(crate) type Books = Faulty<HostPages>;
+
+/// A hint that a function tells, of one type whichever function that is: each type of heap is compiled anew.
+pub(crate) type Told = Hint<fn() -> Option<usize>>;
+
+pub(crate) fn told(hint: fn() -> Option<usize>) -> Told {
+    Hint(hint)
+}
 
 /// So many bytes of it.
 pub(crate) fn limited(len: usize) -> Books {

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use crate::common::{AtRest, Mmap, ThreadCpu, play_cpu};
 use smp_heap::{Heap, Misuse, Pinned};
 
-type Tested = Heap<Mmap, Pinned<ThreadCpu>, 2>;
+type Tested = Heap<Mmap, Pinned<ThreadCpu>, 8>;
 
 /// A size, and others as which a block of it may be freed by mistake.
 const KINDS: [(&str, usize, &[usize]); 6] = [

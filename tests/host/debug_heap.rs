@@ -11,7 +11,7 @@ use crate::stress::on_threads;
 use smp_heap::battery::Filled;
 use smp_heap::{Heap, Hint, Misuse, Pinned, Report, Site};
 
-type Tested = Heap<Books, Pinned<ThreadCpu>, 2>;
+type Tested = Heap<Books, Pinned<ThreadCpu>, 4>;
 
 fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
@@ -124,7 +124,7 @@ fn wait_for(arrived: &AtomicUsize, count: usize) {
 #[test]
 fn of_two_frees_at_once_one_is_reported() {
     const ROUNDS: usize = 20_000;
-    let heap: Heap<_, _, 2> = Heap::new(Books::default(), Hint(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Books::default(), Hint(ThreadCpu));
     let places: Vec<_> = (0..ROUNDS).map(|_| AtomicUsize::new(0)).collect();
     let arrived: Vec<_> = (0..ROUNDS).map(|_| AtomicUsize::new(0)).collect();
     on_threads(2, |index| {

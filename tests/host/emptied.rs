@@ -88,7 +88,7 @@ unsafe impl PageProvider for FramePages {
     }
 }
 
-type Host<P> = Heap<P, Hint<UnknownCpu>, 1>;
+type Host<P> = Heap<P, Hint<UnknownCpu>, 2>;
 type Blocks = Vec<(NonNull<u8>, Layout)>;
 
 fn host<P: Default>() -> Box<Host<P>> {

@@ -103,7 +103,7 @@ fn a_region_of_any_length_is_taken_or_refused_untouched() {
                 // SAFETY: inside the memory, which is as long as the last address and the greatest length.
                 unsafe { start.write_bytes(UNTOUCHED, len) };
             }
-            let provider = RegionProvider::<2>::new();
+            let provider = RegionProvider::<4>::new();
             // SAFETY: the memory is nobody else's; the provider of the round before is gone.
             let added = unsafe { provider.add_region(start, len) };
             assert_eq!(added, if pages > 0 { Ok(()) } else { Err(RegionError::TooSmall) }, "{len} bytes behind {skip}");
@@ -115,7 +115,7 @@ fn a_region_of_any_length_is_taken_or_refused_untouched() {
             }
             // Now and then a heap works in it, if it is long enough for a chunk at all.
             if len % 1021 == 0 && pages > 0 {
-                let heap = Heap::<_, _, 2>::new(provider, Hint(UnknownCpu));
+                let heap = Heap::<_, _, 4>::new(provider, Hint(UnknownCpu));
                 let block = Filled::new(&heap, Layout::new::<[u64; 8]>(), 3).unwrap();
                 assert!(block.is_some() || pages < 2, "{pages} pages serve nothing");
                 block.into_iter().for_each(|block| block.free().unwrap());
@@ -131,7 +131,7 @@ fn a_region_of_any_length_is_taken_or_refused_untouched() {
 fn a_region_that_overlaps_or_wraps_is_refused() {
     let memory = Memory::new(64 << 10, 1024);
     let base = memory.start();
-    let heap = Heap::<_, _, 2>::new(RegionProvider::<3>::new(), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
     let add = |start: *mut u8, len| {
         // SAFETY: only the region in the middle and its neighbours are taken, which is the memory above; what is
         // refused is not touched.

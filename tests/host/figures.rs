@@ -227,7 +227,7 @@ fn there_are_as_many_classes_as_they_say() {
     use crate::common::{Books, layout};
     use smp_heap::{Heap, Hint, cpu::UnknownCpu};
 
-    let heap = Heap::<_, _, 1>::new(Books::default(), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 2>::new(Books::default(), Hint(UnknownCpu));
     let mut lengths = BTreeSet::new();
     for size in 1..=32 << 10 {
         let layout = layout(size, 1);

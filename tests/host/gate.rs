@@ -6,7 +6,7 @@
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::common::ThreadCpu;
+use crate::common::{ThreadCpu, told};
 use crate::host_pages::HostPages;
 use crate::stress::{all_back, on_threads};
 use smp_heap::battery::{Faulty, Filled, Moment};
@@ -50,8 +50,8 @@ const SIZES: [usize; 2] = [900_000, 3 << 20];
 #[test]
 fn equal_hints_wait_for_their_turn() {
     for size in SIZES {
-        all_want_pages(Hint(|| Some(0)), size);
-        all_want_pages(Hint(|| None), size);
+        all_want_pages(told(|| Some(0)), size);
+        all_want_pages(told(|| None), size);
     }
 }
 

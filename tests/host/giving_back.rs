@@ -15,7 +15,7 @@ use smp_heap::{Heap, Hint, PageProvider, PageRun};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-type Host<P> = Heap<P, Hint<UnknownCpu>, 1>;
+type Host<P> = Heap<P, Hint<UnknownCpu>, 2>;
 
 /// Takes so many blocks, and gives all back.
 fn batch<P: PageProvider>(heap: &Host<P>, count: usize, size: usize) {

@@ -14,7 +14,7 @@ fn layout(size: usize) -> Layout {
 
 #[test]
 fn a_provider_without_guard_pages_is_said_to_have_none() {
-    let heap: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Books::default(), Pinned(ThreadCpu));
     assert_eq!(heap.set_guard_rate(1), Err(NoGuards));
 }
 
@@ -22,7 +22,7 @@ fn a_provider_without_guard_pages_is_said_to_have_none() {
 /// before.
 fn sampled(size: usize, every: u32, pairs: usize) -> u64 {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Space, Pinned(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Space, Pinned(ThreadCpu));
     let pair = || Filled::new(&heap, layout(size), 1).unwrap().unwrap().free().unwrap();
     (0..10_000).for_each(|_| pair());
     heap.set_guard_rate(every).unwrap();
@@ -50,7 +50,7 @@ fn one_allocation_in_so_many_is_guarded_and_none_if_off() {
 #[test]
 fn a_fault_is_explained_by_the_block_it_is_at() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Space, Pinned(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Space, Pinned(ThreadCpu));
     heap.set_guard_rate(1).unwrap();
     let block = heap.alloc(layout(100)).unwrap();
     let addr = block.cast::<u8>().addr().get();

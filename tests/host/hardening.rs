@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(target_os = "linux")]
 use crate::common::{AtRest, Mmap};
-use crate::common::{Books, ThreadCpu, limited, play_cpu};
+use crate::common::{Books, ThreadCpu, limited, play_cpu, told};
 use crate::stress::{all_back, on_threads};
 use smp_heap::battery::{Filled, Random, churn, exhaust, free_all};
 use smp_heap::cpu::CpuMode;
@@ -83,13 +83,13 @@ fn a_program_without_bugs_is_left_in_peace() {
     nothing_is_reported(Pinned(ThreadCpu), usize::MAX);
     nothing_is_reported(Hint(ThreadCpu), usize::MAX);
     nothing_is_reported(Pinned(ThreadCpu), 256 << 10);
-    nothing_is_reported(Hint(|| None), 256 << 10);
+    nothing_is_reported(told(|| None), 256 << 10);
 }
 
 #[test]
 fn blocks_of_a_fallback_class_are_no_mismatch() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(limited(64 << 10), Hint(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(limited(64 << 10), Hint(ThreadCpu));
     let layout = |size| Layout::from_size_align(size, 8).unwrap();
     let long: Vec<_> = std::iter::from_fn(|| heap.alloc(layout(640)).ok()).collect();
     // SAFETY: allocated above with this Layout, and used no more.
@@ -110,7 +110,7 @@ static REPORTED: AtomicUsize = AtomicUsize::new(0);
 fn a_heap_goes_on_whole_behind_an_overwritten_link() {
     play_cpu(0);
     for drained in [false, true] {
-        let heap: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+        let heap: Heap<_, _, 4> = Heap::new(Books::default(), Pinned(ThreadCpu));
         heap.set_report_hook(|report| REPORTED.store(report.addr, Ordering::Relaxed));
         let layout = Layout::new::<[u64; 8]>();
         let get = || heap.alloc(layout).unwrap().cast::<u64>();
@@ -148,7 +148,7 @@ fn a_heap_goes_on_whole_behind_an_overwritten_link() {
 #[cfg_attr(feature = "debug-heap", ignore = "the link is in front of the frame")]
 fn an_overwritten_link_in_a_list_that_leaves_is_reported() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Books::default(), Pinned(ThreadCpu));
     let layout = Layout::new::<[u64; 8]>();
     let get = || heap.alloc(layout).unwrap().cast::<u64>();
     let blocks: Vec<_> = (0..3000).map(|_| get()).collect();
@@ -171,10 +171,10 @@ fn an_overwritten_link_in_a_list_that_leaves_is_reported() {
 #[test]
 fn a_key_is_taken_before_the_first_memory_and_not_later() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+    let heap: Heap<_, _, 4> = Heap::new(Books::default(), Pinned(ThreadCpu));
     assert!(heap.set_key(0x1234) && !heap.set_key(0x5678), "once");
     exhaust(&heap, Layout::new::<[u64; 4]>(), 1000).unwrap();
-    let other: Heap<_, _, 2> = Heap::new(Books::default(), Pinned(ThreadCpu));
+    let other: Heap<_, _, 4> = Heap::new(Books::default(), Pinned(ThreadCpu));
     exhaust(&other, Layout::new::<[u64; 4]>(), 1000).unwrap();
     assert!(!other.set_key(0x1234), "there are links already");
     [heap, other].iter().for_each(|heap| heap.verify_all().unwrap());
@@ -185,7 +185,7 @@ fn a_key_is_taken_before_the_first_memory_and_not_later() {
 #[cfg(target_os = "linux")]
 fn no_link_is_written_before_there_is_a_key() {
     play_cpu(0);
-    let heap: Heap<_, _, 2> = Heap::new(Mmap::default(), Pinned(ThreadCpu));
+    let heap: Heap<_, _, 8> = Heap::new(Mmap::default(), Pinned(ThreadCpu));
     let huge = Layout::new::<[u8; 1 << 20]>();
     let first: NonNull<u8> = heap.alloc(huge).unwrap().cast();
     for short in [Layout::new::<[u64; 8]>(), Layout::new::<[u64; 16]>()] {

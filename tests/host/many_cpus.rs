@@ -13,7 +13,7 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
-fn add(regions: &RegionProvider<2>, memory: &Memory) {
+fn add(regions: &RegionProvider<4>, memory: &Memory) {
     // SAFETY: the memory outlives the heap, and is its alone.
     unsafe { regions.add_region(memory.start(), memory.len()) }.unwrap();
 }
@@ -23,7 +23,7 @@ fn add(regions: &RegionProvider<2>, memory: &Memory) {
 fn a_region_of_4_kib_serves_the_last_cpu() {
     fn serves<C: smp_heap::cpu::CpuMode>(mode: C) {
         let memory = Memory::new(4096, 4096);
-        let heap = Heap::<_, _, 1024>::new(RegionProvider::<2>::new(), mode);
+        let heap = Heap::<_, _, 1024>::new(RegionProvider::<4>::new(), mode);
         add(heap.provider(), &memory);
         for cpu in [1023, 0, 512] {
             play_cpu(cpu);
@@ -45,7 +45,7 @@ fn a_region_of_4_kib_serves_the_last_cpu() {
 fn cpus_without_a_cache_fill_a_heap_of_100_kib() {
     fn filled<C: smp_heap::cpu::CpuMode>(mode: C, cpus: usize) -> usize {
         let memory = Memory::new(100 << 10, 4096);
-        let heap = Heap::<_, _, 4>::new(RegionProvider::<2>::new(), mode);
+        let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), mode);
         add(heap.provider(), &memory);
         let mut blocks: Vec<NonNull<u8>> = Vec::new();
         for turn in 0.. {
@@ -76,7 +76,7 @@ fn cpus_without_a_cache_fill_a_heap_of_100_kib() {
 fn a_full_heap_has_no_memory_for_a_cache_and_serves() {
     fn serves<C: smp_heap::cpu::CpuMode>(mode: C) {
         let memory = Memory::new(4 << 20, 4096);
-        let heap = Heap::<_, _, 4>::new(RegionProvider::<2>::new(), mode);
+        let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), mode);
         add(heap.provider(), &memory);
         let heap = &heap;
         let fill = |size| std::iter::from_fn(move || heap.alloc(layout(size)).ok().map(NonNull::<[u8]>::cast));
@@ -134,7 +134,7 @@ fn ids_that_change_between_two_looks_end() {
         }
     }
     let memory = Memory::new(100 << 10, 4096);
-    let heap = Heap::<_, _, 2>::new(RegionProvider::<2>::new(), Hint(Turns(std::cell::Cell::new(0))));
+    let heap = Heap::<_, _, 2>::new(RegionProvider::<4>::new(), Hint(Turns(std::cell::Cell::new(0))));
     add(heap.provider(), &memory);
     for _ in 0..100 {
         let blocks: Vec<_> = [64, 1000, 5000].map(|size| Filled::new(&heap, layout(size), 7).unwrap().unwrap()).into();
@@ -159,7 +159,7 @@ mod linux {
     use crate::host_pages::HostPages;
     use smp_heap::battery::Faulty;
 
-    static ZERO: Heap<RegionProvider<1>, Hint<ThreadCpu>, 1024> = Heap::new(RegionProvider::new(), Hint(ThreadCpu));
+    static ZERO: Heap<RegionProvider<4>, Hint<ThreadCpu>, 1024> = Heap::new(RegionProvider::new(), Hint(ThreadCpu));
     /// A heap over a provider with a state that is not zero.
     static LIMITED: Heap<Faulty<HostPages>, Hint<ThreadCpu>, 16> =
         Heap::new(Faulty::new(HostPages::aligned(1)), Hint(ThreadCpu));
@@ -233,7 +233,7 @@ mod linux {
 
     fn looks_take_little<const CPUS: usize>() {
         let memory = Memory::new(16 << 20, 4096);
-        let heap = Box::new(Heap::<_, _, CPUS>::new(RegionProvider::<2>::new(), Hint(ThreadCpu)));
+        let heap = Box::new(Heap::<_, _, CPUS>::new(RegionProvider::<4>::new(), Hint(ThreadCpu)));
         add(heap.provider(), &memory);
         let sizes = [8, 100, 3000, 40_000].into_iter().cycle().take(200);
         let _blocks: Vec<_> = sizes.map(|size| heap.alloc(layout(size)).unwrap()).collect();

@@ -14,6 +14,7 @@ use crate::stress::all_back;
 #[cfg(not(feature = "hardened"))]
 use smp_heap::battery::Random;
 use smp_heap::battery::{Call, Faulty};
+use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, Pinned, SizeClass, worst_case_overhead};
 
 const CPUS: usize = 8;
@@ -500,7 +501,7 @@ fn a_huge_block_asks_for_relief_as_long_as_it_helps() {
     let provider = Faulty::new(HostPages::<true, true>::default());
     provider.set_limit(MIB);
     provider.set_relief(256 << 10, usize::MAX);
-    let heap: Heap<_, _, 2> = Heap::new(provider, Hint(ThreadCpu));
+    let heap: Heap<_, _, 2> = Heap::new(provider, Hint(UnknownCpu));
     play_cpu(0);
     let layout = Layout::from_size_align(4 * MIB, 4096).unwrap();
     let block = heap.alloc(layout).expect("after it was asked for relief often enough");

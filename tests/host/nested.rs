@@ -18,7 +18,7 @@ const CPUS: usize = 4;
 const HELD: usize = 8;
 const NESTED_GOAL: u64 = 20_000;
 
-type Regions<C> = Heap<RegionProvider<2>, C, CPUS>;
+type Regions<C> = Heap<RegionProvider<4>, C, CPUS>;
 
 static PINNED: Regions<Pinned<ThreadCpu>> = Heap::new(RegionProvider::new(), Pinned(ThreadCpu));
 static HINTED: Regions<Hint<ThreadCpu>> = Heap::new(RegionProvider::new(), Hint(ThreadCpu));

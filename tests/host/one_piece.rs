@@ -30,7 +30,7 @@ fn longest_block<C: CpuMode>(mode: impl Fn() -> C) {
     let memory = Memory::new(64 * MIB, 4096);
     assert_eq!(lens().count(), 161);
     for len in lens() {
-        let heap = Heap::<_, C, 4>::new(RegionProvider::<1>::new(), mode());
+        let heap = Heap::<_, C, 4>::new(RegionProvider::<4>::new(), mode());
         add(heap.provider(), &memory, 0, len);
         heap.alloc(layout(8)).unwrap();
         let percent = if len >= MIB { 98 } else { 90 };
@@ -43,7 +43,7 @@ fn one_small_block_leaves_nearly_all_of_a_region_in_one_piece() {
     longest_block(|| Hint(UnknownCpu));
     longest_block(|| Pinned(ThreadCpu));
     let memory = Memory::new(2 * MIB, 4096);
-    let heap = Heap::<_, _, 4>::new(RegionProvider::<1>::new(), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
     add(heap.provider(), &memory, 0, 2 * MIB);
     heap.alloc(layout(8)).unwrap();
     heap.alloc(layout(1228 * KIB)).unwrap();
@@ -52,7 +52,7 @@ fn one_small_block_leaves_nearly_all_of_a_region_in_one_piece() {
 #[test]
 fn regions_that_touch_serve_one_block_of_their_sum() {
     let memory = Memory::new(2 * MIB, 4096);
-    let heap = Heap::<_, _, 2>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
     add(heap.provider(), &memory, 0, MIB);
     add(heap.provider(), &memory, MIB, MIB);
     heap.alloc(layout(3 * MIB / 2)).unwrap();
@@ -63,7 +63,7 @@ fn regions_that_touch_serve_one_block_of_their_sum() {
 fn a_long_memory_map_serves_one_block_of_half_its_sum() {
     let memory = Memory::new(40 * 96 * KIB, 4096);
     for order in [1, 7, 11, 39] {
-        let heap = Heap::<_, _, 2>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
+        let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
         for index in 0..40 {
             add(heap.provider(), &memory, index * order % 40 * 96 * KIB, 96 * KIB);
         }
@@ -98,7 +98,7 @@ mod first_use {
     /// Page faults of handing over a region of that length and taking the first block of it.
     fn first_use(len: usize) -> libc::c_long {
         let start = reserve(len);
-        let heap = Box::new(Heap::<_, _, 1>::new(RegionProvider::<1>::new(), Hint(UnknownCpu)));
+        let heap = Box::new(Heap::<_, _, 4>::new(RegionProvider::<4>::new(), Hint(UnknownCpu)));
         let before = faults();
         // SAFETY: mapped above, used by this heap only.
         unsafe { heap.provider().add_region(start, len) }.unwrap();

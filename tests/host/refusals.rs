@@ -27,7 +27,7 @@ fn pressed() -> Faulty<RegionProvider<2>> {
     provider
 }
 
-fn add(region: &RegionProvider<2>, memory: &Memory) {
+fn add<const REGIONS: usize>(region: &RegionProvider<REGIONS>, memory: &Memory) {
     // SAFETY: every test keeps its memory longer than it uses the heap, and gives it to one heap.
     unsafe { region.add_region(memory.start(), memory.len()) }.unwrap();
 }
@@ -74,7 +74,7 @@ fn an_absurd_request_drains_no_cache_and_asks_for_help_once() {
 #[test]
 fn size_zero_and_null_are_the_same_at_every_level() {
     let memory = Memory::new(1 << 20, 4096);
-    let heap = Heap::<_, _, 4>::new(pressed(), Hint(UnknownCpu));
+    let heap = Heap::<_, _, 2>::new(pressed(), Hint(UnknownCpu));
     add(heap.provider().inner(), &memory);
     for align in [1, 8, 64, 4096, 1 << 30] {
         let nothing = Layout::from_size_align(0, align).unwrap();
@@ -120,7 +120,7 @@ fn a_full_heap_shrinks_every_block() {
     let sizes: Vec<usize> = SizeClass::all().map(SizeClass::block_len).chain([40_000, 100_000, 150_000]).collect();
     for (index, &old) in sizes.iter().enumerate().filter(|(index, _)| *index > 0) {
         let memory = Memory::new(1 << 20, 4096);
-        let heap = Heap::<_, _, 2>::new(RegionProvider::<2>::new(), Hint(UnknownCpu));
+        let heap = Heap::<_, _, 4>::new(RegionProvider::<4>::new(), Hint(UnknownCpu));
         add(heap.provider(), &memory);
         let mut live: Vec<(NonNull<u8>, usize)> = Vec::new();
         let mut next = 0;

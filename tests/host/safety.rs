@@ -21,8 +21,8 @@ use crate::host_pages::HostPages;
 const STEPS: usize = if cfg!(miri) { 200 } else { 150_000 };
 
 /// Two threads work, and a third one calls `look` in a loop until they are done, at least once.
-fn while_others_work<C: CpuMode + Sync>(mode: C, look: impl Fn(&Heap<Books, C, 3>) + Sync) {
-    let heap = Heap::<_, _, 3>::new(Books::default(), mode);
+fn while_others_work<C: CpuMode + Sync>(mode: C, look: impl Fn(&Heap<Books, C, 4>) + Sync) {
+    let heap = Heap::<_, _, 4>::new(Books::default(), mode);
     let working = AtomicUsize::new(2);
     std::thread::scope(|scope| {
         for cpu in 0..2 {

@@ -12,7 +12,7 @@ use smp_heap::battery::{Call, Random};
 use smp_heap::cpu::UnknownCpu;
 use smp_heap::{Heap, Hint, MAX_SMALL_LEN, RunKind, SizeClass, Stats};
 
-const CPUS: usize = 3;
+const CPUS: usize = 4;
 
 type Tested = Heap<Books, Hint<ThreadCpu>, CPUS>;
 
@@ -267,7 +267,7 @@ fn live_blocks_are_within_the_stated_bound_while_others_work() {
 #[test]
 #[cfg_attr(feature = "debug-heap", ignore = "counts blocks without frames")]
 fn every_number_of_the_statistics_is_right_at_rest() {
-    let heap = Heap::<_, _, 2>::new(Books::default(), Hint(ThreadCpu));
+    let heap = Heap::<_, _, 4>::new(Books::default(), Hint(ThreadCpu));
     play_cpu(1);
     let blocks: Vec<_> = (0..500).map(|_| filled(&heap, 200)).collect();
     let large = filled(&heap, 100_000);

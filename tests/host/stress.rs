@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 
-use crate::common::{AtRest, Books, Mmap, ThreadCpu, limited, play_cpu};
+use crate::common::{AtRest, Books, Mmap, ThreadCpu, limited, play_cpu, told};
 use smp_heap::battery::{Filled, Random, churn, free_all, random_layout};
 use smp_heap::cpu::CpuMode;
 use smp_heap::{CpuHint, Heap, Hint, PageProvider, Pinned};
@@ -100,12 +100,13 @@ fn churn_in_too_little_memory() {
 
 #[test]
 fn churn_with_lying_hints() {
-    let turn = AtomicUsize::new(0);
-    let random = || Some(turn.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9) >> 5);
-    churn_everywhere(&Heap::new(Books::default(), Hint(random)), 8, 1 << 16);
-    churn_everywhere(&Heap::new(Books::default(), Hint(|| Some(usize::MAX))), 8, 1 << 16);
-    churn_everywhere(&Heap::new(Books::default(), Hint(|| Some(3))), 8, 1 << 16);
-    churn_everywhere(&Heap::new(Books::default(), Hint(|| None)), 8, 1 << 16);
+    fn random() -> Option<usize> {
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        Some(TURN.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9) >> 5)
+    }
+    for lie in [random, || Some(usize::MAX), || Some(3), || None] {
+        churn_everywhere(&Heap::new(Books::default(), told(lie)), 8, 1 << 16);
+    }
 }
 
 #[test]
@@ -228,11 +229,11 @@ fn trim_drain_and_stats_while_others_work() {
 
 #[test]
 fn a_hint_may_call_itself_unknown_until_cpus_are_known() {
-    let known = AtomicBool::new(false);
-    let heap: Heap<Books, _, CPUS> =
-        Heap::new(Books::default(), Hint(|| known.load(Ordering::Relaxed).then(|| ThreadCpu.current_cpu()).flatten()));
+    static KNOWN: AtomicBool = AtomicBool::new(false);
+    let hint = || KNOWN.load(Ordering::Relaxed).then(|| ThreadCpu.current_cpu()).flatten();
+    let heap: Heap<Books, _, CPUS> = Heap::new(Books::default(), told(hint));
     let early = Filled::new(&heap, Layout::new::<[u64; 9]>(), 1).unwrap().unwrap();
-    known.store(true, Ordering::Relaxed);
+    KNOWN.store(true, Ordering::Relaxed);
     churn_everywhere_keeping(&heap, early);
 }
 

@@ -72,7 +72,7 @@ fn wait_for_a_chunk<C: CpuMode + Sync>(mode: C) {
 #[test]
 fn memory_behind_a_lock_is_waited_for_before_null() {
     const ROUNDS: usize = 20;
-    let heap = Heap::<_, _, 2>::new(limited(1 << 20), Hint(ThreadCpu));
+    let heap = Heap::<_, _, 4>::new(limited(1 << 20), Hint(ThreadCpu));
     play_cpu(0);
     filled(&heap, 100).free().unwrap();
     heap.drain_current();
