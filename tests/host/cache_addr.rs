@@ -71,8 +71,8 @@ fn is_known(place: &CacheAddr) -> bool {
 }
 
 fn all_back(heap: &Tested, places: Places) {
-    for cpu in 0..CPUS {
-        play(cpu, &places[cpu]);
+    for (cpu, place) in places.iter().take(CPUS).enumerate() {
+        play(cpu, place);
         heap.drain_current();
     }
     heap.trim_all();
@@ -86,11 +86,11 @@ fn each_cpu_is_told_where_its_cache_is() {
     let (heap, places) = (heap(), places());
     // So that there is room for the CPUs' caches.
     let ballast = filled(&heap, 8 << 20);
-    for cpu in 0..CPUS {
-        play(cpu, &places[cpu]);
-        assert!(!is_known(&places[cpu]));
+    for (cpu, place) in places.iter().take(CPUS).enumerate() {
+        play(cpu, place);
+        assert!(!is_known(place));
         let cached = cached(&heap);
-        assert!(is_known(&places[cpu]) && cached[cpu] > 100, "CPU {cpu}: {cached:?}");
+        assert!(is_known(place) && cached[cpu] > 100, "CPU {cpu}: {cached:?}");
         assert!(cached[cpu + 1..].iter().all(|count| *count == 0), "CPU {cpu}: {cached:?}");
     }
     ballast.free().unwrap();
@@ -139,8 +139,8 @@ fn a_heap_at_rest_takes_addresses_back_with_caches() {
     let (heap, places) = (heap(), places());
     for _ in 0..3 {
         let ballast = filled(&heap, 8 << 20);
-        for cpu in 0..CPUS {
-            play(cpu, &places[cpu]);
+        for (cpu, place) in places.iter().take(CPUS).enumerate() {
+            play(cpu, place);
             cached(&heap);
             heap.drain_current();
         }
