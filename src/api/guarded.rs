@@ -19,9 +19,10 @@ use crate::pages::Mapping;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Has about one allocation in `every` guarded from now on: on pages of its own that end where the block ends, or
-    /// up to an alignment before. 0: none, as at first. Each CPU follows within a few thousand allocations of its own.
-    /// At most 64 guarded blocks are in use at once; allocations that interrupted the heap on their CPU, alignments of
-    /// more than a page, and what is 1 MiB or longer over a provider that moves runs, are not sampled.
+    /// up to an alignment before; with `debug-heap`, where the red bytes behind it end. 0: none, as at first. Each CPU
+    /// follows within a few thousand allocations of its own. At most 64 guarded blocks are in use at once; allocations
+    /// that interrupted the heap on their CPU, alignments of more than a page, and what is 1 MiB or longer over a
+    /// provider that moves runs, are not sampled.
     ///
     /// # Errors
     /// [`NoGuards`]: [`PageProvider::GUARDS`] is false.

@@ -173,6 +173,13 @@ pub(crate) fn outer(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(len, layout.align().max(8)).ok()
 }
 
+/// Where in an outer block of that Layout the block begins, and how long it is.
+#[cfg(feature = "guard-pages")]
+pub(crate) fn inner(outer: Layout) -> (usize, usize) {
+    let front = front_len(outer.align());
+    (front, outer.size().saturating_sub(front + BACK_LEN))
+}
+
 #[expect(clippy::indexing_slicing, reason = "the indexes are constants below the length")]
 impl<'a> Frame<'a> {
     /// # Safety

@@ -28,6 +28,8 @@ use core::ptr::{NonNull, null_mut};
 
 use crate::base::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use crate::contract::provider::PageRun;
+#[cfg(feature = "debug-heap")]
+use crate::harden::debug::inner;
 
 /// Guarded blocks in use at most.
 const PLACES: usize = 64;
@@ -392,8 +394,15 @@ impl Guards {
         let (kind, place) = seen()
             .find(|(kind, _)| !is_gone(kind))
             .or_else(|| seen().max_by_key(|(_, place)| place.freed.load(Relaxed)))?;
-        Some(Fault { kind: kind?, addr, block: place.block.load(Relaxed), size: place.size.load(Relaxed) })
+        let (front_len, size) = inner(place.layout());
+        Some(Fault { kind: kind?, addr, block: place.block.load(Relaxed).wrapping_add(front_len), size })
     }
+}
+
+/// Where in a guarded block the caller's begins, and how long that is: without frames they are the same.
+#[cfg(not(feature = "debug-heap"))]
+const fn inner(layout: Layout) -> (usize, usize) {
+    (0, layout.size())
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
             let recent = &self.source.recent;
             recent.note(self.used_len());
             if self.is_kept_by_little() {
-                self.drain();
+                self.drain_caches();
                 let _ = self.engine.release_empty(&|work| self.step(work));
             }
             let used_len = self.used_len();

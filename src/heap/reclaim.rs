@@ -69,6 +69,11 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub fn drain(&self) {
         #[cfg(feature = "debug-heap")]
         self.empty_quarantine();
+        self.drain_caches();
+    }
+
+    /// [`drain`](Self::drain) of what the heap keeps for speed: what waits in quarantine stays there.
+    pub(crate) fn drain_caches(&self) {
         if C::PINNED {
             for cache in self.engine.caches().filter(|cache| cache.is_used()) {
                 cache.ask_drain();
