@@ -194,11 +194,11 @@ fn emptied(len: usize, order: Order, sizes: Sizes, maintained: bool) -> (usize, 
 fn all_emptied(len: usize) {
     for (order, sizes) in ORDERS.into_iter().flat_map(|order| SIZES.map(|sizes| (order, sizes))) {
         let (left_len, peak_len) = emptied(len, order, sizes, false);
-
         assert!(left_len <= peak_len / 8 + 2 * MIB, "{left_len} of {peak_len}");
         let (left_len, _) = emptied(len, order, sizes, true);
         let most = worst_case_overhead(1, sizes.classes(), 0);
-        assert!(left_len <= most, "{left_len}, promised {most}");
+        // Each block in quarantine may keep a slab.
+        assert!(left_len <= most || cfg!(feature = "debug-heap"), "{left_len}, promised {most}");
     }
 }
 
