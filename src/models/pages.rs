@@ -13,6 +13,7 @@ use crate::pages::{
 
 models! {
     runs_are_freed_while_the_pool_is_busy
+    the_memory_of_neighbours_goes_back_at_once
     a_chunk_leaves_once_its_last_run_is_free
     a_hint_does_not_outlive_its_chunk
     a_chunk_comes_to_where_another_one_is_leaving
@@ -53,6 +54,28 @@ fn runs_are_freed_while_the_pool_is_busy() {
         });
         together(work);
         check(pages, &out.take());
+    });
+}
+
+/// The memory of two neighbours goes back at once: who finds the lock held leaves its run to the holder, which must not
+/// take it for one that is among the absent ones already.
+fn the_memory_of_neighbours_goes_back_at_once() {
+    const PAGE_LEN: usize = 4096;
+    // Shorter chunks have granules that are no whole pages.
+    const LEN: usize = 4 << 20;
+    let (place, start) = (Place::new(), memory(LEN));
+    explore(3, move || {
+        let pages: &'static Pages<1> = place.fill(Pages::new());
+        let want = Want { len: 0, least_len: 0, align: 1, use_: Use::Large };
+        let run = PageRun::new(LEN, PAGE_LEN, PAGE_LEN).unwrap();
+        let provided = Provided { decommits: true, ..Provided::UNKNOWN };
+        // SAFETY: leaked memory of that length, which only this page heap uses in this execution.
+        pages.add_chunk(unsafe { Mapping::new(start, run) }, want, 0, provided, &|work| work(true)).unwrap();
+        let idle = || pages.take_idle(PAGE_LEN, pages.free_len() - PAGE_LEN, PAGE_LEN).unwrap();
+        let idle = [idle(), idle()];
+        together(Vec::from(idle.map(|idle| spawn(move || pages.went_back(idle)))));
+        assert_eq!(pages.verify(), Ok(()), "P1 to P9");
+        assert_eq!(pages.absent_len(), 2 * PAGE_LEN, "all of it is there");
     });
 }
 

@@ -50,6 +50,9 @@ pub(crate) enum Kind {
     Absent = 11,
     /// First granule of a chunk on its way back that is absent as a whole.
     LeavingAbsent = 12,
+    /// First granule of a run whose memory the provider got just now, on its way to the absent ones: in no list of
+    /// theirs, merges with nothing; `len` is the run's length.
+    Emptied = 13,
 }
 
 /// The word of a granule that was in no slab yet: `slab`'s `NO_SLAB` where that is looked at.
@@ -164,6 +167,7 @@ impl PageDesc {
             10 => Kind::Leaving,
             11 => Kind::Absent,
             12 => Kind::LeavingAbsent,
+            13 => Kind::Emptied,
             _ => Kind::Inside,
         }
     }

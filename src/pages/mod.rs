@@ -815,12 +815,7 @@ impl<const N: usize> Pages<N> {
     }
 
     fn release_absent(&self, run: &PageDesc, len: usize) {
-        let tag = Tag::new(Kind::Absent, len, false);
-        run.put(tag);
-        if let Some(tail) = Descs::around(run).get(run.index() + len - 1) {
-            tail.put(tag);
-        }
-        self.release(run, tag);
+        self.release(run, pool::mark_emptied(run, len));
     }
 
     /// Takes absent pages out for what is wanted, and more of them up to `wish` bytes. At most one hold a pool.

@@ -475,7 +475,7 @@ impl<'a> Open<'a> {
 
     /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving`
     /// brings its chunk into the pool; the run in front of it, handed out first, may be free by then. One of kind
-    /// `Absent` merges with absent neighbours. Tells of a surplus if the chunk is empty now and another one was before.
+    /// `Emptied` merges with absent neighbours. Tells of a surplus if the chunk is empty now and another one was before.
     #[inline(always)]
     pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) {
         if tag.is_apart() {
@@ -490,7 +490,7 @@ impl<'a> Open<'a> {
     fn arrive(&self, run: &'a PageDesc) {
         let (descs, tag) = (Descs::around(run), run.tag());
         let chunk = descs.chunk();
-        if !tag.is(Kind::Absent) {
+        if !tag.is(Kind::Emptied) {
             add(&self.pool.held_len, chunk.given_len());
             add(&self.pool.chunk_count, 1);
             self.pool.used.link(chunk);
@@ -739,6 +739,17 @@ fn run_before(descs: Descs<'_>, index: usize, kind: Kind) -> Option<(&PageDesc, 
     if tag.is(kind) { Some((descs.get(index.wrapping_sub(tag.len()))?, tag)) } else { None }
 }
 
+/// Marks a run that the caller owns, `len` granules from that one on, as emptied. Not as absent: until it is in their
+/// list, which takes the lock, whoever releases its neighbour must not take it out of there.
+pub(crate) fn mark_emptied(run: &PageDesc, len: usize) -> Tag {
+    let tag = Tag::new(Kind::Emptied, len, false);
+    if let Some(tail) = Descs::around(run).get(run.index() + len - 1) {
+        tail.put(Tag::new(Kind::Tail, 0, false));
+    }
+    run.put(tag);
+    tag
+}
+
 /// Marks first and last granule of a free run, which is not empty.
 #[inline(always)]
 fn mark_free(descs: Descs<'_>, head: &PageDesc, len: usize, zeroed: bool) {
@@ -878,7 +889,9 @@ fn agree(head: &PageDesc, tail: &PageDesc) -> bool {
         Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty => {
             is_single || end.is(Kind::SlabRest) && end.len() == len - 1 || is_forgotten
         }
-        Kind::Deferred | Kind::Own => is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten,
+        Kind::Deferred | Kind::Own | Kind::Emptied => {
+            is_single || end.is(Kind::Tail) || end.is(Kind::SlabRest) || is_forgotten
+        }
         Kind::Inside | Kind::SlabRest | Kind::Tail | Kind::Leaving | Kind::LeavingAbsent => false,
     }
 }

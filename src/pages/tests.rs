@@ -1226,3 +1226,21 @@ fn a_run_of_the_heaps_own_is_no_block() {
     pages.free_own(run.desc);
     assert_eq!((pages.verify(), pages.free_len(), pages.own_len()), (Ok(()), whole, own_len));
 }
+
+/// The memory of two neighbours goes back on two CPUs. One of them finds the pool's lock held, by the other.
+#[test]
+fn a_run_on_its_way_to_the_absent_ones_is_not_taken_for_one() {
+    let (_given, pages, whole) = large_chunk();
+    let [behind, front] = [1, 2].map(|count| pages.take_idle(4 * KIB, whole - count * MIB, 4 * KIB).unwrap());
+    assert_eq!(front.pages().0.as_ptr().wrapping_add(MIB), behind.pages().0.as_ptr(), "neighbours");
+    let run = front.0.desc;
+    let pool = pages.pool_of(Chunk::of(run)).unwrap();
+    let open = pages.open(pool, false).unwrap();
+    pages.went_back(behind);
+    pages.held_len.sub(MIB);
+    open.release(Descs::around(run), run, pool::mark_emptied(run, run.len()));
+    assert_eq!(pages.absent_len(), MIB, "the other one waits");
+    drop(open);
+    assert_eq!(pages.verify(), Ok(()));
+    assert_eq!((pages.absent_len(), run.len() << Chunk::of(run).shift()), (2 * MIB, 2 * MIB), "one run");
+}

@@ -11,6 +11,14 @@ pub(crate) struct Plant {
 }
 
 pub(crate) const PLANTS: &[Plant] = &[
+    // Pages without memory.
+    Plant {
+        name: "run_on_its_way_passes_for_absent",
+        file: "pages/pool.rs",
+        shipped: "if let Some(next) = descs.get(index + len).filter(|next| next.tag().is(Kind::Absent)) {",
+        planted: "let is_absent = |next: &&PageDesc| next.tag().is(Kind::Absent) || next.tag().is(Kind::Emptied);\n        if let Some(next) = descs.get(index + len).filter(is_absent) {",
+        model: "pages::the_memory_of_neighbours_goes_back_at_once",
+    },
     // Slab word.
     Plant {
         name: "slab_word_changed_relaxed",
