@@ -475,7 +475,8 @@ impl<'a> Open<'a> {
 
     /// Frees a run that the caller owns, whose tag this is: merges it with free neighbours. A run of kind `Leaving`
     /// brings its chunk into the pool; the run in front of it, handed out first, may be free by then. One of kind
-    /// `Emptied` merges with absent neighbours. Tells of a surplus if the chunk is empty now and another one was before.
+    /// `Emptied` merges with absent neighbours. Tells of a surplus if the chunk is empty now and another one was
+    /// before.
     #[inline(always)]
     pub(crate) fn release(&self, descs: Descs<'a>, run: &'a PageDesc, tag: Tag) {
         if tag.is_apart() {
