@@ -53,10 +53,10 @@
 //! api        c, allocator, guarded, leaks, debug_header, reserve, mod
 //!                                                                 alloc to free, GlobalAlloc, Allocator, malloc
 //! service    maintain, overhead                                   work for idle times, CPUs that go, a bound
-//! heap       shrink, large, oom, slow, reclaim, growth, mod, request, coalesce, inspect, depot, source, orphans,
-//!            huge_cache, gate, searches, panic_reserve            fast paths, slow paths, out of memory, the provider
+//! heap       shrink, large, oom, slow, reclaim, growth, mod, request, punch, coalesce, inspect, depot, source,
+//!            orphans, huge_cache, gate, searches, panic_reserve   fast paths, slow paths, out of memory, the provider
 //! cache      table, mod, owned_pages                              one CPU's bounded lists; what each CPU has
-//! slab       list, free_blocks, word, missed, ring, block         a run cut into blocks: its word, its lists
+//! slab       list, parts, free_blocks, word, missed, ring, block  a run cut into blocks: its word, its lists
 //! pages      page runs: descriptors, bins, pools, the map from an address
 //! harden     how a free block's link is written; what misuse is, and who is told
 //! provider   the page providers that come with the crate

@@ -262,7 +262,7 @@ impl<const CPUS: usize> Engine<CPUS> {
     }
 
     /// The classes that have slabs now.
-    fn classes(&self) -> impl Iterator<Item = SizeClass> {
+    pub(crate) fn classes(&self) -> impl Iterator<Item = SizeClass> {
         SizeClass::all().filter(|class| self.has_slabs(*class))
     }
 
@@ -564,6 +564,9 @@ impl<const CPUS: usize> Engine<CPUS> {
 
     /// Gives an empty slab, owned, back to the pages.
     fn dissolve(&self, slab: Slab<'_>) {
+        if slab.has_parts() {
+            self.free_parts(slab);
+        }
         self.slab_len(slab.class()).sub(Chunk::run_len(slab.desc()));
         #[cfg(feature = "debug-heap")]
         slab.wipe();

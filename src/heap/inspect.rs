@@ -54,8 +54,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         class: SizeClass,
     ) -> Result<Slab<'_>, Misuse> {
         let (slab, index) = self.block_at(start, cache.map(|cache| &cache.chunk_hints))?;
-        let (_, carved) = slab.counts();
-        if index >= carved || self.is_free(start) {
+        if !slab.was_out(index) || self.is_free(start) {
             return Err(Misuse::DoubleFree);
         }
         let is_fallback = slab.class() > class && self.fallback_count.load(Ordering::Relaxed) > 0;

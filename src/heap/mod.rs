@@ -35,6 +35,7 @@ pub(crate) mod large;
 mod oom;
 pub(crate) mod orphans;
 pub(crate) mod panic_reserve;
+mod punch;
 mod reclaim;
 mod request;
 mod searches;

@@ -161,6 +161,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
                 when(fits && open() && looks > 0, || self.retry_while_contended(seek, &search, caller, looks, &quiet))
             })
             .or_else(|| when(fits, || seek.last_resort(false)))
+            .or_else(|| when(fits, || self.punch_then_look(seek, wait)))
+    }
+
+    /// Free pages inside of slabs in use become the pages', if there are any.
+    fn punch_then_look<S: Seek>(&self, seek: &S, wait: bool) -> Option<S::Found> {
+        let punched = self.engine.punch_slabs(true, &|work| self.step_if(wait, work)) > 0;
+        when(punched, || seek.attempt(Depth::Thorough { wait }).ok())
     }
 
     /// Looks again as long as a lock of the pages is held, and nothing else is the matter.

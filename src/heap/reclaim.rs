@@ -86,9 +86,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     ///
     /// Drains like [`drain`](Self::drain) first. Chunks go back whole; of one with a single block in use, the memory of
     /// its free pages does, if the provider [takes it](PageProvider::DECOMMITS).
-    /// What was missed after it had gone back stays no more if `keep` is 0. With nothing locked while the provider
-    /// runs. Callable from any context that may call the provider; not meant for interrupt handlers, since it takes as
-    /// long as the heap is large.
+    /// If `keep` is 0, what was missed after it had gone back stays no more, and free pages inside of slabs in use go
+    /// too: such a slab has fewer blocks from then on, until all of them were free at once. With nothing locked while
+    /// the provider runs. Callable from any context that may call the provider; not meant for interrupt handlers, since
+    /// it takes as long as the heap is large.
     pub fn trim(&self, keep: usize) -> usize {
         let caller = self.caller();
         self.offer_orphans(caller);
@@ -100,6 +101,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         loop {
             self.drain();
             let _ = self.engine.release_empty(&|work| self.step(work));
+            if keep == 0 {
+                self.engine.punch_slabs(false, &|work| self.step(work));
+            }
             match self.return_chunks(keep, caller) + self.decommit(keep, caller) {
                 0 => break,
                 more => len += more,

@@ -7,6 +7,7 @@ use super::{Ground, Kept, Place, class, explore, spawn, used};
 use crate::base::sync::model::{bury, together};
 use crate::pages::{Chunk, Kind, PageDesc, Pages, Use};
 use crate::slab::block::{Block, Chain, List};
+use crate::slab::free_blocks::Places;
 use crate::slab::list::{Bin, Shard, Sweep};
 use crate::slab::word::Slab;
 
@@ -19,6 +20,7 @@ models! {
     a_claim_against_a_taker_and_a_trimmer
     who_takes_gives_back_while_a_claim_is_pending
     two_slabs_arrive_while_one_is_received
+    a_slab_gives_pages_while_its_blocks_return_and_are_taken
 }
 
 const OWNER: usize = 3;
@@ -323,5 +325,50 @@ fn two_slabs_arrive_while_one_is_received() {
         together(work);
         assert!(retired.take().is_empty());
         scene.check(bin, &found, &out.take());
+    });
+}
+
+/// Gives the pages of the bin's slabs that no block in use lies in away, as the engine does.
+fn punch(bin: &'static Bin, pages: &'static Pages<1>) {
+    let (mut left, mut sweep) = (u32::MAX, Sweep::More);
+    while sweep == Sweep::More {
+        let (seen, sparse) = bin.take_sparse(&mut left);
+        sweep = seen;
+        let Some((slab, free)) = sparse else { continue };
+        // SAFETY: they are blocks of the slab, which has a few.
+        let mut places = unsafe { Places::of(slab.start(), slab.class(), free) };
+        let lost = slab.punch(&mut places, true, |hole| pages.punch(slab.desc(), hole, false));
+        if slab.restore(places.into_chain(), lost) {
+            bin.enlist(slab);
+        }
+    }
+}
+
+/// Of four blocks of a granule each, the last one is out, and returns while somebody gives the slab's free granules
+/// away and a third one takes.
+fn a_slab_gives_pages_while_its_blocks_return_and_are_taken() {
+    let scene = Scene::new(256);
+    explore(2, move || {
+        let (bin, pages) = scene.renew();
+        let (slab, mut blocks) = scene.emptied(pages);
+        let (retired, out) = (Kept::new(), Kept::new());
+        let last = blocks.pop().unwrap();
+        give(bin, slab, blocks, false, u32::MAX, &retired);
+        assert!(bin.receive_all());
+        together(Vec::from([
+            spawn({
+                let retired = retired.clone();
+                move || give(bin, slab, Vec::from([last]), false, 0, &retired)
+            }),
+            spawn(move || punch(bin, pages)),
+            spawn({
+                let out = out.clone();
+                move || take(bin, 1, &out)
+            }),
+        ]));
+        let (retired, out) = (retired.take(), out.take());
+        assert!(retired.len() <= 1 && (retired.is_empty() || out.is_empty()), "given away with a block out");
+        let left = if retired.is_empty() { Vec::from([slab]) } else { Vec::new() };
+        scene.check(bin, &left, &out);
     });
 }

@@ -189,6 +189,9 @@ impl Lines<'_, '_> {
             RunKind::Slab { class, capacity, out_count } => {
                 line(format_args!("slab block={} blocks={capacity} out={out_count}", class.block_len()))
             }
+            RunKind::SlabPart { class, capacity, out_count } => {
+                line(format_args!("part block={} blocks={capacity} out={out_count}", class.block_len()))
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::contract::provider::PageProvider;
 #[cfg(feature = "hardened")]
 use crate::harden::{Misuse, Report};
 use crate::heap::Heap;
-use crate::pages::{self, Kind};
+use crate::pages::{self, Chunk, Kind};
 use crate::slab::list::Bin;
 use crate::slab::word::Slab;
 
@@ -205,13 +205,23 @@ impl<const CPUS: usize> Deref for Stats<CPUS> {
 pub enum RunKind {
     /// Nothing.
     Free,
-    /// Blocks of one class.
+    /// Blocks of one class: a slab, or the first part of one that gave pages in its middle back.
     Slab {
         /// The class.
         class: SizeClass,
         /// Blocks that fit.
         capacity: usize,
-        /// Blocks that are not in the slab: in use, or in a cache.
+        /// Blocks that are not in the slab: in use, or in a cache. Of a slab that has parts the sum is right, and the
+        /// first parts are taken to be used first.
+        out_count: usize,
+    },
+    /// Another part of the slab in front.
+    SlabPart {
+        /// The class.
+        class: SizeClass,
+        /// Blocks that fit.
+        capacity: usize,
+        /// As of the first part.
         out_count: usize,
     },
     /// One block.
@@ -412,10 +422,13 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 }
 
 fn describe(run: &pages::RunInfo<'_>) -> RunInfo {
-    let kind = match (Slab::of(run.desc), run.kind) {
-        (Some(slab), _) => {
-            let (count, carved) = slab.counts();
-            RunKind::Slab { class: slab.class(), capacity: slab.capacity(), out_count: carved.saturating_sub(count) }
+    let kind = match (Chunk::head(run.desc).and_then(Slab::of), run.kind) {
+        (Some(slab), kind) => {
+            let (class, (capacity, out_count)) = (slab.class(), slab.counts_in(run.desc, run.len));
+            match kind {
+                Kind::SlabRest => RunKind::SlabPart { class, capacity, out_count },
+                _ => RunKind::Slab { class, capacity, out_count },
+            }
         }
         (None, Kind::Large) => RunKind::Large,
         (None, Kind::Own) => RunKind::Own,

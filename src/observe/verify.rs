@@ -18,7 +18,7 @@ use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-use crate::pages::{Kind, PageFault};
+use crate::pages::{Chunk, Kind, PageDesc, PageFault};
 use crate::slab::list::{Bin, Sweep};
 use crate::slab::word::Slab;
 
@@ -165,10 +165,10 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     fn verify_sums(&self) -> Result<(), Violation> {
         let mut sums = Sums { out_counts: [0; CLASS_COUNT], lens: [0; CLASS_COUNT], fault: None };
-        self.engine.pages.for_each_run(&mut |run| {
-            if let Some(slab) = Slab::of(run.desc) {
-                sums.add(slab, run.len);
-            }
+        self.engine.pages.for_each_run(&mut |run| match Slab::of(run.desc) {
+            Some(slab) => sums.add(slab, run.len),
+            None if run.kind == Kind::SlabRest => sums.add_part(run.desc, run.len),
+            None => {}
         });
         check(sums.fault.is_none(), 'E', 3, sums.fault.unwrap_or(0))?;
         for ((class, out_count), len) in SizeClass::all().zip(&sums.out_counts).zip(&sums.lens) {
@@ -186,6 +186,14 @@ fn page_violation(fault: PageFault) -> Violation {
 }
 
 impl Sums {
+    fn add_part(&mut self, desc: &PageDesc, len: usize) {
+        let slab = Chunk::head(desc).and_then(Slab::of);
+        match slab.and_then(|slab| self.lens.get_mut(slab.class().index())) {
+            Some(sum) => *sum += len,
+            None => self.fault = Some(core::ptr::from_ref(desc).addr()),
+        }
+    }
+
     fn add(&mut self, slab: Slab<'_>, len: usize) {
         let (count, carved) = slab.counts();
         let index = slab.class().index();

@@ -59,7 +59,9 @@ pub(crate) enum Kind {
 const FIRST_WORD: u64 = if cfg!(feature = "hardened") { 0x3f << PageDesc::CLASS_SHIFT } else { 0 };
 
 const KIND_SHIFT: u32 = 28;
+/// Of a run: its pages hold zeros. Of a slab: there are parts of it behind the first one.
 const ZEROED: u32 = 1 << 27;
+const PARTED: u32 = ZEROED;
 const LEN_MASK: u32 = ZEROED - 1;
 
 /// The longest run, in granules.
@@ -198,6 +200,12 @@ impl PageDesc {
         self.tag().is_zeroed()
     }
 
+    /// Whether the slab has parts behind the first one (first granule of a slab).
+    #[inline]
+    pub(crate) fn is_parted(&self) -> bool {
+        self.tag().0 & PARTED != 0
+    }
+
     /// Writes kind, length in granules and zeroed flag.
     #[inline]
     pub(crate) fn set(&self, kind: Kind, len: usize, zeroed: bool) {
@@ -208,6 +216,13 @@ impl PageDesc {
     #[inline]
     pub(crate) fn put(&self, tag: Tag) {
         self.tag.store(tag.0, Ordering::Relaxed);
+    }
+
+    /// The granule is no slab's any more, but of that kind, and so long.
+    pub(crate) fn leave_slab(&self, kind: Kind, len: usize) {
+        #[cfg(feature = "hardened")]
+        self.word.store(FIRST_WORD, Ordering::Relaxed);
+        self.set(kind, len, false);
     }
 
     /// Changes the kind alone.

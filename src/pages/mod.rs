@@ -39,10 +39,13 @@ mod run_cache;
 mod tests;
 mod want;
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use crate::base::link::Link;
 use crate::base::sync::{AtomicBool, AtomicUsize, Level, Ordering::Relaxed};
+#[cfg(feature = "hardened")]
+use crate::base::sync::{Ordering::Release, fence};
 use crate::base::tuning::{
     DRAIN_HOLDS, FIRST_LEN, RELEASED_RUNS, ROUND_LIMIT, SHARD_LEN, SPARE_HEAP_LEN, SPARE_SHARE, SPARE_STEP,
 };
@@ -480,6 +483,32 @@ impl<const N: usize> Pages<N> {
         if matches!(desc.kind(), Kind::Slab | Kind::SlabPartial | Kind::SlabEmpty | Kind::Large) {
             self.release(desc, desc.tag());
         }
+    }
+
+    /// Frees granules of a slab, counted from its first one, of which they are not; what of it lies behind them is
+    /// another part of it. The slab is the caller's alone. False: unchanged, as the lock could not be had (waited for
+    /// within the spin limit if `wait`).
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn punch(&self, slab: &PageDesc, hole: Range<usize>, wait: bool) -> bool {
+        let pool = self.pool_of(Chunk::of(slab));
+        let run = pool.and_then(|pool| self.open(pool, wait)?.punch(Descs::around(slab), slab, hole));
+        run.inspect(|run| self.release(run, run.tag())).is_some()
+    }
+
+    /// Frees a part of a slab behind its first one. The slab is the caller's alone, and on its way to be free.
+    pub(crate) fn free_part(&self, slab: &PageDesc, part: Range<usize>) {
+        let descs = Descs::around(slab);
+        let mut granules = part.clone().filter_map(|granule| descs.get(slab.index() + granule));
+        let Some(first) = granules.next() else { return };
+        first.leave_slab(Kind::Deferred, part.len());
+        #[cfg(feature = "hardened")]
+        {
+            // Who walks over runs meanwhile and sees what follows sees that here begins one.
+            fence(Release);
+            granules.for_each(|rest| rest.leave_slab(Kind::Inside, 0));
+        }
+        self.release(first, first.tag());
     }
 
     /// Keeps a run of that CPU's instead of freeing it, by who holds its cache and owns the run, a large block's; its
@@ -954,8 +983,8 @@ impl<const N: usize> Pages<N> {
     pub(crate) fn for_each_run(&self, show: &mut dyn FnMut(RunInfo<'_>)) {
         for open in self.pools().filter_map(|pool| self.open(pool, true)) {
             for chunk in open.chunks() {
-                for desc in pool::runs(chunk) {
-                    let (offset, len) = (desc.index() << chunk.shift(), desc.len() << chunk.shift());
+                for (desc, len) in pool::runs(chunk) {
+                    let (offset, len) = (desc.index() << chunk.shift(), len << chunk.shift());
                     show(RunInfo { desc, chunk_start: chunk.addr(), offset, len, kind: desc.kind() });
                 }
             }
@@ -1003,7 +1032,8 @@ impl<const N: usize> Pages<N> {
             held_len += pool.held_len();
             own_len += open.chunks().map(Chunk::own_len).sum::<usize>();
             untouched_len += open.chunks().map(Chunk::untouched_len).sum::<usize>();
-            let own = open.chunks().flat_map(pool::runs).filter(|run| run.kind() == Kind::Own);
+            let runs = open.chunks().flat_map(pool::runs).map(|(run, _)| run);
+            let own = runs.filter(|run| run.kind() == Kind::Own);
             own_len += own.map(Chunk::run_len).sum::<usize>();
         }
         check(8, held_len == self.held_len(), &raw const self.held_len)?;

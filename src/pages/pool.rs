@@ -15,6 +15,7 @@
 //! insertions or removals in bins and at most one move of a chunk between two lists; an allocation looks at 49
 //! candidates at most ([`Open::alloc`]), under pressure at 16 more ([`Open::alloc_round`]).
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use super::bins::{self, Bins};
@@ -22,9 +23,9 @@ use super::chunk::{COARSE_SHIFT, Chunk, Descs, UNIT_SHIFT};
 use super::desc::{Kind, PageDesc, Tag};
 use super::want::{Use, Want};
 use crate::base::link::Link;
-use crate::base::sync::{AtomicBool, AtomicUsize, Ordering, TryLock};
+use crate::base::sync::{AtomicBool, AtomicUsize, Ordering, TryLock, fence};
 use crate::base::tuning::{ALIGNED_LOOK, DRAIN_LIMIT, EMPTY_LOOK, END_RATIO, LENGTH_LOOK, MIDDLE_RATIO, POP_LIMIT};
-use Ordering::{Relaxed, Release};
+use Ordering::{Acquire, Relaxed, Release};
 
 /// A request for a run.
 #[derive(Clone, Copy, Debug)]
@@ -639,6 +640,18 @@ impl<'a> Open<'a> {
         true
     }
 
+    /// Makes granules of a slab, not its first one, a run of their own, whose first descriptor it gives.
+    pub(crate) fn punch(&self, descs: Descs<'a>, slab: &'a PageDesc, hole: Range<usize>) -> Option<&'a PageDesc> {
+        let first = descs.get(slab.index() + hole.start)?;
+        if hole.start < slab.len() {
+            slab.set(slab.kind(), hole.start, slab.is_parted() || hole.end < slab.len());
+        }
+        let granules = hole.clone().filter_map(|granule| descs.get(slab.index() + granule));
+        granules.for_each(|granule| granule.leave_slab(Kind::Inside, 0));
+        mark_used(descs, first, Kind::Large, hole.len(), false);
+        Some(first)
+    }
+
     /// Frees the first `skip` granules of a used run, of which there are more; gives what is left.
     #[cfg(not(feature = "debug-heap"))]
     pub(crate) fn cut_front(&self, descs: Descs<'a>, run: &'a PageDesc, skip: usize) -> Option<&'a PageDesc> {
@@ -776,10 +789,30 @@ pub(super) fn mark_used(descs: Descs<'_>, head: &PageDesc, kind: Kind, len: usiz
     head.set(kind, len, zeroed);
 }
 
-/// The runs of a chunk: as `(head, granules)`. Ends behind the first run that is not whole. As many steps as runs.
-pub(crate) fn runs(chunk: &Chunk) -> impl Iterator<Item = &PageDesc> {
-    let whole = |index: usize| chunk.desc(index).filter(|head| head.len() > 0);
-    core::iter::successors(whole(0), move |head| whole(head.index() + head.len()))
+/// The runs of a chunk, and the parts of slabs that are no runs of their own: as `(head, granules)`. Ends behind the
+/// first one that is not whole.
+pub(crate) fn runs(chunk: &Chunk) -> impl Iterator<Item = (&PageDesc, usize)> {
+    let whole = |index: usize| {
+        let head = chunk.desc(index)?;
+        Some((head, run_len(chunk, head))).filter(|(_, len)| *len > 0)
+    };
+    core::iter::successors(whole(0), move |(head, len)| whole(head.index() + len))
+}
+
+/// Granules of the run that begins there, or of the part of a slab. By who has the lock, so that nobody parts a slab
+/// further meanwhile; but its owner may free it.
+#[inline(never)]
+fn run_len(chunk: &Chunk, head: &PageDesc) -> usize {
+    let first = head.tag();
+    if !first.is(Kind::SlabRest) {
+        return first.len();
+    }
+    let tags = (head.index()..).map_while(|index| chunk.desc(index)).map(PageDesc::tag);
+    let len = tags.zip(first.len()..).take_while(|(tag, at)| tag.is(Kind::SlabRest) && tag.len() == *at).count();
+    // If some granule was no longer the slab's, the first one tells of the run that it is.
+    fence(Acquire);
+    let now = head.tag();
+    if now.is(Kind::SlabRest) { len } else { now.len() }
 }
 
 /// What is for diagnosis only: the hold is as long as there are chunks and runs, at rest.
@@ -852,16 +885,16 @@ impl<'a> Open<'a> {
 
 /// The absent runs of a chunk.
 fn absent_runs(chunk: &Chunk) -> impl Iterator<Item = &PageDesc> {
-    runs(chunk).filter(|run| run.tag().is(Kind::Absent))
+    runs(chunk).map(|(run, _)| run).filter(|run| run.tag().is(Kind::Absent))
 }
 
 /// Checks P1 to P3, and of P9 that absent runs are no neighbours; counts free runs, and bytes in them.
 fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
     let (mut count, mut len, mut end, mut was) = (0, 0, 0, Kind::Inside);
-    for head in runs(chunk) {
-        let tail = chunk.desc(head.index() + head.len() - 1);
+    for (head, granules) in runs(chunk) {
+        let tail = chunk.desc(head.index() + granules - 1);
         check(1, tail.is_some(), head)?;
-        check(2, tail.is_some_and(|tail| agree(head, tail)), head)?;
+        check(2, head.tag().is(Kind::SlabRest) || tail.is_some_and(|tail| agree(head, tail)), head)?;
         let is_free = head.kind() == Kind::Free;
         check(3, !(was == Kind::Free && is_free), head)?;
         check(9, !(was == Kind::Absent && head.kind() == Kind::Absent), head)?;
@@ -870,7 +903,7 @@ fn verify_chunk(chunk: &Chunk) -> Result<(usize, usize), PageFault> {
             len += head.len() << chunk.shift();
         }
         was = head.kind();
-        end = head.index() + head.len();
+        end = head.index() + granules;
     }
     check(1, end == chunk.count(), chunk)?;
     Ok((count, len))

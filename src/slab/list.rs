@@ -258,6 +258,30 @@ impl Bin {
         if *left == 0 { Sweep::Done } else { Sweep::More }
     }
 
+    /// Takes one of the next few partial slabs out that may have a hole, with all its free blocks: it is the caller's,
+    /// in no list. `left` counts down as for [`sweep`](Self::sweep).
+    pub(crate) fn take_sparse(&self, left: &mut u32) -> (Sweep, Option<(Slab<'_>, List)>) {
+        let Some(held) = self.lock.try_lock() else { return (Sweep::Busy, None) };
+        if self.receive(&held) {
+            return (Sweep::More, None);
+        }
+        *left = self.partial.count().min(*left);
+        for _ in 0..SWEEP_SLABS.min(*left) {
+            // From the back, since what is put back comes to the front.
+            self.partial.turn_back();
+            *left -= 1;
+            let Some(slab) = self.partial.first().and_then(Slab::of).filter(|slab| slab.may_have_hole()) else {
+                continue;
+            };
+            self.unlink(&held, slab);
+            if let Some(free) = slab.take_all() {
+                return (Sweep::More, Some((slab, free)));
+            }
+            self.link(&held, slab, Kind::SlabPartial);
+        }
+        (if *left == 0 { Sweep::Done } else { Sweep::More }, None)
+    }
+
     /// Checks B1 to B3 of all slabs in one hold. False also if the lock is busy.
     pub(crate) fn verify(&self, class: SizeClass, owner: usize) -> bool {
         let Some(_held) = self.lock.try_lock() else { return false };

@@ -4,5 +4,6 @@ pub(crate) mod block;
 pub(crate) mod free_blocks;
 pub(crate) mod list;
 pub(crate) mod missed;
+mod parts;
 pub(crate) mod ring;
 pub(crate) mod word;

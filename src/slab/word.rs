@@ -48,7 +48,7 @@ use crate::base::sync::{Ordering, SPLIT};
 use crate::base::tuning::TAKE_TRIES;
 use crate::harden::Key;
 use crate::pages::{Chunk, Kind, PageDesc, Run};
-use crate::slab::block::{Chain, peek};
+use crate::slab::block::{Chain, List, peek};
 
 const HEAD_SHIFT: u32 = 0;
 const HEAD_BITS: u32 = if SPLIT { 12 } else { 16 };
@@ -79,7 +79,7 @@ pub(crate) const MAX_OWNERS: usize = 1 << OWNER_BITS;
 const MAX_BLOCKS: usize = (1 << COUNT_BITS) - 1;
 
 /// The longest slab in bytes.
-const MAX_SLAB_LEN: usize = if SPLIT { 32 } else { 256 } << 10;
+pub(crate) const MAX_SLAB_LEN: usize = if SPLIT { 32 } else { 256 } << 10;
 const _: () = assert!(
     MAX_SLAB_LEN / HEAD_UNIT <= 1 << HEAD_BITS && HEAD_UNIT * MAX_BLOCKS < MAX_SLAB_LEN,
     "an offset plus one fits, also of the last block: either has a length of two units, or is one of so many"
@@ -191,6 +191,8 @@ impl<'a> Slab<'a> {
     pub(crate) fn create(run: Run<'a>, class: SizeClass, owner: usize) -> Self {
         let desc = run.desc;
         let slab = Self { desc };
+        // Zeroed or not: there are no parts.
+        desc.set(Kind::Slab, desc.len(), false);
         let word = (class.index() as u64) << CLASS_SHIFT | (owner as u64 & OWNER) << OWNER_SHIFT;
         for rest in Chunk::of(desc).descs_of(desc).skip(1) {
             rest.word.store(word, Ordering::Relaxed);
@@ -218,10 +220,15 @@ impl<'a> Slab<'a> {
         start..start + Chunk::run_len(self.desc)
     }
 
-    /// How many blocks fit, and can be counted.
-    pub(crate) fn capacity(self) -> usize {
+    /// How many blocks fit into its first part, and can be counted.
+    pub(crate) fn fit(self) -> usize {
         let fit = Chunk::run_len(self.desc) / self.class().block_len();
         if SPLIT { fit.min(MAX_BLOCKS) } else { fit }
+    }
+
+    /// How many blocks it has.
+    pub(crate) fn capacity(self) -> usize {
+        self.fit().max(self.counts().1)
     }
 
     /// Blocks in the free list and blocks ever handed out, at one moment.
@@ -304,14 +311,14 @@ impl<'a> Slab<'a> {
     /// only add. The caller holds the owner's lock.
     pub(crate) fn may_exhaust(self, most: u32) -> bool {
         let word = self.load();
-        let fresh = (self.capacity() as u64).saturating_sub(word.carved());
+        let fresh = (self.fit() as u64).saturating_sub(word.carved());
         if word.count() > 0 { fresh == 0 && word.count() <= u64::from(most) } else { fresh <= u64::from(most) }
     }
 
     /// Takes up to `most` blocks (at least 1 is asked for): freed ones if there are any, else fresh ones. The caller
     /// holds the owner's lock, or owns the slab alone. `None`: nothing there, or pushers came in between too often.
     pub(crate) fn take(self, most: u32) -> Option<Taken> {
-        let capacity = self.capacity() as u64;
+        let capacity = self.fit() as u64;
         let most = u64::from(most.max(1));
         for _ in 0..TAKE_TRIES {
             let word = self.load();
@@ -335,7 +342,7 @@ impl<'a> Slab<'a> {
         // SAFETY: the word says that `count` blocks and maybe more hang on `head`; the bin's lock makes us the only
         // popper.
         let (last, rest) = unsafe { peek(head, count as u32, self.key()) }?;
-        let exhausted = count == old.count() && old.carved() == capacity;
+        let exhausted = count == old.count() && old.carved() >= capacity;
         let mut new = Word(old.0 - (count << COUNT_SHIFT)).with_head(self.head_for(rest));
         if exhausted {
             new.0 &= !LISTED;
@@ -358,20 +365,83 @@ impl<'a> Slab<'a> {
         if !self.replace(old, new) {
             return None;
         }
-        let block_len = self.class().block_len();
-        let offset = old.carved() as usize * block_len;
-        // SAFETY: `carved + count <= capacity` blocks fit the run, so the offset is inside it.
-        let start = unsafe { self.start().add(offset) };
-        // SAFETY: blocks from `carved` on were never handed out, and the exchange made `count` of them ours.
-        let chain = unsafe { Chain::carve(start, block_len, count as u32, self.key()) };
-        Some(Taken { chain, exhausted })
+        Some(Taken { chain: self.carve(old.carved() as usize, count as u32), exhausted })
     }
 
-    /// Makes an empty slab all fresh again, so that its blocks are next handed out in order. The caller holds the bin's
-    /// lock and saw
+    /// Fresh blocks from that one on, which the caller's exchange has just made carved ones.
+    #[inline]
+    fn carve(self, from: usize, count: u32) -> Chain {
+        let block_len = self.class().block_len();
+        // SAFETY: `from + count` blocks fit the first part, so the offset is inside it.
+        let start = unsafe { self.start().add(from * block_len) };
+        // SAFETY: blocks from `carved` on were never handed out, and the exchange made `count` of them the caller's.
+        unsafe { Chain::carve(start, block_len, count, self.key()) }
+    }
+
+    /// Takes all its blocks that are free, fresh ones too, and leaves it LISTED, in no list. The caller holds the bin's
+    /// lock and has unlinked it. `None`: it is empty, or its list is damaged, or pushers came in between too often.
+    #[expect(clippy::cast_possible_truncation, reason = "counts are short")]
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn take_all(self) -> Option<List> {
+        let fit = self.fit() as u64;
+        for _ in 0..TAKE_TRIES {
+            let old = self.load();
+            if old.is_empty() || old.is(CLAIMED) {
+                return None;
+            }
+            let fresh = fit.saturating_sub(old.carved());
+            let freed = match NonNull::new(self.head_of(old)) {
+                // SAFETY: the word says that `count` blocks hang on `head`; the bin's lock makes us the only popper.
+                Some(head) => Some((head, unsafe { peek(head, old.count() as u32, self.key()) }?.0)),
+                None => None,
+            };
+            let new = Word(old.0 - (old.count() << COUNT_SHIFT) + (fresh << CARVED_SHIFT)).with_head(0);
+            if !self.replace(old, new) {
+                continue;
+            }
+            let mut list = List::new();
+            if fresh > 0 {
+                list.prepend(self.carve(old.carved() as usize, fresh as u32));
+            }
+            if let Some((head, last)) = freed {
+                // SAFETY: the exchange unhooked exactly these blocks: `head` had not moved.
+                list.prepend(unsafe { Chain::from_raw(head, last, old.count() as u32, self.key()) });
+            }
+            return Some(list);
+        }
+        None
+    }
+
+    /// Gives blocks that [`take_all`](Self::take_all) took back, but for `lost` ones, which are no blocks of it any
+    /// more. True: it has something to give, so it is LISTED, and the caller enlists it. If all its blocks are back it
+    /// is left to who takes from the bin next, or sweeps it, as by a nested [`push`](Self::push).
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn restore(self, mut chain: Option<Chain>, lost: usize) -> bool {
+        let count = chain.as_ref().map_or(0, |chain| u64::from(chain.count()));
+        loop {
+            let old = self.load();
+            let mut new = Word(old.0 + (count << COUNT_SHIFT) - ((lost as u64) << CARVED_SHIFT));
+            if let Some(chain) = &mut chain {
+                chain.set_end(self.head_of(old), self.key());
+                new = new.with_head(self.head_for(chain.first().as_ptr()));
+            }
+            let has_some = new.count() > 0;
+            new.0 = new.0 & !LISTED | (LISTED * u64::from(has_some));
+            if self.replace(old, new) {
+                return has_some;
+            }
+        }
+    }
+
+    /// Makes an empty slab all fresh again, so that its blocks are next handed out in order, unless it has several
+    /// parts. The caller holds the bin's lock and saw
     /// [`is_empty`](Self::is_empty): no block is out, so nobody pushes.
     pub(crate) fn renew(self) {
-        self.desc.word.fetch_and(IDENTITY | LISTED, Ordering::AcqRel);
+        if !self.has_parts() {
+            self.desc.word.fetch_and(IDENTITY | LISTED, Ordering::AcqRel);
+        }
     }
 
     /// Clears the claim; true if the slab was empty at that moment. The caller is the claimer and holds the bin's lock.
@@ -402,7 +472,7 @@ impl<'a> Slab<'a> {
     pub(crate) fn give_up(self) -> (NonNull<u8>, u32, bool) {
         loop {
             let old = self.load();
-            let exhausted = old.carved() == self.capacity() as u64;
+            let exhausted = old.carved() >= self.fit() as u64;
             let mut new = Word(old.0 - (old.count() << COUNT_SHIFT)).with_head(0);
             if exhausted {
                 new.0 &= !LISTED;
@@ -448,12 +518,18 @@ impl<'a> Slab<'a> {
         place.as_ptr().addr().checked_sub(self.start().as_ptr().addr())?.checked_div(self.class().block_len())
     }
 
-    /// Bytes from the slab's start to `place`, and which block begins there, if one does that was ever handed out.
+    /// Which block begins at `place`, if one can.
     #[cfg(feature = "hardened")]
     pub(crate) fn block_index(self, place: NonNull<u8>) -> Option<usize> {
         let offset = place.as_ptr().addr().checked_sub(self.start().as_ptr().addr())?;
         let index = offset / self.class().block_len();
-        (offset % self.class().block_len() == 0 && index < self.capacity()).then_some(index)
+        (offset % self.class().block_len() == 0 && (index < self.fit() || self.has_parts())).then_some(index)
+    }
+
+    /// Whether that block was ever handed out, and is one still.
+    #[inline(never)]
+    pub(crate) fn was_out(self, index: usize) -> bool {
+        if self.has_parts() { self.has_block(index) } else { index < self.counts().1 }
     }
 
     /// Walks the free list as it is at one moment and checks S1, S2. The caller holds the owner's lock, or owns the
@@ -462,7 +538,8 @@ impl<'a> Slab<'a> {
     pub(crate) fn verify(self) -> bool {
         let word = self.load();
         let (count, carved) = (word.count() as usize, word.carved() as usize);
-        if count > carved || carved > self.capacity() {
+        let is_sound = if self.has_parts() { self.is_parted_whole() } else { carved <= self.fit() };
+        if count > carved || !is_sound {
             return false;
         }
         let block_len = self.class().block_len();
@@ -471,7 +548,7 @@ impl<'a> Slab<'a> {
         for _ in 0..count {
             let offset = block.addr().wrapping_sub(start);
             let Some(here) = NonNull::new(block) else { return false };
-            if offset % block_len != 0 || offset / block_len >= carved {
+            if offset % block_len != 0 || !self.was_out(offset / block_len) {
                 return false;
             }
             // SAFETY: the bin's lock, which the caller holds, makes it the only popper, and pushers change nothing
@@ -484,278 +561,4 @@ impl<'a> Slab<'a> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::contract::provider::PageRun;
-    use crate::pages::{Mapping, Pages, Provided, Use, Want};
-    use core::alloc::Layout;
-    use std::boxed::Box;
-    use std::vec::Vec;
-
-    /// Granule of a chunk of [`Ground::LEN`] bytes.
-    const GRANULE: usize = 1024;
-
-    /// A page heap over a piece of host memory, to cut slabs from.
-    pub(crate) struct Ground {
-        pub(crate) pages: Box<Pages<1>>,
-        memory: NonNull<u8>,
-    }
-
-    impl Ground {
-        const LEN: usize = 128 << 10;
-
-        fn run() -> PageRun {
-            PageRun::new(Self::LEN, 4096, 4096).unwrap()
-        }
-
-        pub(crate) fn new() -> Self {
-            let pages = Box::new(Pages::new());
-            // SAFETY: the run's length is not 0.
-            let memory = NonNull::new(unsafe { std::alloc::alloc(Self::run().layout()) }).unwrap();
-            let nothing = Want { len: 0, least_len: 0, align: 1, use_: Use::Slab };
-            // SAFETY: just allocated, not zeroed; it goes when the page heap goes.
-            pages
-                .add_chunk(unsafe { Mapping::new(memory, Self::run()) }, nothing, 0, Provided::UNKNOWN, &|work| {
-                    work(true)
-                })
-                .unwrap();
-            Self { pages, memory }
-        }
-
-        /// A slab that belongs to `owner`, in no list yet.
-        pub(crate) fn slab(&self, class: SizeClass, len: usize, owner: usize) -> Slab<'_> {
-            let run = self.pages.alloc(len, class.block_align(), Use::Slab, 0, true).unwrap();
-            Slab::create(run, class, owner)
-        }
-    }
-
-    impl Drop for Ground {
-        fn drop(&mut self) {
-            // SAFETY: allocated in `new` with this layout; nothing of the page heap touches it when dropped.
-            unsafe { std::alloc::dealloc(self.memory.as_ptr(), Self::run().layout()) };
-        }
-    }
-
-    pub(crate) fn class(size: usize) -> SizeClass {
-        SizeClass::of(Layout::from_size_align(size, 1).unwrap()).unwrap()
-    }
-
-    /// The blocks of a chain, one chain each, in order.
-    pub(crate) fn singles(chain: Chain) -> Vec<Chain> {
-        let mut list = crate::slab::block::List::new();
-        list.prepend(chain);
-        core::iter::from_fn(|| list.pop()).map(Chain::new).collect()
-    }
-
-    fn take(slab: Slab<'_>, most: u32) -> (Vec<Chain>, bool) {
-        let taken = slab.take(most).unwrap();
-        let (count, exhausted) = (taken.chain.count(), taken.exhausted);
-        let blocks = singles(taken.chain);
-        assert_eq!(blocks.len(), count as usize, "the chain is as long as it says");
-        (blocks, exhausted)
-    }
-
-    fn addrs(blocks: &[Chain]) -> Vec<usize> {
-        blocks.iter().map(|block| block.first().addr().get()).collect()
-    }
-
-    const NOTHING: Duty = Duty { enlist: false, settle: false };
-
-    #[test]
-    fn fresh_blocks_come_in_order_and_end_with_the_slab() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(128), GRANULE, 5);
-        assert_eq!((slab.capacity(), slab.owner(), slab.class()), (8, 5, class(128)));
-        assert!(slab.is_listed() && slab.is_empty());
-        let (mut blocks, exhausted) = take(slab, 3);
-        assert!(!exhausted && slab.is_listed() && !slab.is_empty());
-        let (rest, exhausted) = take(slab, 100);
-        assert!(exhausted && !slab.is_listed());
-        blocks.extend(rest);
-        let start = slab.start().addr().get();
-        assert_eq!(addrs(&blocks), (0..8).map(|index| start + 128 * index).collect::<Vec<_>>());
-        assert!(slab.take(1).is_none(), "nothing is left");
-        assert!(slab.verify());
-    }
-
-    #[test]
-    fn the_first_push_enlists_and_the_last_one_claims() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(128), GRANULE, 0);
-        let (mut blocks, _) = take(slab, 8);
-        assert_eq!(slab.push(blocks.pop().unwrap(), false), Duty { enlist: true, settle: false });
-        assert!(slab.is_listed());
-        let last = blocks.pop().unwrap();
-        for block in blocks {
-            assert_eq!(slab.push(block, false), NOTHING);
-        }
-        assert_eq!(slab.push(last, false), Duty { enlist: false, settle: true });
-        assert!(slab.is_claimed() && !slab.is_empty(), "a claimed slab is its claimer's to judge");
-        assert!(slab.settle(), "nothing was taken meanwhile");
-        assert!(!slab.is_claimed() && slab.is_empty() && slab.verify());
-        assert_eq!(slab.counts(), (8, 8));
-        slab.renew();
-        assert_eq!((slab.counts(), slab.owner(), slab.class()), ((0, 0), 0, class(128)));
-        assert!(slab.is_listed() && slab.is_empty() && slab.verify());
-    }
-
-    #[test]
-    fn renewing_keeps_what_a_slab_is() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(96), GRANULE, 201);
-        let (blocks, _) = take(slab, 4);
-        for block in blocks {
-            let _ = slab.push(block, true);
-        }
-        slab.renew();
-        assert_eq!((slab.counts(), slab.owner(), slab.class()), ((0, 0), 201, class(96)));
-        assert!(slab.is_listed());
-    }
-
-    #[test]
-    fn a_whole_chain_returns_by_one_push() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(128), GRANULE, 0);
-        let all = slab.take(8).unwrap();
-        assert!(all.exhausted);
-        assert_eq!(slab.push(all.chain, false), Duty { enlist: true, settle: true });
-        assert_eq!(slab.counts(), (8, 8));
-        assert!(slab.verify());
-    }
-
-    #[test]
-    fn a_nested_push_takes_on_no_duty_that_locks() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(128), GRANULE, 0);
-        let (blocks, _) = take(slab, 8);
-        for (index, block) in blocks.into_iter().enumerate() {
-            assert_eq!(slab.push(block, true), Duty { enlist: index == 0, settle: false });
-        }
-        assert!(slab.is_empty() && !slab.is_claimed(), "it is left for whoever comes next");
-    }
-
-    #[test]
-    fn there_is_one_claimer_at_a_time() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(128), GRANULE, 0);
-        let (mut blocks, _) = take(slab, 2);
-        let (one, two) = (blocks.pop().unwrap(), blocks.pop().unwrap());
-        assert_eq!(slab.push(one, false), NOTHING);
-        assert!(slab.push(two, false).settle);
-        // Before the claim is settled, the holder of the bin's lock takes a block, and it comes back.
-        let (mut again, _) = take(slab, 1);
-        assert_eq!(slab.push(again.pop().unwrap(), false), NOTHING, "the first claimer is still to come");
-        // And once more; now the claim is settled while the block is out.
-        let (mut again, _) = take(slab, 1);
-        assert!(!slab.settle(), "not empty at that moment");
-        assert!(slab.push(again.pop().unwrap(), false).settle, "the next one may claim");
-        assert!(slab.settle());
-    }
-
-    #[test]
-    fn freed_blocks_go_out_before_fresh_ones_newest_first() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(128), GRANULE, 0);
-        let (blocks, _) = take(slab, 5);
-        let order = addrs(&blocks);
-        for block in blocks {
-            let _ = slab.push(block, true);
-        }
-        let (some, exhausted) = take(slab, 2);
-        assert_eq!((addrs(&some), exhausted), ([order[4], order[3]].into(), false));
-        assert_eq!(slab.counts(), (3, 5));
-        let (rest, exhausted) = take(slab, 100);
-        assert_eq!((addrs(&rest), exhausted), ([order[2], order[1], order[0]].into(), false), "three are still fresh");
-        let (fresh, exhausted) = take(slab, 100);
-        assert_eq!((fresh.len(), exhausted), (3, true));
-        assert!(slab.verify());
-    }
-
-    #[test]
-    fn what_may_exhaust_a_slab_is_known_before() {
-        let ground = Ground::new();
-        for freed in 0..=8 {
-            for carved in freed..=8 {
-                for most in 1..=10 {
-                    let slab = ground.slab(class(128), GRANULE, 0);
-                    if carved > 0 {
-                        let (blocks, _) = take(slab, carved);
-                        for block in blocks.into_iter().take(freed as usize) {
-                            let _ = slab.push(block, true);
-                        }
-                    }
-                    let foreseen = slab.may_exhaust(most);
-                    let exhausted = slab.take(most).is_none_or(|taken| taken.exhausted);
-                    assert_eq!(foreseen, exhausted, "{freed} of {carved} carved, {most} asked for");
-                    ground.pages.free(slab.desc());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn every_granule_of_a_slab_knows_its_owner() {
-        let ground = Ground::new();
-        let slab = ground.slab(class(48), 5 * GRANULE, 77);
-        let owners: Vec<_> = Chunk::of(slab.desc()).descs_of(slab.desc()).map(owner_at).collect();
-        assert_eq!(owners, [77; 5]);
-    }
-
-    #[test]
-    fn lengths_leave_little_over_where_a_few_blocks_can_avoid_it() {
-        for class in SizeClass::all() {
-            for (granule, target) in [(256, 0), (1024, 4096), (4096, 16384), (4096, 65536)] {
-                for (most, share) in [(0, 8), (MAX_SLAB_LEN, if granule < 1024 { 8 } else { 32 })] {
-                    let len = slab_len(class, granule, target, most);
-                    let capacity = (len / class.block_len()).min(MAX_BLOCKS);
-                    let left = len - capacity * class.block_len();
-                    assert!(capacity > 0 && len % granule == 0 && len <= MAX_SLAB_LEN);
-                    assert!(SPLIT || capacity < MAX_BLOCKS);
-                    // There is no room for a longer one.
-                    let share = if SPLIT && len == MAX_SLAB_LEN { 16 } else { share };
-                    assert!(left * share <= len, "{left} of {len} left over with blocks of {}", class.block_len());
-                }
-            }
-        }
-    }
-
-    /// Each rule that `verify` executes, broken by hand.
-    #[test]
-    fn verify_sees_each_rule_broken() {
-        let broken = |hurt: &dyn Fn(Slab<'_>, u64)| {
-            let ground = Ground::new();
-            let slab = ground.slab(class(128), GRANULE, 0);
-            let (blocks, _) = take(slab, 6);
-            for block in blocks.into_iter().take(4) {
-                let _ = slab.push(block, true);
-            }
-            assert!(slab.verify());
-            hurt(slab, slab.load().0);
-            !slab.verify()
-        };
-        let write = |slab: Slab<'_>, word| slab.desc.word.store(word, Ordering::Relaxed);
-        let field = |shift| if shift == HEAD_SHIFT { HEAD } else { COUNT };
-        let with = |word: u64, shift: u32, value: u64| word & !(field(shift) << shift) | value << shift;
-        let link = |slab: Slab<'_>, index: usize, to: *mut u8| {
-            // SAFETY: the block is inside the slab, and nobody uses the ones hurt here.
-            let block = unsafe { slab.start().add(index * 128) };
-            // SAFETY: as above.
-            unsafe { crate::slab::block::set_next(block, to, slab.key()) };
-        };
-        assert!(broken(&|slab, word| write(slab, with(word, CARVED_SHIFT, 3))), "S1: more free than carved");
-        assert!(broken(&|slab, word| write(slab, with(word, CARVED_SHIFT, 9))), "S1: more carved than fit");
-        assert!(broken(&|slab, word| write(slab, with(word, COUNT_SHIFT, 3))), "S2: a longer list");
-        assert!(broken(&|slab, word| write(slab, with(word, COUNT_SHIFT, 5))), "S2: a shorter list");
-        assert!(broken(&|slab, word| write(slab, with(word, HEAD_SHIFT, 0))), "S2: no list");
-        // Blocks 3, 2, 1, 0 hang on the head; 4 and 5 are out; 6 and 7 are fresh.
-        let start = |slab: Slab<'_>, index: usize| slab.start().as_ptr().wrapping_add(index * 128);
-        assert!(broken(&|slab, _| link(slab, 1, start(slab, 0).wrapping_add(8))), "S2: not the start of a block");
-        assert!(
-            broken(&|slab, _| {
-                link(slab, 1, start(slab, 6));
-                link(slab, 6, null_mut());
-            }),
-            "S2: a block that was never handed out"
-        );
-    }
-}
+pub(crate) mod tests;

@@ -200,3 +200,34 @@ fn no_link_is_written_before_there_is_a_key() {
     heap.trim(0);
     heap.verify_all().unwrap();
 }
+
+/// Most blocks of slabs are freed, and the pages go: also what only reached into them is seen to be free.
+#[test]
+#[cfg(not(feature = "debug-heap"))]
+fn blocks_freed_twice_are_noticed_when_their_pages_went() {
+    play_cpu(0);
+    let heap: Heap<_, _, 1> = Heap::new(limited(1 << 20), Pinned(ThreadCpu));
+    let layout = Layout::from_size_align(1500, 8).unwrap();
+    let blocks: Vec<NonNull<u8>> = (0..200).map(|_| heap.alloc(layout).unwrap().cast()).collect();
+    let (kept, freed): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(number, _)| number % 10 == 0);
+    for (_, block) in &freed {
+        // SAFETY: allocated with this layout.
+        unsafe { heap.free(*block, layout) };
+    }
+    let free_len = heap.stats().free_len;
+    heap.trim(0);
+    assert!(heap.stats().free_len > free_len + (64 << 10), "pages inside of slabs went");
+    let before = heap.stats();
+    for (_, block) in &freed {
+        // SAFETY: the bug that is looked for; the memory is the region's, and no block's in use.
+        unsafe { heap.free(*block, layout) };
+    }
+    let noticed: u64 = reports(&heap).iter().map(|(_, count)| count).sum();
+    assert_eq!(noticed, freed.len() as u64, "{:?}", reports(&heap));
+    assert_eq!(heap.stats().live_len(), before.live_len());
+    for (_, block) in kept {
+        // SAFETY: allocated with this layout.
+        unsafe { heap.free(block, layout) };
+    }
+    all_back(&heap, 1);
+}

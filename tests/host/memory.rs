@@ -496,6 +496,34 @@ fn free_neighbours_serve_a_longer_class_and_return_as_they_were() {
     all_back(&heap, 1);
 }
 
+/// A heap that is full of short blocks of which every 100th stays: pages inside of slabs serve what is longer than any
+/// slab's blocks, and the slabs work on.
+#[test]
+#[cfg(not(feature = "debug-heap"))]
+fn free_pages_inside_slabs_serve_long_blocks() {
+    play_cpu(0);
+    let heap: Tested = Heap::new(limited(32 * MIB), Pinned(ThreadCpu));
+    let short: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 512)).collect();
+    let (count, full_len) = (short.len(), heap.stats().slab_len);
+    let (kept, freed): (Vec<_>, Vec<_>) = short.into_iter().enumerate().partition(|(number, _)| number % 100 == 0);
+    freed.into_iter().for_each(|(_, piece)| piece.free(&heap));
+    heap.drain_current();
+    let before = heap.stats();
+    let long: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 40 << 10)).collect();
+    heap.verify_all().unwrap();
+    let after = heap.stats();
+    println!("{} of {count} blocks stay, {} of 40 KiB between them; slabs {}", kept.len(), long.len(), after.slab_len);
+    assert!(long.len() * (40 << 10) > full_len / 4, "{} blocks in {full_len} bytes of slabs", long.len());
+    assert_eq!(after.held_len, before.held_len);
+    long.into_iter().for_each(|piece| piece.free(&heap));
+    let again: Vec<_> = core::iter::from_fn(|| Piece::new(&heap, 512)).collect();
+    heap.verify_all().unwrap();
+    assert!(again.len() + kept.len() > count / 10 * 9, "{} and {} of {count}", again.len(), kept.len());
+    let kept = kept.into_iter().map(|(_, piece)| piece);
+    again.into_iter().chain(kept).for_each(|piece| piece.free(&heap));
+    all_back(&heap, 1);
+}
+
 #[test]
 fn a_huge_block_asks_for_relief_as_long_as_it_helps() {
     let provider = Faulty::new(HostPages::<true, true>::default());

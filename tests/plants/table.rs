@@ -28,6 +28,20 @@ pub(crate) const PLANTS: &[Plant] = &[
         model: "slab::a_chain_is_pushed_while_blocks_are_taken",
     },
     Plant {
+        name: "blocks_pushed_meanwhile_are_forgotten",
+        file: "slab/word.rs",
+        shipped: "            let mut new = Word(old.0 + (count << COUNT_SHIFT) - ((lost as u64) << CARVED_SHIFT));\n            if let Some(chain) = &mut chain {\n                chain.set_end(self.head_of(old), self.key());",
+        planted: "            let mut new = Word(old.0 + (count << COUNT_SHIFT) - ((lost as u64) << CARVED_SHIFT));\n            if let Some(chain) = &mut chain {\n                chain.set_end(null_mut(), self.key());",
+        model: "slab::a_slab_gives_pages_while_its_blocks_return_and_are_taken",
+    },
+    Plant {
+        name: "slab_that_gives_pages_stays_in_its_list",
+        file: "slab/list.rs",
+        shipped: "            self.unlink(&held, slab);\n            if let Some(free) = slab.take_all() {",
+        planted: "            if let Some(free) = slab.take_all() {",
+        model: "slab::a_slab_gives_pages_while_its_blocks_return_and_are_taken",
+    },
+    Plant {
         name: "slab_word_read_relaxed",
         file: "slab/word.rs",
         shipped: "Word(self.desc.word.load(Ordering::Acquire))",

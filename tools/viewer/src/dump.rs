@@ -297,7 +297,8 @@ impl<'a> Fields<'a> {
                 "free" => Kind::Free,
                 // What the heap itself needs is drawn as a block.
                 "large" | "own" => Kind::Large,
-                "slab" => Kind::Slab {
+                // A further part of a slab is drawn as one.
+                "slab" | "part" => Kind::Slab {
                     block_len: self.number("block")?,
                     blocks: self.number("blocks")?,
                     out: self.number("out")?,
