@@ -217,8 +217,9 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     pub(crate) unsafe fn free_sized(&self, start: NonNull<u8>, layout: Layout) {
         self.trace_block(Kind::Free, start, layout.size(), layout.align());
         match SizeClass::of_short(layout) {
-            // SAFETY: the contract is the same, and this is the class that served the Layout.
-            Some(class) => unsafe { self.free_classed(start, class) },
+            // SAFETY: by the contract the block is unused; this is the class that served the Layout, whose blocks are
+            // at least 8 bytes long.
+            Some(class) => self.free_small(unsafe { Block::new(start) }, class),
             // SAFETY: the contract is the same.
             None => unsafe { self.free_long(start, layout) },
         }

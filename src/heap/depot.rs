@@ -572,7 +572,7 @@ impl<const CPUS: usize> Engine<CPUS> {
         slab.wipe();
         #[cfg(feature = "hardened")]
         slab.dissolve();
-        self.pages.free(slab.desc());
+        self.pages.release(slab.desc(), slab.desc().tag());
     }
 
     /// How many empty slabs a bin keeps, least and most. Counted by the length that new ones have: shorter ones fill

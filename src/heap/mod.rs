@@ -254,6 +254,45 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
         }
     }
 
+    /// The own cache is empty.
+    #[cold]
+    #[inline(never)]
+    fn alloc_refill(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass) -> Option<NonNull<u8>> {
+        let entered = Entered { held, guard };
+        let caller = entered.caller();
+        let block = self.engine.refill(entered.cache, class, caller);
+        let asked = entered.cache.is_drain_asked();
+        drop(entered);
+        if asked {
+            self.drain_current();
+        }
+        match block {
+            Ok(block) => Some(block.into_start()),
+            Err(refused) => self.search_small(class, refused, caller),
+        }
+    }
+
+    /// The own cache is full.
+    #[cold]
+    #[inline(never)]
+    fn free_spill(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass, block: Block) {
+        let entered = Entered { held, guard };
+        #[cfg(not(feature = "hardened"))]
+        if entered.cache.begins_to_check(class) && !self.is_own(&entered, &block) {
+            return self.free_away(entered, class, block);
+        }
+        #[cfg(not(feature = "hardened"))]
+        entered.cache.owned_pages.forget(block.start());
+        let caller = entered.caller();
+        self.engine.spill(entered.cache, class, block, caller);
+        let asked = entered.cache.is_drain_asked();
+        drop(entered);
+        if asked {
+            self.drain_current();
+        }
+        self.return_surplus(caller);
+    }
+
     /// Whether a block may be put into this cache without further questions.
     #[cfg(not(feature = "hardened"))]
     #[inline]

@@ -1,7 +1,7 @@
-//! Slow paths of short blocks: the own cache is empty, full or busy.
+//! Slow paths of short blocks: the own cache is busy, or the block is not for it.
 //!
-//! The names say what is found: `refill` and `spill` hold the cache, `elsewhere` finds it busy. What is refused here
-//! goes to the out-of-memory sequence (`oom`), with nothing held.
+//! The names say what is found: `away` gives the cache up, `elsewhere` finds it busy. What is refused here goes to the
+//! out-of-memory sequence (`oom`), with nothing held.
 
 #[cfg(feature = "hardened")]
 use core::alloc::Layout;
@@ -21,45 +21,6 @@ use crate::slab::block::{Block, List};
 use crate::slab::word::owner_at;
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
-    // Own cache empty or full.
-
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn alloc_refill(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass) -> Option<NonNull<u8>> {
-        let entered = Entered { held, guard };
-        let caller = entered.caller();
-        let block = self.engine.refill(entered.cache, class, caller);
-        let asked = entered.cache.is_drain_asked();
-        drop(entered);
-        if asked {
-            self.drain_current();
-        }
-        match block {
-            Ok(block) => Some(block.into_start()),
-            Err(refused) => self.search_small(class, refused, caller),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn free_spill(&self, held: Held<'_, C>, guard: C::Guard, class: SizeClass, block: Block) {
-        let entered = Entered { held, guard };
-        #[cfg(not(feature = "hardened"))]
-        if entered.cache.begins_to_check(class) && !self.is_own(&entered, &block) {
-            return self.free_away(entered, class, block);
-        }
-        #[cfg(not(feature = "hardened"))]
-        entered.cache.owned_pages.forget(block.start());
-        let caller = entered.caller();
-        self.engine.spill(entered.cache, class, block, caller);
-        let asked = entered.cache.is_drain_asked();
-        drop(entered);
-        if asked {
-            self.drain_current();
-        }
-        self.return_surplus(caller);
-    }
-
     /// Returns blocks to their slabs that are in no cache any more, a batch a hold, so that nobody waits long: with the
     /// cache of whichever CPU this is by then, or as a nested caller if that is busy.
     pub(crate) fn return_blocks(&self, lists: impl IntoIterator<Item = (SizeClass, List)>) {
@@ -76,7 +37,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     /// Whether a block's slab is owned by this CPU.
     #[cfg(not(feature = "hardened"))]
     #[inline]
-    fn is_own(&self, entered: &Entered<'_, C>, block: &Block) -> bool {
+    pub(crate) fn is_own(&self, entered: &Entered<'_, C>, block: &Block) -> bool {
         let desc = self.engine.pages.desc(&entered.cache.chunk_hints, block.start());
         desc.is_some_and(|desc| owner_at(desc) == entered.index)
     }
@@ -138,7 +99,7 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
 
     /// A block that is not for the own list: to its slab at once.
     #[inline(never)]
-    fn free_away(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
+    pub(crate) fn free_away(&self, entered: Entered<'_, C>, class: SizeClass, block: Block) {
         let caller = entered.caller();
         self.engine.give_back(class, block, Some(entered.cache), caller);
         drop(entered);

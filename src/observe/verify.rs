@@ -18,7 +18,7 @@ use crate::cache::CpuCache;
 use crate::contract::CpuMode;
 use crate::contract::provider::PageProvider;
 use crate::heap::Heap;
-use crate::pages::{Chunk, Kind, PageDesc, PageFault};
+use crate::pages::{Chunk, Kind, PageFault, RunInfo};
 use crate::slab::list::{Bin, Sweep};
 use crate::slab::word::Slab;
 
@@ -63,13 +63,6 @@ impl Skipped {
 
 fn check(holds: bool, layer: char, rule: u8, at: usize) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { layer, rule, at }) }
-}
-
-/// What the slabs of each class add up to.
-struct Sums {
-    out_counts: [u64; CLASS_COUNT],
-    lens: [usize; CLASS_COUNT],
-    fault: Option<usize>,
 }
 
 impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
@@ -164,49 +157,66 @@ impl<P: PageProvider, C: CpuMode, const CPUS: usize> Heap<P, C, CPUS> {
     }
 
     fn verify_sums(&self) -> Result<(), Violation> {
-        let mut sums = Sums { out_counts: [0; CLASS_COUNT], lens: [0; CLASS_COUNT], fault: None };
-        self.engine.pages.for_each_run(&mut |run| match Slab::of(run.desc) {
-            Some(slab) => sums.add(slab, run.len),
-            None if run.kind == Kind::SlabRest => sums.add_part(run.desc, run.len),
-            None => {}
-        });
-        check(sums.fault.is_none(), 'E', 3, sums.fault.unwrap_or(0))?;
-        for ((class, out_count), len) in SizeClass::all().zip(&sums.out_counts).zip(&sums.lens) {
+        self.verify_slab_lens()?;
+        let mut out_counts = [0; CLASS_COUNT];
+        self.add_slabs(&mut out_counts, |run, slab| if run.kind == Kind::SlabRest { 0 } else { out_count(slab) })?;
+        for (class, out_count) in SizeClass::all().zip(&out_counts) {
             check(*out_count == self.engine.out_count(class), 'E', 1, class.index())?;
-            check(*len == self.engine.slab_len(class).get(), 'E', 2, class.index())?;
         }
         let cached = |class| self.engine.caches().map(move |cache| u64::from(cache.count(class))).sum::<u64>();
         let cached_count: u64 = SizeClass::all().map(cached).sum();
-        check(cached_count <= sums.out_counts.iter().sum(), 'E', 4, 0)
+        check(cached_count <= out_counts.iter().sum(), 'E', 4, 0)
     }
+
+    /// By itself, so that the stack holds one class's sums at a time.
+    #[inline(never)]
+    fn verify_slab_lens(&self) -> Result<(), Violation> {
+        let mut lens = [0; CLASS_COUNT];
+        self.add_slabs(&mut lens, |run, _| run.len as u64)?;
+        for (class, len) in SizeClass::all().zip(&lens) {
+            check(*len == self.engine.slab_len(class).get() as u64, 'E', 2, class.index())?;
+        }
+        Ok(())
+    }
+
+    /// Adds what all slabs, and all their parts, come to by `of`, by class.
+    fn add_slabs(
+        &self,
+        sums: &mut [u64; CLASS_COUNT],
+        of: impl Fn(&RunInfo<'_>, Slab<'_>) -> u64,
+    ) -> Result<(), Violation> {
+        let mut fault = None;
+        self.engine.pages.for_each_run(&mut |run| {
+            let slab = Chunk::head(run.desc).and_then(Slab::of);
+            let is_part = run.kind == Kind::SlabRest;
+            if slab.map_or(is_part, |slab| !is_part && !is_sound(slab)) {
+                fault = Some(core::ptr::from_ref(run.desc).addr());
+            }
+            if let Some((sum, slab)) = slab.and_then(|slab| Some((sums.get_mut(slab.class().index())?, slab))) {
+                *sum += of(&run, slab);
+            }
+        });
+        check(fault.is_none(), 'E', 3, fault.unwrap_or(0))
+    }
+}
+
+/// Blocks that are not in the slab.
+fn out_count(slab: Slab<'_>) -> u64 {
+    let (count, carved) = slab.counts();
+    carved.saturating_sub(count) as u64
+}
+
+/// S1 to S6, at rest.
+#[inline(never)]
+fn is_sound(slab: Slab<'_>) -> bool {
+    let (count, carved) = slab.counts();
+    let is_linked = slab.desc().kind() != Kind::Slab;
+    let has_some = count > 0 || carved < slab.capacity();
+    slab.verify() && !slab.is_claimed() && slab.is_listed() == is_linked && has_some == is_linked
 }
 
 fn page_violation(fault: PageFault) -> Violation {
     Violation { layer: 'P', rule: fault.rule, at: fault.at }
-}
-
-impl Sums {
-    fn add_part(&mut self, desc: &PageDesc, len: usize) {
-        let slab = Chunk::head(desc).and_then(Slab::of);
-        match slab.and_then(|slab| self.lens.get_mut(slab.class().index())) {
-            Some(sum) => *sum += len,
-            None => self.fault = Some(core::ptr::from_ref(desc).addr()),
-        }
-    }
-
-    fn add(&mut self, slab: Slab<'_>, len: usize) {
-        let (count, carved) = slab.counts();
-        let index = slab.class().index();
-        if let (Some(out_count), Some(sum)) = (self.out_counts.get_mut(index), self.lens.get_mut(index)) {
-            *out_count += carved.saturating_sub(count) as u64;
-            *sum += len;
-        }
-        let is_linked = slab.desc().kind() != Kind::Slab;
-        let has_some = count > 0 || carved < slab.capacity();
-        if !slab.verify() || slab.is_claimed() || slab.is_listed() != is_linked || has_some != is_linked {
-            self.fault = Some(core::ptr::from_ref(slab.desc()).addr());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -594,8 +594,9 @@ impl<const N: usize> Pages<N> {
         self.release(desc, desc.tag());
     }
 
+    /// [`free`](Self::free) of what is certainly a run that the caller owns, whose tag this is.
     #[inline(never)]
-    fn release(&self, desc: &PageDesc, tag: Tag) {
+    pub(crate) fn release(&self, desc: &PageDesc, tag: Tag) {
         let pool = self.pool_of(Chunk::of(desc));
         if let Some(open) = pool.and_then(|pool| opened_for(desc, pool, self.open(pool, false))) {
             open.release(Descs::around(desc), desc, tag);
@@ -775,24 +776,17 @@ impl<const N: usize> Pages<N> {
     /// others allocate): first from pools that have more than one. At most one hold a pool and lap.
     pub(crate) fn take_empty(&self, keep: usize) -> Option<EmptyChunk> {
         self.told.surplus.store(false, Relaxed);
-        for least in [2, 1] {
+        let chunk = [2, 1].into_iter().find_map(|least| {
             let has = |pool: &Pool| pool.empty_count() >= least;
             let is_worth = |pool: &&Pool| has(pool) || pool.has_deferred() || pool.absent_len() > 0;
-            for pool in self.pools().filter(is_worth) {
+            self.pools().filter(is_worth).find_map(|pool| {
                 // What waited is free in the hold.
                 let spare = || self.free_len().saturating_sub(keep);
-                let taken = self.hold(pool, false, |open| {
+                self.hold(pool, false, |open| {
                     open.take_absent_chunk().or_else(|| if has(pool) { open.take_empty(spare()) } else { None })
-                });
-                if let Some(Some(chunk)) = taken {
-                    return self.leave(chunk);
-                }
-            }
-        }
-        None
-    }
-
-    fn leave(&self, chunk: &Chunk) -> Option<EmptyChunk> {
+                })?
+            })
+        })?;
         let memory = chunk.leave()?;
         self.removals.fetch_add(1, Relaxed);
         self.count_chunk(false);

@@ -107,8 +107,12 @@ impl<'a> Slab<'a> {
     /// S6.
     #[inline(never)]
     pub(crate) fn is_parted_whole(self) -> bool {
-        let counts = self.further_parts().map(|part| self.count_in(&part));
-        counts.sum::<usize>() + self.fit() == self.counts().1
+        let carved = self.counts().1;
+        let (mut left, mut sum, mut end) = (carved.saturating_sub(self.fit()), self.fit(), self.desc().len());
+        while let Some(part) = self.next_part(end, &mut left) {
+            (sum, end) = (sum + self.count_in(&part), part.end);
+        }
+        sum == carved
     }
 
     /// Whether free blocks, fresh ones too, may fill a granule, and can be [looked at](Places).

@@ -372,7 +372,7 @@ pub(crate) const PLANTS: &[Plant] = &[
     },
     Plant {
         name: "cache_given_up_before_the_spill",
-        file: "heap/slow.rs",
+        file: "heap/mod.rs",
         shipped: "        self.engine.spill(entered.cache, class, block, caller);\n        let asked = entered.cache.is_drain_asked();\n        drop(entered);\n",
         planted: "        let cache = entered.cache;\n        drop(entered);\n        self.engine.spill(cache, class, block, caller);\n        let asked = cache.is_drain_asked();\n",
         model: "nested::a_pinned_flush_is_interrupted",

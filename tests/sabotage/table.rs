@@ -610,7 +610,7 @@ pub(crate) const BUGS: &[Bug] = &[
     },
     Bug {
         name: "drain request forgotten by frees",
-        file: "src/heap/slow.rs",
+        file: "src/heap/mod.rs",
         shipped: "        if asked {\n            self.drain_current();\n        }\n        self.return_surplus",
         planted: "        if asked && !@bug {\n            self.drain_current();\n        }\n        self.return_surplus",
         suite: Suite::Host,

@@ -67,7 +67,7 @@ fn words(heap: &Tested, work: impl Fn(Slab<'_>, u64) -> u64) {
 }
 
 /// The same with the descriptor of the large run.
-fn large(heap: &Tested, work: impl Fn(&PageDesc)) {
+fn large(heap: &Tested, work: impl Fn(&crate::pages::PageDesc)) {
     heap.engine.pages.for_each_run(&mut |run| {
         if run.kind == Kind::Large {
             work(run.desc);
